@@ -1,0 +1,191 @@
+"""What happened: the inputs of `Scheduler.handle`. Past tense, immutable, ids instead of objects.
+
+Ids. A `TaskId` is an int natively, `session << SESSION_SHIFT | counter`, so that the scheduler can tell a task that it
+has forgotten from one that never was (R5); fronts with ids of their own pass strings. `ClientId` is the session number
+(or a front's string): a client is a session, not a socket (R15). `EngineId` is one registration of one engine: an
+engine that registers anew has a new id, so that an id also names the session whose results count (R17).
+
+A payload or a result is opaque here: the core keeps the reference and hands it on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
+
+TaskId: TypeAlias = int | str
+ClientId: TypeAlias = int | str
+EngineId: TypeAlias = int | str
+PayloadRef: TypeAlias = Any
+Outcome: TypeAlias = Literal["ok", "error", "unreachable", "timeout", "lost", "cancelled"]
+"""How a task ended (R24). "unreachable": a dependency or target is impossible or invalid. Every one but ok is a failure."""
+
+SESSION_SHIFT = 32
+"""Bits of a native task id that hold the counter; the session number is above them."""
+
+
+class Dependency(Struct, frozen=True, gc=False):
+    """`after` or `follow`: a set of tasks and what must become of them (R2).
+
+    `tasks` holds ids in the order given, without repeats. `all`: every one must, else any one. `success` and `failure`
+    say which ends count; at least one of them must be set.
+    """
+
+    tasks: tuple[TaskId, ...] = ()
+    all: bool = True
+    success: bool = True
+    failure: bool = False
+
+
+class TaskSpec(Struct, frozen=True, gc=False):
+    """What a submission asks for beside the call. The default asks for nothing, and most tasks share it."""
+
+    after: Dependency | None = None
+    follow: Dependency | None = None
+    inputs: tuple[TaskId, ...] = ()
+    """Tasks whose results are arguments (R9): all must succeed; their results go out with the assignment."""
+    targets: frozenset[EngineId] | None = None
+    """Only these engines (R7). None: any."""
+    resources: tuple[tuple[str, float], ...] = ()
+    """(name, amount) sorted by name, amounts > 0 (R16)."""
+    priority: int = 0
+    """Higher goes first (R12)."""
+    retries: int = 0
+    timeout_s: float | None = None
+    """Longest wait to start (R21). None or 0: no limit."""
+    backoff_s: float = 0.0
+    """Wait before the n-th retry: backoff_s * 2**(n-1) seconds (R18)."""
+    same_engine: bool = True
+    """A retry may run where it failed when no other registered engine matches (R18). False on the ipyparallel side."""
+    crash_limit: int | None = 3
+    """Engine deaths that a running task survives apart from its retries (R20). None: no such allowance, and the tasks
+    queued behind it are failed with it, as ipyparallel expects."""
+    label: str = ""
+
+
+DEFAULT_SPEC = TaskSpec()
+
+
+class ClientJoined(Struct, frozen=True, gc=False):
+    """A session began. `weight` is its fair share (R15), > 0."""
+
+    client: ClientId
+    weight: float = 1.0
+
+
+class ClientLeft(Struct, frozen=True, gc=False):
+    """A session ended for good: it is not coming back for results. With `cancel`, its unfinished tasks are cancelled.
+
+    A client that merely disconnects is no event of the core: its tasks go on and its results wait in the outbox (R27).
+    """
+
+    client: ClientId
+    cancel: bool = False
+
+
+class TaskSubmitted(Struct, frozen=True, gc=False):
+    """A client submitted a task."""
+
+    client: ClientId
+    task: TaskId
+    payload: PayloadRef
+    spec: TaskSpec = DEFAULT_SPEC
+
+
+class TaskFinished(Struct, frozen=True, gc=False):
+    """An engine answered for a task. `attempt` is that of the assignment it answers; None where the wire has none."""
+
+    engine: EngineId
+    task: TaskId
+    outcome: Literal["ok", "error", "cancelled"]
+    result: PayloadRef = None
+    reason: str = ""
+    attempt: int | None = None
+
+
+class DependencyUnmet(Struct, frozen=True, gc=False):
+    """An engine declined a task: a functional dependency said no (R19)."""
+
+    engine: EngineId
+    task: TaskId
+    reason: str = ""
+    attempt: int | None = None
+
+
+class ResultsReceived(Struct, frozen=True, gc=False):
+    """The client has these results in hand: they need not be kept for it any longer."""
+
+    client: ClientId
+    tasks: tuple[TaskId, ...]
+
+
+class EngineJoined(Struct, frozen=True, gc=False):
+    """An engine registered. `hwm` None: the scheduler's own; 0: no limit (R10)."""
+
+    engine: EngineId
+    slots: int = 1
+    hwm: int | None = None
+    resources: tuple[tuple[str, float], ...] = ()
+
+
+class EngineLost(Struct, frozen=True, gc=False):
+    """An engine is gone (R20). `confirmed`: its nanny saw it die (or it said good-bye), so there is no grace period.
+
+    `running` names the tasks that it was running at its death, None when nobody knows.
+    """
+
+    engine: EngineId
+    reason: str = ""
+    confirmed: bool = False
+    running: tuple[TaskId, ...] | None = None
+
+
+class EngineReturned(Struct, frozen=True, gc=False):
+    """A lost engine is back within its grace period, holding these tasks (and perhaps results of others, sent first)."""
+
+    engine: EngineId
+    holding: frozenset[TaskId] = frozenset()
+
+
+class DrainRequested(Struct, frozen=True, gc=False):
+    """Give this engine nothing more and recall what it has not begun; `engine` None: the whole scheduler (R29)."""
+
+    engine: EngineId | None = None
+
+
+class CancelRequested(Struct, frozen=True, gc=False):
+    """Cancel a task (R23). `client` None: asked by an operator, who may cancel any; else only its own client may."""
+
+    task: TaskId
+    client: ClientId | None = None
+
+
+class RecallAnswered(Struct, frozen=True, gc=False):
+    """An engine answered a RecallTask: with `recalled` it had not begun the task and never will."""
+
+    engine: EngineId
+    task: TaskId
+    recalled: bool
+    attempt: int | None = None
+
+
+class TimePassed(Struct, frozen=True, gc=False):
+    """The clock reached a deadline: timeouts, grace periods, backoffs and retention are due."""
+
+
+Event: TypeAlias = (
+    ClientJoined
+    | ClientLeft
+    | TaskSubmitted
+    | TaskFinished
+    | DependencyUnmet
+    | ResultsReceived
+    | EngineJoined
+    | EngineLost
+    | EngineReturned
+    | DrainRequested
+    | CancelRequested
+    | RecallAnswered
+    | TimePassed
+)
