@@ -1,0 +1,1 @@
+"""trio_sched: a task scheduler for Python."""
