@@ -1,0 +1,78 @@
+"""The project's chores: `nox` runs the checks, `nox -s NAME` one of them, `nox -l` lists them.
+
+tests, lint, types and docs are what a change must pass; property, slow and bench take minutes and are run by hand.
+"""
+
+from __future__ import annotations
+
+import nox
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group of pyproject.toml."""
+    return list(nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), name))
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The test suite, with every version of Python that is here."""
+    session.install(".[test,examples]")
+    session.run("python", "-m", "pytest", *(session.posargs or ["-n", "2"]))
+
+
+@nox.session(name="property")
+def property_(session: nox.Session) -> None:
+    """The core against its oracle, for as long as the long Hypothesis profile says."""
+    session.install(".[test]")
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "tests/core/test_property.py",
+        "--timeout=0",
+        *session.posargs,
+        env={"HYPOTHESIS_PROFILE": "long"},
+    )
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that take more than a few seconds each."""
+    session.install(".[test,examples]")
+    session.run("python", "-m", "pytest", "-m", "slow", "--timeout=600", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict over the package and the examples."""
+    session.install(".", *group("types"))
+    session.run("mypy", "--strict", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; every warning is an error. The tests run its snippets."""
+    session.install(".", *group("docs"))
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The tables of docs/benchmarks.md: the scheduler, side by side with the pools of the field, and the core alone."""
+    session.install(".", *group("bench"))
+    session.run("trio-sched", "bench", "--versus", "processpool,loky", *session.posargs)
+    session.run("trio-sched", "bench", "--only", "core,depth", *session.posargs)

@@ -1,0 +1,184 @@
+"""The shape of the project, kept by tests: who imports whom, what may touch sockets and clocks, how long things grow.
+
+The table of import directions is the project's design: core knows no sockets, wire knows no loops, the server knows none
+of its fronts. A part that needs another one that it may not import is in the wrong place, or wants something passed in.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "trio_sched"
+MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+EVERYTHING = {"cli", "client", "core", "engine", "errors", "server", "testing", "transport", "web", "wire"}
+MAY_IMPORT = {
+    "errors": set(),
+    "core": {"core", "errors"},
+    "wire": {"wire", "core", "errors"},
+    "transport": {"transport", "errors"},
+    "server": {"server", "core", "wire", "transport", "errors"},
+    "web": {"web", "server", "core", "wire", "transport", "errors"},
+    "client": {"client", "wire", "transport", "errors"},
+    "engine": {"engine", "wire", "transport", "errors"},
+    "testing": EVERYTHING - {"cli"},
+    "cli": EVERYTHING,
+    "__main__": {"cli"},
+    "__init__": EVERYTHING - {"cli"},
+}
+IMPURE = {
+    "anyio", "asyncio", "datetime", "logging", "os", "secrets", "select", "signal", "socket", "sqlite3", "structlog",
+    "subprocess", "threading", "time", "trio", "trio_websocket", "uuid", "zmq",
+}  # fmt: skip
+SOCKETS = {"zmq", "socket", "trio_websocket", "select"}
+LONG_FUNCTION_LINES, LONG_FILE_LINES = 60, 500
+TOP_LEVEL = {
+    ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "README.md", "docs", "examples", "noxfile.py", "pyproject.toml",
+    "tests", "trio_sched",
+}  # fmt: skip
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything that a file imports, relative imports resolved."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = list(path.relative_to(ROOT).with_suffix("").parts)[: -node.level]
+                base = ".".join([*package, base] if base else package)
+            yield node.lineno, base
+            if base == PACKAGE:
+                for alias in node.names:
+                    yield node.lineno, f"{base}.{alias.name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_follow_the_directions(path: Path) -> None:
+    part, wrong = part_of(path), []
+    for line, name in imports(path):
+        top, _, rest = name.partition(".")
+        other = rest.split(".")[0]
+        if top == PACKAGE and other in EVERYTHING and other not in MAY_IMPORT[part]:
+            wrong.append(f"{name_of(path)}:{line}: {part} imports {name}")
+        if part == "core" and top in IMPURE:
+            wrong.append(f"{name_of(path)}:{line}: core is pure, but imports {name}")
+        if part != "transport" and top in SOCKETS:
+            wrong.append(f"{name_of(path)}:{line}: only transport touches sockets, this imports {name}")
+        if part == "wire" and top in {"trio", "anyio"}:
+            wrong.append(f"{name_of(path)}:{line}: wire is bytes and messages, but imports {name}")
+    assert not wrong
+
+
+def test_every_part_is_in_the_table() -> None:
+    assert {part_of(path) for path in MODULES} <= set(MAY_IMPORT)
+
+
+def test_core_takes_its_randomness_from_outside() -> None:
+    """`random.Random` may be named as a type; the module's own global generator may not be used."""
+    used = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in MODULES
+        if part_of(path) == "core"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        and re.match(r"(np|numpy)?\.?random\.(?!Random|Generator)", ast.unparse(node.func))
+    ]
+    assert not used
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_are_readable(path: Path) -> None:
+    """A docstring that says what the file is about, a length that fits in a head, functions that fit on a screen."""
+    tree, wrong = parsed(path), []
+    if not ast.get_docstring(tree):
+        wrong.append("has no docstring")
+    if len(tree.body) > 1 and not any(
+        isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body[:2]
+    ):
+        wrong.append("does not import annotations from __future__")
+    if (lines := path.read_text(encoding="utf-8").count("\n")) > LONG_FILE_LINES:
+        wrong.append(f"has {lines} lines: is there a second idea inside?")
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            size = (node.end_lineno or node.lineno) - node.lineno + 1
+            if size > LONG_FUNCTION_LINES:
+                wrong.append(f"line {node.lineno}: {node.name} has {size} lines")
+            if not node.name.startswith("_") and not ast.get_docstring(node) and size > 12:
+                wrong.append(f"line {node.lineno}: {node.name} has no docstring")
+        if isinstance(node, ast.ExceptHandler) and [type(step) for step in node.body] == [ast.Pass]:
+            caught = ast.unparse(node.type) if node.type else "everything"
+            if caught in ("everything", "Exception", "BaseException"):
+                wrong.append(f"line {node.lineno}: swallows {caught}")
+    assert not wrong, f"{name_of(path)}: {wrong}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_dunder_all_names_what_exists(path: Path) -> None:
+    tree = parsed(path)
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
+            try:
+                names = ast.literal_eval(node.value)
+            except ValueError:  # computed; the test of the public names looks at that one
+                continue
+            defined = {getattr(n, "name", None) or getattr(n, "id", None) for n in ast.walk(tree)}
+            defined |= {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+            assert not [name for name in names if name not in defined and path.name != "__init__.py"]
+            assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_tests_do_not_sleep(path: Path) -> None:
+    slept = [
+        node.lineno
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
+    ]
+    assert not slept, f"{name_of(path)} sleeps in lines {slept}; wait for what it waits for, or use a MockClock"
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("trio_sched", {"trio", "anyio", "zmq", "numpy", "typer", "msgspec"}),
+        ("trio_sched.cli.app", {"trio", "anyio", "zmq", "numpy", "msgspec", "structlog"}),
+        ("trio_sched.engine.worker", {"trio", "anyio", "numpy", "typer", "rich", "structlog"}),
+        ("trio_sched.core.scheduler", {"trio", "anyio", "zmq", "typer", "rich"}),
+    ],
+)
+def test_imports_stay_cheap(module: str, heavy: set[str]) -> None:
+    """A worker pays for no trio (0.25 s), nobody for numpy (0.2 s) who draws no random engine, `--help` for neither."""
+    script = f"import sys, {module}; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not heavy & {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_top_level_is_what_the_design_says() -> None:
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    assert {line.split("/")[0] for line in done.stdout.splitlines()} == TOP_LEVEL
