@@ -8,13 +8,15 @@ messages as JSON text or msgpack binary.
 Frames. A pickled call or value is a *body* and any number of out-of-band buffers (pickle protocol 5). A small body
 travels inside its record. `frames` tells how many of the frames behind the message belong to the record, in the order of
 the records; when `body` is empty and `frames` is not 0, the first of them is the body (it was large). Where there are no
-frames (WebSocket), everything travels inside.
+frames (WebSocket), everything travels inside. A call with `inputs` counts their frames in its own `frames`: first those of the call
+itself, then those of each input in order (whose `frames` is its own count).
 
 Reliability. Submissions are answered by number: `accepted` counts all of this session's submissions that the scheduler has
 taken or refused, in the order sent, which returns credit and tells a client what it need not send again. Results to a
 client carry `seq`; the client tells the highest one it has (`received`), and after a reconnection the scheduler sends
 again what lies behind it. An engine keeps each result until `acked` (a count of results in the order sent) covers it, and on
-a reconnection sends the others again; its Hello names the tasks it holds.
+a reconnection sends the others again (after the Welcome, whose `accepted` is that count); its Hello names the tasks it holds,
+those with such a result among them.
 """
 
 from __future__ import annotations
@@ -238,7 +240,7 @@ class Died(Struct, tag="died", omit_defaults=True):
 class Welcome(Struct, tag="welcome", omit_defaults=True):
     """The answer to Hello. `session` (for an engine also its engine number) and `secret` resume it later; `scheduler` names this instance.
 
-    `resumed`: the session was known. `accepted`: its submissions so far. `credit`: submissions that may be under way unanswered.
+    `resumed`: the session was known. `accepted`: its submissions so far; for an engine its results taken so far, as in `acked`. `credit`: submissions that may be under way unanswered.
     `heartbeat_s`: send a Ping at least this often. `pythons`: versions of the engines now here.
     """
 
