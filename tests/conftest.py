@@ -2,7 +2,7 @@
 
 Warnings are errors and every test has a time limit (pyproject.toml). The runtime directory lies directly below /tmp
 because an `ipc://` path may be at most 107 bytes long; it is set before anything of ours is imported, and inherited by
-every process that a test starts, so that no test finds (or disturbs) a scheduler of the person who runs it, or of a test
+every process that a test starts, so that no test finds (or disturbs) a scheduler of whoever runs it, or of a test
 beside it.
 """
 

@@ -1,6 +1,6 @@
 """The shape of the project, kept by tests: who imports whom, what may touch sockets and clocks, how long things grow.
 
-The table of import directions is the project's design: core knows no sockets, wire knows no loops, the server knows none
+The table of import directions is the project's design: core knows no sockets, wire no loops, the server knows none
 of its fronts. A part that needs another one that it may not import is in the wrong place, or wants something passed in.
 """
 

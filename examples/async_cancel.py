@@ -1,0 +1,55 @@
+"""A task group that is cancelled half way: its tasks are gone on the engines, too.
+
+Forty searches are under way in a task group; the first one that finds what it looks for cancels the group's scope. Those
+that waited never start, and leaving the block waits until the engines have let go of the rest.
+
+    trio-sched run examples/async_cancel.py
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import trio
+
+import trio_sched
+
+SEARCHES = 40
+LUCKY = 7
+
+
+def search(place: int) -> int | None:
+    """Look in one place for a while."""
+    time.sleep(0.05)
+    return place if place == LUCKY else None
+
+
+async def main() -> int:
+    ended: dict[int, int | None] = {}
+    async with trio_sched.open_client() as client:
+        with trio.CancelScope() as scope:
+            async with client.open_task_group() as group, trio.open_nursery() as nursery:
+
+                async def watch(place: int, task: trio_sched.AsyncFuture[int | None]) -> None:
+                    ended[place] = await task
+                    if ended[place] is not None:
+                        scope.cancel()
+
+                for place in range(SEARCHES):
+                    nursery.start_soon(watch, place, group.submit(search, place))
+        status = await client.status()
+
+    found = [place for place in ended.values() if place is not None]
+    print(f"found in place {found}, after {len(ended)} of {SEARCHES} searches; the rest was cancelled")
+    left = {state: count for state, count in status["tasks"].items() if state in ("waiting", "ready")}
+    print(f"still waiting in the scheduler: {sum(left.values())}")
+    if found != [LUCKY] or len(ended) == SEARCHES or any(left.values()):
+        print("WRONG")
+        return 1
+    print("OK: the cancelled half never ran")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(trio.run(main))
