@@ -1,0 +1,9 @@
+"""The only files that touch sockets: bytes in, bytes out.
+
+connection.py     connection files: how a peer finds a scheduler and proves that it may talk to it
+curve.py          key pairs, CURVE options, and who is let in
+multipart.py      the loop that takes messages out of a ZeroMQ socket
+zmq_socket.py     ZeroMQ under trio and asyncio (scheduler, async client, nanny)
+zmq_blocking.py   ZeroMQ without an event loop (worker, blocking client)
+websocket.py      WebSocket server and client, on trio
+"""

@@ -1,0 +1,305 @@
+"""Connection files: how clients and engines find a scheduler, and prove that they may talk to it.
+
+A scheduler named NAME writes two files into the user's runtime directory, NAME-client.json and NAME-engine.json: its
+address, the token of the role, and over TCP the CURVE keys of the role. Whoever can read a file has its role, so the
+directory has mode 0700 and the files 0600, and a file that others could read is refused rather than used. Files appear
+by rename, never half written. One whose scheduler is gone is *stale*: it is skipped in a search and named in the error.
+
+Imports little: every worker reads one at its start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from trio_sched.errors import ConfigError, ConnectionFileError, NoSchedulerError
+
+Role: TypeAlias = Literal["client", "engine"]
+ROLES: tuple[Role, ...] = ("client", "engine")
+ENV_DIRECTORY = "TRIO_SCHED_RUNTIME_DIR"
+ENV_CONNECTION = "TRIO_SCHED_CONNECTION"
+MAX_IPC_PATH_BYTES = 103
+"""Longest path of a Unix socket that both Linux (107) and macOS (103) take."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class Connection(Struct, frozen=True, omit_defaults=True):
+    """What one role needs to reach one scheduler; the content of a connection file.
+
+    `address` is "ipc:///path.sock" or "tcp://host:port"; `token` proves the role; `scheduler` is the instance's id, new
+    at each start; `pid` and `host` tell whether it still runs. Over TCP the three keys are CURVE keys in Z85 text.
+    `websocket` is the address of the WebSocket front, if there is one.
+    """
+
+    name: str
+    role: Role
+    address: str
+    token: str
+    scheduler: str = ""
+    pid: int = 0
+    host: str = ""
+    server_key: str = ""
+    public_key: str = ""
+    secret_key: str = ""
+    websocket: str = ""
+
+    def __repr__(self) -> str:
+        """Without the secrets, which must not get into logs and tracebacks."""
+        return f"Connection(name={self.name!r}, role={self.role!r}, address={self.address!r}, pid={self.pid})"
+
+
+def to_json(connection: Connection) -> str:
+    """The content of a connection file."""
+    return msgspec.json.format(msgspec.json.encode(connection), indent=2).decode()
+
+
+def from_json(text: str | bytes, *, source: str = "the connection") -> Connection:
+    """The inverse of `to_json`.
+
+    :raises ConnectionFileError: it is not what a scheduler writes; `source` says in the message where it came from.
+    """
+    try:
+        return msgspec.json.decode(text, type=Connection)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConnectionFileError(
+            f"{source} is not a connection file of trio_sched ({error}); restart the scheduler to have it written anew"
+        ) from None
+
+
+# ---- the directory --------------------------------------------------------------------------------------------------
+
+
+def runtime_dir() -> Path:
+    """The directory of this user's connection files and sockets, made (mode 0700) if it is not there.
+
+    $TRIO_SCHED_RUNTIME_DIR, else $XDG_RUNTIME_DIR/trio_sched, else <temporary directory>/trio_sched-<uid>.
+
+    :raises ConfigError: it belongs to somebody else, is open to others, or cannot be made.
+    """
+    directory = _runtime_path()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the runtime directory {directory}: {error}; set {ENV_DIRECTORY}") from error
+    require_private(directory)
+    return directory
+
+
+def _runtime_path() -> Path:
+    if chosen := os.environ.get(ENV_DIRECTORY):
+        return Path(chosen)
+    if session := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(session) / "trio_sched"
+    import tempfile  # only here: it costs 3 ms that a worker need not pay
+
+    return Path(tempfile.gettempdir()) / f"trio_sched-{os.getuid()}"
+
+
+def require_private(directory: Path) -> None:
+    """:raises ConfigError: `directory` is not a directory of ours that is closed to others."""
+    try:
+        found = directory.lstat() if not directory.is_symlink() else directory.stat()
+    except OSError as error:
+        raise ConfigError(f"cannot use the directory {directory}: {error}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigError(f"{directory} is not a directory")
+    if found.st_uid != os.geteuid():
+        raise ConfigError(f"the directory {directory} belongs to user {found.st_uid}, not to us ({os.geteuid()})")
+    if found.st_mode & _OTHERS:
+        raise ConfigError(f"the directory {directory} is open to other users; chmod 700 {directory}")
+
+
+def ipc_address(name: str, directory: Path | None = None) -> str:
+    """The address of the local socket of the scheduler `name`.
+
+    :raises ConfigError: the name cannot be a file name, or the path is too long for a Unix socket.
+    """
+    path = str(((directory or runtime_dir()) / f"{_checked(name)}.sock").absolute())
+    if len(os.fsencode(path)) > MAX_IPC_PATH_BYTES:
+        raise ConfigError(
+            f"the path {path} is longer than the {MAX_IPC_PATH_BYTES} bytes of a Unix socket; "
+            f"set {ENV_DIRECTORY} to a shorter one"
+        )
+    return f"ipc://{path}"
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"name: {name!r} must be letters, digits, '_', '-' and '.', and not begin with '-' or '.'")
+    return name
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def connection_path(name: str, role: Role, directory: Path | None = None) -> Path:
+    """Where the file of that role of the scheduler `name` is, or would be."""
+    return (directory or runtime_dir()) / f"{_checked(name)}-{role}.json"
+
+
+def write_connection_files(client: Connection, engine: Connection, directory: Path | None = None) -> tuple[Path, Path]:
+    """Write both files, replacing what a former scheduler of that name left. Returns (client's, engine's)."""
+    directory = directory or runtime_dir()
+    require_private(directory)
+    return _write(client, directory), _write(engine, directory)
+
+
+def _write(connection: Connection, directory: Path) -> Path:
+    path = connection_path(connection.name, connection.role, directory)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(to_json(connection) + "\n")
+    draft.replace(path)
+    return path
+
+
+def remove_connection_files(client: Connection, engine: Connection, directory: Path | None = None) -> None:
+    """Remove both files, unless another scheduler has taken the name meanwhile."""
+    directory = directory or runtime_dir()
+    for connection in (client, engine):
+        path = connection_path(connection.name, connection.role, directory)
+        try:
+            ours = read_connection_file(path).scheduler == connection.scheduler
+        except ConnectionFileError:
+            continue
+        if ours:
+            path.unlink(missing_ok=True)
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_connection_file(path: str | Path) -> Connection:
+    """The connection in `path`.
+
+    :raises ConnectionFileError: it is missing, malformed, or readable by others.
+    """
+    path = Path(path).expanduser()
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read()
+    except FileNotFoundError:
+        raise ConnectionFileError(f"there is no connection file {path}; is the scheduler running?") from None
+    except OSError as error:
+        raise ConnectionFileError(f"cannot read the connection file {path}: {error}") from error
+    if mode & _OTHERS:
+        raise ConnectionFileError(
+            f"the connection file {path} holds secrets and is open to other users (mode {stat.S_IMODE(mode):o}); "
+            f"chmod 600 {path}, and restart the scheduler if somebody may have read it"
+        )
+    return from_json(text, source=str(path))
+
+
+def is_stale(connection: Connection) -> bool:
+    """Whether its scheduler is gone: it ran on this host, and its process or its local socket is no more."""
+    if connection.host != os.uname().nodename:
+        return False
+    if connection.address.startswith("ipc://") and not os.path.exists(connection.address.removeprefix("ipc://")):
+        return True
+    return connection.pid > 0 and not _alive(connection.pid)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# ---- finding --------------------------------------------------------------------------------------------------------
+
+
+def find(where: str | Path | None, role: Role) -> Connection:
+    """The connection for `role`, from a path or a name; None: from $TRIO_SCHED_CONNECTION, else the only scheduler that
+    runs.
+
+    Anything with a slash, or that ends in ".json", is a path; a path to a directory means the only one in it.
+
+    :raises NoSchedulerError: none was found, or several among which to choose; the message lists their names.
+    :raises ConnectionFileError: the file that was named cannot be used.
+    """
+    if where is None:
+        where = os.environ.get(ENV_CONNECTION) or None
+    if where is None:
+        return _the_only_one(runtime_dir(), role)
+    if isinstance(where, Path) or "/" in where or where.endswith(".json"):
+        path = Path(where).expanduser()
+        return _the_only_one(path, role) if path.is_dir() else _from_path(path, role)
+    return _by_name(where, role)
+
+
+def _from_path(path: Path, role: Role) -> Connection:
+    connection = read_connection_file(path)
+    if connection.role != role:
+        raise ConnectionFileError(
+            f"{path} is the connection file for the role {connection.role!r}, but {role!r} is needed; "
+            f"take {connection.name}-{role}.json"
+        )
+    if is_stale(connection):
+        raise ConnectionFileError(
+            f"the connection file {path} is stale: its scheduler (process {connection.pid}) is gone; start one anew"
+        )
+    return connection
+
+
+def _by_name(name: str, role: Role) -> Connection:
+    path = connection_path(name, role)
+    if not path.exists():
+        running, _ = _look(path.parent, role)
+        raise NoSchedulerError(f"no scheduler named {name!r} in {path.parent}; running there: {_names(running)}")
+    connection = _from_path_or_none(path, role)
+    if connection is None:
+        raise NoSchedulerError(f"the scheduler {name!r} is gone and left {path} behind; start one anew")
+    return connection
+
+
+def _from_path_or_none(path: Path, role: Role) -> Connection | None:
+    connection = read_connection_file(path)
+    return None if is_stale(connection) or connection.role != role else connection
+
+
+def _look(directory: Path, role: Role) -> tuple[list[Connection], list[str]]:
+    """(those that run, the files that cannot be used and why)."""
+    running: list[Connection] = []
+    unusable: list[str] = []
+    for path in sorted(directory.glob(f"*-{role}.json")):
+        try:
+            connection = _from_path_or_none(path, role)
+        except ConnectionFileError as error:
+            unusable.append(str(error))
+            continue
+        if connection is None:
+            unusable.append(f"{path} is stale")
+        else:
+            running.append(connection)
+    return running, unusable
+
+
+def _the_only_one(directory: Path, role: Role) -> Connection:
+    running, unusable = _look(directory, role)
+    if len(running) == 1:
+        return running[0]
+    if running:
+        raise NoSchedulerError(
+            f"{len(running)} schedulers run: {_names(running)}; name one of them, or set {ENV_CONNECTION}"
+        )
+    left_behind = f" ({'; '.join(unusable)})" if unusable else ""
+    raise NoSchedulerError(f"no scheduler runs in {directory}{left_behind}; start one with: trio-sched start")
+
+
+def _names(running: list[Connection]) -> str:
+    return ", ".join(connection.name for connection in running) or "none"

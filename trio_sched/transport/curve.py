@@ -1,0 +1,112 @@
+"""CURVE over TCP: the scheduler has a key pair, and each role one of its own (in its connection file).
+
+No TCP without it. A ZAP handler admits the public keys of the two roles and nobody else; ZAP is set to fail closed, so
+that a router whose handler does not run admits nobody. Deciding is here, pure; the handler's task is
+`ZmqSocket.authenticate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import zmq
+from msgspec import Struct
+
+from trio_sched.errors import ConfigError
+from trio_sched.transport.connection import ROLES, Connection, Role
+
+ZAP_ADDRESS = "inproc://zeromq.zap.01"
+ZAP_VERSION = b"1.0"
+ZAP_DOMAIN = "trio_sched"
+
+
+class KeyPair(Struct, frozen=True):
+    """A CURVE key pair as Z85 text."""
+
+    public: str
+    secret: str
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"KeyPair(public={self.public!r})"
+
+
+class ServerKeys(Struct, frozen=True):
+    """What a router needs: its own pair, and for each role the public key that it admits."""
+
+    own: KeyPair
+    allowed: dict[Role, str]
+
+
+class Keys(Struct, frozen=True):
+    """All keys of one scheduler: its own pair and that of each role."""
+
+    server: KeyPair
+    roles: dict[Role, KeyPair]
+
+    def for_server(self) -> ServerKeys:
+        """What the router is made with."""
+        return ServerKeys(self.server, {role: pair.public for role, pair in self.roles.items()})
+
+
+def new_keys(roles: Sequence[Role] = ROLES) -> Keys:
+    """Fresh keys.
+
+    :raises ConfigError: the installed libzmq has no CURVE.
+    """
+    if not zmq.has("curve"):
+        raise ConfigError("the installed libzmq has no CURVE, without which there is no TCP; install another pyzmq")
+    return Keys(_pair(), {role: _pair() for role in roles})
+
+
+def _pair() -> KeyPair:
+    public, secret = zmq.curve_keypair()
+    return KeyPair(public.decode("ascii"), secret.decode("ascii"))
+
+
+def be_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
+    """Set CURVE options before a bind. The ZAP handler must be bound on the same context."""
+    socket.curve_server = True
+    socket.curve_secretkey = keys.own.secret.encode("ascii")
+    socket.curve_publickey = keys.own.public.encode("ascii")
+    socket.zap_domain = ZAP_DOMAIN.encode("ascii")
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+
+def be_client(socket: zmq.Socket[bytes], connection: Connection) -> None:
+    """Set CURVE options before a connect, where the connection has keys.
+
+    :raises ConfigError: it is TCP and has none, or they are no keys.
+    """
+    if not connection.server_key:
+        if connection.address.startswith("tcp://"):
+            raise ConfigError(f"the connection to {connection.address} has no keys; TCP without CURVE is refused")
+        return
+    try:
+        socket.curve_serverkey = connection.server_key.encode("ascii")
+        socket.curve_publickey = connection.public_key.encode("ascii")
+        socket.curve_secretkey = connection.secret_key.encode("ascii")
+    except (zmq.ZMQError, UnicodeEncodeError) as error:
+        raise ConfigError(f"the keys of the connection to {connection.address} are no CURVE keys ({error})") from None
+
+
+def zap_reply(request: Sequence[bytes], roles: Mapping[bytes, Role]) -> list[bytes]:
+    """The answer to a ZAP request (without its envelope); `roles` by public key as 32 raw bytes.
+
+    Request: version, request id, domain, address, identity, mechanism, credentials. Reply: version, request id, status
+    code, status text, user id, metadata.
+    """
+    request_id = request[1] if len(request) > 1 else b""
+    if len(request) != 7 or request[0] != ZAP_VERSION:
+        return [ZAP_VERSION, request_id, b"400", b"not a ZAP 1.0 CURVE request", b"", b""]
+    role = roles.get(request[6]) if request[5] == b"CURVE" and request[2] == ZAP_DOMAIN.encode("ascii") else None
+    if role is None:
+        return [ZAP_VERSION, request_id, b"400", b"unknown key", b"", b""]
+    return [ZAP_VERSION, request_id, b"200", b"OK", role.encode("ascii"), b""]
+
+
+def roles_by_key(keys: ServerKeys) -> dict[bytes, Role]:
+    """Raw public key -> role, as ZAP requests carry keys."""
+    from zmq.utils import z85
+
+    return {z85.decode(public): role for role, public in keys.allowed.items()}

@@ -1,0 +1,215 @@
+"""ZeroMQ under trio and asyncio: the one way in which asynchronous code touches a ZeroMQ socket.
+
+A ZeroMQ descriptor is edge-triggered: readable means only "look again", and *any* send, receive or option read on the
+socket can swallow the edge. A reader that waits on the descriptor while another task sends on the same socket would
+then sleep for ever. Hence the rules of this file:
+
+* all access to a socket goes through its `ZmqSocket`;
+* the reader drains until zmq.Again before each wait, the first included;
+* after a burst of sends `flush()` looks at EVENTS, and cancels the reader's wait if there is something to read;
+* a drain takes a bounded number of messages and then passes a checkpoint, so that a flood does not starve other tasks.
+
+Between the last zmq.Again and the wait nothing may touch the socket unseen: `_wait_scope` is set before the first
+checkpoint, so a flush in between cancels a wait that has not begun yet, which is as good.
+
+Each socket has a context of its own: ZAP, which authenticates TCP peers, is one handler for each context, and several
+schedulers may live in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import zmq
+
+from trio_sched.transport import curve
+from trio_sched.transport.connection import Connection, Role
+from trio_sched.transport.endpoint import LINGER_MS, bind_router, connect_dealer, real_address
+from trio_sched.transport.multipart import LARGE_BYTES, POLLIN, RECEIVE_LIMIT, SNDMORE, Frame, drain, methods
+
+DEFAULT_MAX_MESSAGE_BYTES = 1 << 30
+
+
+class ZmqSocket:
+    """A ROUTER (bound) or a DEALER (connected). Made by `router` and `dealer`; a context manager that closes it.
+
+    One task receives; any task may send. Use it from one event loop only.
+    """
+
+    def __init__(self, context: zmq.Context[Any], socket: zmq.Socket[bytes], *, address: str, routed: bool) -> None:
+        self.address = address
+        """What the socket is bound or connected to, with the real port."""
+        self._context = context
+        self._socket = socket
+        self._routed = routed
+        self._descriptor = int(socket.get(zmq.FD))
+        self._receive_frame, self._send_frame, self._option = methods(socket)
+        self._wait_scope: anyio.CancelScope | None = None
+        self._closing = False
+        self._authenticator: ZmqSocket | None = None
+        self._roles: dict[bytes, Role] = {}
+        self._sharing: tuple[ZmqSocket, ...] = (self,)
+
+    # ---- making one -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def router(
+        cls, address: str, *, keys: curve.ServerKeys | None = None, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    ) -> ZmqSocket:
+        """A ROUTER bound to "ipc:///path" (in a private directory) or "tcp://host:port" (port 0: any; needs `keys`).
+
+        With keys, `authenticate` must run beside it, or nobody gets in.
+
+        :raises AddressInUseError: somebody else listens there.
+        :raises ConfigError: the address is not one of those, or TCP has no keys, or the directory is open to others.
+        """
+        context: zmq.Context[Any] = zmq.Context()
+        try:
+            authenticator = _bound_zap(context) if keys else None
+            socket = bind_router(context, address, keys, max_message_bytes)
+        except BaseException:
+            context.destroy(linger=0)
+            raise
+        router = cls(context, socket, address=real_address(socket), routed=True)
+        if keys and authenticator:
+            router._roles = curve.roles_by_key(keys)
+            router._authenticator = cls(context, authenticator, address=curve.ZAP_ADDRESS, routed=True)
+            router._sharing = router._authenticator._sharing = (router, router._authenticator)
+        return router
+
+    @classmethod
+    def dealer(cls, connection: Connection, *, max_message_bytes: int = 0) -> ZmqSocket:
+        """A DEALER connected to a scheduler (which need not be there yet).
+
+        :raises ConfigError: the address or the keys are wrong, or TCP has no keys.
+        """
+        context: zmq.Context[Any] = zmq.Context()
+        try:
+            socket = connect_dealer(context, connection, max_message_bytes)
+        except BaseException:
+            context.destroy(linger=0)
+            raise
+        return cls(context, socket, address=connection.address, routed=False)
+
+    # ---- receiving --------------------------------------------------------------------------------------------------
+
+    async def receive(self, limit: int = RECEIVE_LIMIT) -> list[list[Frame]]:
+        """Wait until there is a message, and take at most `limit`. From a ROUTER, frame 0 is the peer's routing id.
+
+        Small frames are bytes, large ones memoryviews of libzmq's own memory. Always a checkpoint; loses nothing when
+        cancelled.
+
+        :raises anyio.ClosedResourceError: the socket is, or was meanwhile, closed.
+        :raises anyio.BusyResourceError: another task is receiving.
+        """
+        if self._wait_scope is not None:
+            raise anyio.BusyResourceError("receiving from")
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while not self._closing:
+            messages = drain(self._receive_frame, limit, self._routed)
+            if messages:
+                if not waited:
+                    await anyio.lowlevel.cancel_shielded_checkpoint()
+                return messages
+            await self._wait_for_edge()
+            waited = True
+        raise anyio.ClosedResourceError
+
+    async def _wait_for_edge(self) -> None:
+        with anyio.CancelScope() as scope:
+            self._wait_scope = scope
+            try:
+                await anyio.wait_readable(self._descriptor)
+            finally:
+                self._wait_scope = None
+                if self._closing:
+                    self._close_now()
+
+    # ---- sending ----------------------------------------------------------------------------------------------------
+
+    def send(self, frames: Sequence[Frame]) -> bool:
+        """Queue one message; never blocks. False: there is no such peer (any more). Call `flush` after the last of a
+        burst.
+
+        To a ROUTER, frame 0 is the peer's routing id. Large frames are not copied: leave them unchanged after this.
+        """
+        send_frame = self._send_frame
+        try:
+            for frame in frames[:-1]:
+                send_frame(frame, SNDMORE, len(frame) < LARGE_BYTES, False)
+            frame = frames[-1]
+            send_frame(frame, 0, len(frame) < LARGE_BYTES, False)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return False
+            if self._closing:
+                raise anyio.ClosedResourceError from None
+            raise
+        return True
+
+    def send_many(self, messages: Iterable[Sequence[Frame]]) -> list[Sequence[Frame]]:
+        """Send each message, then flush. Returns those whose peer is not there."""
+        unreachable = [frames for frames in messages if not self.send(frames)]
+        self.flush()
+        return unreachable
+
+    def flush(self) -> None:
+        """After a burst of sends: wake the reader if the edge it waits for may have been swallowed."""
+        scope = self._wait_scope
+        if scope is not None and self._option(zmq.EVENTS) & POLLIN:
+            scope.cancel()
+
+    # ---- authenticating ---------------------------------------------------------------------------------------------
+
+    async def authenticate(self) -> None:
+        """Run beside a router: admit those who have a role's key, until it is closed. Returns at once without keys."""
+        if self._authenticator is None:
+            return
+        while True:
+            try:
+                requests = await self._authenticator.receive()
+            except anyio.ClosedResourceError:
+                return
+            for peer, delimiter, *request in requests:
+                reply = curve.zap_reply([bytes(part) for part in request], self._roles)
+                self._authenticator.send([peer, delimiter, *reply])
+            self._authenticator.flush()
+
+    # ---- closing ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close, trying for a moment to get rid of what was sent. Whoever receives gets ClosedResourceError."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._authenticator is not None:
+            self._authenticator.close()
+        if self._wait_scope is not None:
+            self._wait_scope.cancel()  # the reader closes: its event loop still watches the descriptor
+        else:
+            self._close_now()
+
+    def _close_now(self) -> None:
+        self._socket.close(linger=LINGER_MS)
+        if all(user._socket.closed for user in self._sharing):
+            self._context.term()
+
+    def __enter__(self) -> ZmqSocket:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bound_zap(context: zmq.Context[Any]) -> zmq.Socket[bytes]:
+    """The socket to which libzmq sends its ZAP requests; bound before the router, so that nobody slips in."""
+    socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+    socket.bind(curve.ZAP_ADDRESS)
+    return socket
