@@ -1,6 +1,6 @@
 """A task group that is cancelled half way: its tasks are gone on the engines, too.
 
-Forty searches are under way in a task group; the first one that finds what it looks for cancels the group's scope. Those
+Forty searches are under way in a task group; the first that finds what it looks for cancels the group's scope. Those
 that waited never start, and leaving the block waits until the engines have let go of the rest.
 
     trio-sched run examples/async_cancel.py

@@ -1,7 +1,7 @@
 """Search the parameters of a classifier on scikit-learn's handwritten digits.
 
-The data is loaded once, on an engine; every trial gets that task's future as an argument, so the arrays go from there to
-the other engines without passing through this script. Needs scikit-learn: `pip install 'trio_sched[examples]'`.
+The data is loaded once, on an engine; every trial gets that task's future as an argument, so the arrays reach the
+engines without passing through this script. Needs scikit-learn: `pip install 'trio_sched[examples]'`.
 
     trio-sched run examples/digits_search.py
 """

@@ -1,7 +1,7 @@
 """Count the identifiers in every source file of the running Python's standard library.
 
-One task a file, then a tree of merges: each merge gets the futures of sixteen counts as its arguments, so it waits for
-them, and their values travel to it without passing through this script. The same counting in a plain loop checks the result.
+One task a file, then a tree of merges: each merge gets the futures of sixteen counts as its arguments, so it waits
+for them, and their values travel to it without passing through this script. A plain loop checks the result.
 
     trio-sched run examples/stdlib_words.py              # or: --limit 200 for a part of it
 """

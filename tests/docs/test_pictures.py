@@ -1,0 +1,40 @@
+"""The drawn documentation says what the code says: docs/states.md and the pictures are what docs/draw.py makes of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def draw() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("draw", DOCS / "draw.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("picture", ["states.svg", "life.svg"])
+def test_pictures_are_drawn_from_the_code(draw: ModuleType, picture: str) -> None:
+    assert (DOCS / picture).read_text(encoding="utf-8") == draw.PICTURES[picture](), "run: python docs/draw.py"
+
+
+def test_states_page_has_the_table_of_the_code(draw: ModuleType) -> None:
+    page = (DOCS / "states.md").read_text(encoding="utf-8")
+    drawn = re.search(r"<!-- states: drawn by docs/draw.py -->\n(.*?)\n<!-- /states -->", page, re.DOTALL)
+    assert drawn
+    assert drawn[1] == draw.states_table(), "run: python docs/draw.py"
+
+
+def test_states_page_explains_every_state(draw: ModuleType) -> None:
+    page = (DOCS / "states.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^(\w+)\n: ", page, re.MULTILINE))
+    assert explained == {state.value for state in draw.State}
