@@ -1,4 +1,6 @@
-"""Ended tasks: what later dependencies, repeated submissions and stories need of them, in bounded memory (R1, R5, R22)."""
+"""Ended tasks: what later dependencies, repeated submissions and stories need of them, in bounded memory (R1, R5,
+R22).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ _LOOKS = 2
 
 
 class Archive:
-    """The ended tasks that are remembered, the oldest first; `keep` of them, and those whose results are still needed."""
+    """The ended tasks that are remembered, the oldest first: `keep` of them, and those still needed."""
 
     __slots__ = ("_ended", "keep")
 

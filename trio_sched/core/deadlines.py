@@ -1,7 +1,8 @@
 """The heaps behind `next_deadline()`: exact, at O(log n) a deadline (R21).
 
-An entry is never removed from the middle. Whether it still holds is asked of its item when it surfaces: its time must still be the one
-at which the entry was made. A heap that has doubled is swept of outdated entries, which costs O(1) an entry.
+An entry is never removed from the middle. Whether it still holds is asked of its item when it surfaces: its time must
+still be the one at which the entry was made. A heap that has doubled is swept of outdated entries, which costs O(1) an
+entry.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Deadlines(Generic[Item]):
         return len(self._heap)
 
     def add(self, when: float, order: int, item: Item) -> None:
-        """Something is due for `item` at `when`; among equals the smaller `order`, which is the item's own, goes first."""
+        """Something is due for `item` at `when`; among equals the smaller `order`, which is the item's own, goes
+        first.
+        """
         heappush(self._heap, (when, order, item))
         if len(self._heap) > self._sweep_at:
             current = {entry[1]: entry for entry in self._heap if self._due_at(entry[2]) == entry[0]}

@@ -1,7 +1,7 @@
 """`after`, `follow` and `inputs`: what a task waits for, settled one edge at a time (R2-R9).
 
-A waiting task holds counts of what it still has to hear of, and each ended task walks only its own dependents, so an edge
-costs the same however many tasks wait. The verdict on one edge is a pure function of the counts and the end.
+A waiting task holds counts of what it still has to hear of, and each ended task walks only its own dependents, so an
+edge costs the same however many tasks wait. The verdict on one edge is a pure function of the counts and the end.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def open_needs(named: dict[TaskId, int]) -> Needs:
 def settle(
     needs: Needs, spec: TaskSpec, role: int, task: TaskId, outcome: Outcome, engine: EngineId | None
 ) -> str | None:
-    """Settle one edge: `task` ended. Updates `needs`; returns why the dependency is impossible now, or None (R4, R6)."""
+    """Settle one edge, `task` having ended: updates `needs`; returns why it is impossible now, or None (R4, R6)."""
     if role & AFTER and needs.after:
         after = spec.after or NO_DEPENDENCY
         if counts(after, outcome):

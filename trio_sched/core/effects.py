@@ -37,8 +37,8 @@ class AssignTask(Struct, frozen=True, gc=False):
 class DeliverResult(Struct, frozen=True, gc=False):
     """Send the end of the task to its client (R17).
 
-    `engine` is the one on which the task last ran, None if it never ran. `result` is what the engine sent, None when the
-    scheduler itself ended the task; then `error` names the class in trio_sched.errors and `reason` says why.
+    `engine` is the one on which the task last ran, None if it never ran. `result` is what the engine sent, None when
+    the scheduler itself ended the task; then `error` names the class in trio_sched.errors and `reason` says why.
     """
 
     client: ClientId

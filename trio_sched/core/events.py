@@ -19,7 +19,9 @@ ClientId: TypeAlias = int | str
 EngineId: TypeAlias = int | str
 PayloadRef: TypeAlias = Any
 Outcome: TypeAlias = Literal["ok", "error", "unreachable", "timeout", "lost", "cancelled"]
-"""How a task ended (R24). "unreachable": a dependency or target is impossible or invalid. Every one but ok is a failure."""
+"""How a task ended (R24). "unreachable": a dependency or target is impossible or invalid. Every one but ok is a
+failure.
+"""
 
 SESSION_SHIFT = 32
 """Bits of a native task id that hold the counter; the session number is above them."""
@@ -142,7 +144,7 @@ class EngineLost(Struct, frozen=True, gc=False):
 
 
 class EngineReturned(Struct, frozen=True, gc=False):
-    """A lost engine is back within its grace period, holding these tasks (and perhaps results of others, sent first)."""
+    """A lost engine is back within its grace period, holding these tasks; results of others were sent before."""
 
     engine: EngineId
     holding: frozenset[TaskId] = frozenset()

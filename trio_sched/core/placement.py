@@ -1,7 +1,7 @@
 """The schemes: which of the engines with room gets the task (R11).
 
-Each scheme keeps its own index over the engines of one pool that have room, so that choosing does not cost the number of
-engines. The scheduler tells it of every change with `update`; `pick` chooses, passing over the barred engines.
+Each scheme keeps its own index over the engines of one pool that have room, so that choosing does not cost the number
+of engines. The scheduler tells it of every change with `update`; `pick` chooses, passing over the barred engines.
 Randomness comes from the `random.Random` and the numpy `Generator` given to the scheduler.
 """
 
@@ -42,8 +42,8 @@ class Room(Protocol):
 class Ordered:
     """`leastload` and `lru`: a heap of keys, whose outdated entries are dropped when they surface.
 
-    An engine's entry is current while its load and time of use are those of the entry; each update pushes a new one. When entries
-    far outnumber engines the heap is built anew, which costs O(1) an update.
+    An engine's entry is current while its load and time of use are those of the entry; each update pushes a new one.
+    When entries far outnumber engines the heap is built anew, which costs O(1) an update.
     """
 
     __slots__ = ("_by_load", "_heap", "_room")

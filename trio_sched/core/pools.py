@@ -1,8 +1,8 @@
 """All requirements, and the next task to go: dispatch (R12, R13).
 
-After every event no ready task has an engine with room, so only what the event changed can make one go: the pools in which
-a task became ready or an engine got room. Those are `hot`; dispatch compares the heads of their queues, a handful, and cools
-each when nothing in it can go.
+After every event no ready task has an engine with room, so only what the event changed can make one go: the pools in
+which a task became ready or an engine got room. Those are `hot`; dispatch compares the heads of their queues, a
+handful, and cools each when nothing in it can go.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from trio_sched.core.ready import Pool, ReadyQueue
 from trio_sched.core.task import NOBODY, Task
 
 _IDLE_POOLS = 256
-"""Requirements on resources that are kept although nothing waits under them: finding their engines costs a walk over all."""
+"""Requirements on resources that are kept although nothing waits under them: finding their engines costs a walk over
+all.
+"""
 
 Resources = tuple[tuple[str, float], ...]
 

@@ -1,10 +1,10 @@
 """The ready queues: who goes next, at a cost that does not grow with how many wait (R12, R13, R15).
 
-Ready tasks sit by *requirement*: a `Pool` for each (targets, resources), which knows the engines that match and which of them
-have room, and in it a `ReadyQueue` for each set of exclusions. A queue holds per priority a heap of client lines by
-virtual time, refreshed lazily, since virtual times only grow; a line holds one client's tasks by submission number, a deque for
-those that came in order and a heap for those that came back. Tasks that leave from the middle (cancelled, timed out) are only marked
-and skipped later; a line that is mostly marks is swept.
+Ready tasks sit by *requirement*: a `Pool` for each (targets, resources), which knows the engines that match and which
+of them have room, and in it a `ReadyQueue` for each set of exclusions. A queue holds per priority a heap of client
+lines by virtual time, refreshed lazily, since virtual times only grow; a line holds one client's tasks by submission
+number, a deque for those that came in order and a heap for those that came back. Tasks that leave from the middle
+(cancelled, timed out) are only marked and skipped later; a line that is mostly marks is swept.
 """
 
 from __future__ import annotations
@@ -261,9 +261,7 @@ class Pool:
     def takes(self, engine: Engine) -> bool:
         """Whether a matching engine could take a task of this pool now."""
         return (
-            engine.open
-            and engine.load < engine.capacity
-            and (not self.resources or fits(self.resources, engine.free))
+            engine.open and engine.load < engine.capacity and (not self.resources or fits(self.resources, engine.free))
         )
 
     def barred(self, refused: frozenset[EngineId], failed: frozenset[EngineId]) -> frozenset[EngineId]:

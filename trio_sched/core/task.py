@@ -1,8 +1,8 @@
 """One record per task, its states, and which state may follow which.
 
 Everything that decides what state a task is in belongs to `Scheduler`, which moves tasks only along `TRANSITIONS`;
-`invariants.check` verifies the states and docs/states.md is drawn from this table. Unfinished tasks are a `Task`, which is as small as
-it can be because there may be a million; ended ones leave an `Ended` (R22).
+`invariants.check` verifies the states and docs/states.md is drawn from this table. Unfinished tasks are a `Task`,
+which is as small as it can be because there may be a million; ended ones leave an `Ended` (R22).
 """
 
 from __future__ import annotations

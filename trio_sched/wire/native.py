@@ -1,22 +1,22 @@
 """The native protocol, version 1: one message is a msgpack map and the frames that follow it.
 
 Peers are *clients*, *engines* (one a worker) and *nannies* (one a machine); the scheduler answers. Every connection
-begins with `Hello`, answered by `Welcome` or `Error`. Each message is a tagged struct whose tag is the key "type"; keys that are
-not known are ignored, missing ones take their defaults, so that versions can grow. A WebSocket client speaks the same
-messages as JSON text or msgpack binary.
+begins with `Hello`, answered by `Welcome` or `Error`. Each message is a tagged struct whose tag is the key "type";
+keys that are not known are ignored, missing ones take their defaults, so that versions can grow. A WebSocket client
+speaks the same messages as JSON text or msgpack binary.
 
 Frames. A pickled call or value is a *body* and any number of out-of-band buffers (pickle protocol 5). A small body
-travels inside its record. `frames` tells how many of the frames behind the message belong to the record, in the order of
-the records; when `body` is empty and `frames` is not 0, the first of them is the body (it was large). Where there are no
-frames (WebSocket), everything travels inside. A call with `inputs` counts their frames in its own `frames`: first those of the call
-itself, then those of each input in order (whose `frames` is its own count).
+travels inside its record. `frames` tells how many of the frames behind the message belong to the record, in the order
+of the records; when `body` is empty and `frames` is not 0, the first of them is the body (it was large). Where there
+are no frames (WebSocket), everything travels inside. A call with `inputs` counts their frames in its own `frames`:
+first those of the call itself, then those of each input in order (whose `frames` is its own count).
 
-Reliability. Submissions are answered by number: `accepted` counts all of this session's submissions that the scheduler has
-taken or refused, in the order sent, which returns credit and tells a client what it need not send again. Results to a
-client carry `seq`; the client tells the highest one it has (`received`), and after a reconnection the scheduler sends
-again what lies behind it. An engine keeps each result until `acked` (a count of results in the order sent) covers it, and on
-a reconnection sends the others again (after the Welcome, whose `accepted` is that count); its Hello names the tasks it holds,
-those with such a result among them.
+Reliability. Submissions are answered by number: `accepted` counts all of this session's submissions that the scheduler
+has taken or refused, in the order sent, which returns credit and tells a client what it need not send again. Results
+to a client carry `seq`; the client tells the highest one it has (`received`), and after a reconnection the scheduler
+sends again what lies behind it. An engine keeps each result until `acked` (a count of results in the order sent)
+covers it, and on a reconnection sends the others again (after the Welcome, whose `accepted` is that count); its Hello
+names the tasks it holds, those with such a result among them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ Frame: TypeAlias = bytes | bytearray | memoryview
 
 
 class Options(Struct, omit_defaults=True):
-    """What a submission asks for beside its call; see `core.events.TaskSpec`. Task ids may be counters of the sender's own."""
+    """What a submission asks for beside its call; see `core.events.TaskSpec`. Task ids may be counters of the sender's
+    own.
+    """
 
     after: list[int] = []
     after_all: bool = True
@@ -73,8 +75,9 @@ class RemoteError(Struct, omit_defaults=True):
 class Call(Struct, omit_defaults=True, gc=False):
     """A call on its way to an engine: what a client submits, and what an engine is given.
 
-    Either `fn`, the digest of a pickled function, with `body` the pickled (args, kwargs); or `call`, "module:name", with
-    `args` and `kwargs` plain data. `attempt` and the full id are the scheduler's; `inputs` the results that the body refers to (R9).
+    Either `fn`, the digest of a pickled function, with `body` the pickled (args, kwargs); or `call`, "module:name",
+    with `args` and `kwargs` plain data. `attempt` and the full id are the scheduler's; `inputs` the results that the
+    body refers to (R9).
     """
 
     id: int
@@ -101,9 +104,9 @@ class Value(Struct, omit_defaults=True, gc=False):
 class TaskEnd(Struct, omit_defaults=True, gc=False):
     """How a task ended: what an engine answers (`outcome` "ok", "error" or "unmet"), and what its client is told.
 
-    `body` is the pickled value, or with outcome "error" the pickled exception (empty if it could not be pickled: `error` still
-    tells). `codec` "msgpack": the body is plain data (calls by name). `value` is that data, on JSON connections only. `engine` is its number, -1
-    if it never ran. `took_s` is the time the call itself ran.
+    `body` is the pickled value, or with outcome "error" the pickled exception (empty if it could not be pickled:
+    `error` still tells). `codec` "msgpack": the body is plain data (calls by name). `value` is that data, on JSON
+    connections only. `engine` is its number, -1 if it never ran. `took_s` is the time the call itself ran.
     """
 
     id: int
@@ -127,9 +130,10 @@ class TaskEnd(Struct, omit_defaults=True, gc=False):
 class Hello(Struct, tag="hello", omit_defaults=True):
     """The first message. `session` and `secret` resume a session; `received` is the client's highest `seq` of Results.
 
-    `token` is the role's token from the connection file: the proof that the peer may have this role. `nanny` is the nanny's session
-    (engines), so that the nanny's beats and its report of a death count for the engine. `path` is sys.path, `cwd` the working directory.
-    `recalling` etc. are not needed: `holding` names what the engine has (full ids). `cancel_on_leave`: the client's tasks end with it.
+    `token` is the role's token from the connection file: the proof that the peer may have this role. `nanny` is the
+    nanny's session (engines), so that the nanny's beats and its report of a death count for the engine. `path` is
+    sys.path, `cwd` the working directory. `recalling` etc. are not needed: `holding` names what the engine has (full
+    ids). `cancel_on_leave`: the client's tasks end with it.
     """
 
     role: Literal["client", "engine", "nanny"]
@@ -158,13 +162,17 @@ class Hello(Struct, tag="hello", omit_defaults=True):
 
 
 class Ping(Struct, tag="ping", omit_defaults=True):
-    """A heartbeat. From a client or a nanny; a nanny's counts for all of its engines. An engine without a nanny sends its own."""
+    """A heartbeat. From a client or a nanny; a nanny's counts for all of its engines. An engine without a nanny sends
+    its own.
+    """
 
     received: int = 0
 
 
 class Bye(Struct, tag="bye", omit_defaults=True):
-    """The peer leaves for good. A client's results are dropped; `cancel` its unfinished tasks too. An engine has stopped."""
+    """The peer leaves for good. A client's results are dropped; `cancel` its unfinished tasks too. An engine has
+    stopped.
+    """
 
     cancel: bool = False
     reason: str = ""
@@ -174,8 +182,9 @@ class Bye(Struct, tag="bye", omit_defaults=True):
 
 
 class Submit(Struct, tag="submit", omit_defaults=True):
-    """Tasks, ids ascending within a session. `functions`: those named by digest that the scheduler has not had from this session;
-    `drop`: those that no later task of this session will name."""
+    """Tasks, ids ascending within a session. `functions`: those named by digest that the scheduler has not had from
+    this session; `drop`: those that no later task of this session will name.
+    """
 
     tasks: list[Call]
     functions: dict[bytes, bytes] = {}
@@ -190,7 +199,9 @@ class Cancel(Struct, tag="cancel", omit_defaults=True):
 
 
 class Query(Struct, tag="query", omit_defaults=True):
-    """Ask for a view; answered by Reply with the same `request`. `what`: "status", "explain", "story" (with `task`), "engines"."""
+    """Ask for a view; answered by Reply with the same `request`. `what`: "status", "explain", "story" (with `task`),
+    "engines".
+    """
 
     request: int
     what: str
@@ -238,10 +249,12 @@ class Died(Struct, tag="died", omit_defaults=True):
 
 
 class Welcome(Struct, tag="welcome", omit_defaults=True):
-    """The answer to Hello. `session` (for an engine also its engine number) and `secret` resume it later; `scheduler` names this instance.
+    """The answer to Hello. `session` (for an engine also its engine number) and `secret` resume it later; `scheduler`
+    names this instance.
 
-    `resumed`: the session was known. `accepted`: its submissions so far; for an engine its results taken so far, as in `acked`. `credit`: submissions that may be under way unanswered.
-    `heartbeat_s`: send a Ping at least this often. `pythons`: versions of the engines now here.
+    `resumed`: the session was known. `accepted`: its submissions so far; for an engine its results taken so far, as in
+    `acked`. `credit`: submissions that may be under way unanswered. `heartbeat_s`: send a Ping at least this often.
+    `pythons`: versions of the engines now here.
     """
 
     session: int
@@ -257,7 +270,7 @@ class Welcome(Struct, tag="welcome", omit_defaults=True):
 
 
 class Error(Struct, tag="error", omit_defaults=True):
-    """A message of yours was not understood or not allowed. `kind` as in WireError; "unknown_peer": say Hello (again)."""
+    """Your message was not understood or not allowed. `kind` as in WireError; "unknown_peer": say Hello (again)."""
 
     kind: str
     message: str
@@ -334,7 +347,7 @@ class Events(Struct, tag="events", omit_defaults=True):
 
 
 class Place(Struct, omit_defaults=True):
-    """Where a client works: engines run its tasks with this working directory and these entries of sys.path, where they exist."""
+    """Where a client works: engines run its tasks in this directory and with this sys.path, where they exist."""
 
     cwd: str = ""
     path: list[str] = []
@@ -432,7 +445,7 @@ def decode_to_engine(data: Frame) -> ToEngine:
 
 
 class Attached(Struct, gc=False):
-    """A record together with the frames that came with it: what the core holds as a payload or result when there are any."""
+    """A record with the frames that came with it: what the core holds as payload or result when there are any."""
 
     record: Call | TaskEnd
     frames: tuple[Frame, ...]

@@ -1,7 +1,7 @@
 """Python objects to bodies and buffers, and back: pickle, with cloudpickle where pickle would not do.
 
-Plain pickle first, because it is several times faster; cloudpickle when that fails, or when the bytes name `__main__`: a name
-that plain pickle takes by reference here and that means another module on the engine.
+Plain pickle first, because it is several times faster; cloudpickle when that fails, or when the bytes name `__main__`:
+a name that plain pickle takes by reference here and that means another module on the engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def dumps(value: Any) -> tuple[bytes, list[Frame]]:
     except Exception:  # whatever pickle cannot do, cloudpickle may
         by_value = True
     if by_value:
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]  # it ships no types
 
         buffers.clear()
         body = cloudpickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
@@ -77,8 +77,8 @@ def dump_function(function: Callable[..., Any]) -> bytes:
 
 
 # ---- results as arguments (R9) --------------------------------------------------------------------------------------
-# A future pickles itself as a call of `input_value(index)`. Around the pickling the client lists the futures met; around the
-# unpickling the engine provides their values.
+# A future pickles itself as a call of `input_value(index)`. Around the pickling the client lists the futures met;
+# around the unpickling the engine provides their values.
 
 _inputs: ContextVar[Sequence[Any] | None] = ContextVar("trio_sched_inputs", default=None)
 _met: ContextVar[list[Any] | None] = ContextVar("trio_sched_futures_met", default=None)

@@ -1,0 +1,222 @@
+"""Views of the scheduler for people: `status`, `explain` (why is it not running now?) and `story` (what happened to
+it?).
+
+Everything returned is plain data, made anew, so that it can leave the actor. Only `explain` of a ready task and the
+list of engines cost the number of engines; nothing here costs the number of tasks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trio_sched.core.dependency import name
+from trio_sched.core.engines import UNLIMITED, Engine, fits
+from trio_sched.core.events import TaskId
+from trio_sched.core.ready import Pool
+from trio_sched.core.scheduler import Scheduler
+from trio_sched.core.task import ASSIGNED, CANCELLING, DELAYED, READY, RECALLING, WAITING, Ended, Task
+
+_MOST_NAMED = 5
+"""Tasks or engines that an explanation names before it only counts them."""
+
+
+def status(scheduler: Scheduler, now: float) -> dict[str, Any]:
+    """Counts of tasks and clients, the engines with their load, and the counters of what went wrong."""
+    ready = sum(pool.live for pool in scheduler.pools)
+    assigned = sum(engine.load for engine in scheduler.engines.values())
+    return {
+        "scheme": scheduler.settings.scheme,
+        "hwm": scheduler.settings.hwm,
+        "draining": scheduler.draining,
+        "tasks": {
+            "waiting": len(scheduler.tasks) - ready - assigned,
+            "ready": ready,
+            "assigned": assigned,
+            **scheduler.ends,
+        },
+        "clients": [
+            {"client": client.id, "ready": client.ready, "weight": 1 / client.step}
+            for client in scheduler.clients.values()
+        ],
+        "engines": engines(scheduler, now),
+        "counters": dict(scheduler.counters),
+    }
+
+
+def engines(scheduler: Scheduler, now: float) -> list[dict[str, Any]]:
+    """One row per engine, in the order in which they joined."""
+    return [
+        {
+            "engine": engine.id,
+            "state": _state(engine),
+            "slots": engine.slots,
+            "hwm": engine.hwm,
+            "load": engine.load,
+            "done": engine.done,
+            "resources": dict(engine.resources),
+            "free": {what: round(amount, 9) for what, amount in engine.free.items()},
+            "here_s": now - engine.joined_at,
+        }
+        for engine in scheduler.engines.values()
+    ]
+
+
+def _state(engine: Engine) -> str:
+    if engine.lost_until:
+        return "lost"
+    if engine.draining:
+        return "draining"
+    return "full" if engine.load >= engine.capacity else "open"
+
+
+# ---- story ----------------------------------------------------------------------------------------------------------
+
+
+def story(scheduler: Scheduler, task_id: TaskId) -> list[tuple[float, str]]:
+    """What happened to the task, in order, each with its time on the scheduler's clock; empty if it is not known."""
+    record: Task | Ended | None = scheduler.tasks.get(task_id) or scheduler.archive.get(task_id)
+    if record is None:
+        return []
+    lines = [(record.accepted_at, "accepted"), *record.history]
+    if isinstance(record, Ended):
+        if record.attempt:
+            lines.append((record.assigned_at, f"sent to engine {record.engine} (attempt {record.attempt})"))
+        why = f": {record.reason}" if record.reason else ""
+        lines.append((record.ended_at, f"ended as {record.outcome}{why}"))
+    elif record.engine is not None:
+        lines.append((record.assigned_at, f"sent to engine {record.engine.id} (attempt {record.attempt})"))
+    return sorted(lines, key=lambda line: line[0])
+
+
+# ---- explain --------------------------------------------------------------------------------------------------------
+
+
+def explain(scheduler: Scheduler, task_id: TaskId, now: float) -> str:
+    """Why the task is not running now, or what became of it, in a sentence or two."""
+    task = scheduler.tasks.get(task_id)
+    if task is not None:
+        return _EXPLAINED[task.state](scheduler, task, now) + _clock(task, now)
+    ended = scheduler.archive.get(task_id)
+    if ended is not None:
+        where = f" on engine {ended.engine}" if ended.engine is not None else ""
+        why = f": {ended.reason}" if ended.reason else ""
+        return f"it ended as {ended.outcome}{where}, {now - ended.ended_at:.3g} s ago{why}"
+    return f"no task {name(task_id)} is known: it was never submitted here, or ended so long ago that it is forgotten"
+
+
+def _clock(task: Task, now: float) -> str:
+    if task.deadline and task.engine is None:
+        return f"; it times out in {max(0.0, task.deadline - now):.3g} s"
+    return ""
+
+
+def _waiting(scheduler: Scheduler, task: Task, now: float) -> str:
+    spec = task.spec
+    named = [
+        ("after", spec.after.tasks if spec.after else (), spec.after is None or spec.after.all),
+        ("follow", spec.follow.tasks if spec.follow else (), spec.follow is None or spec.follow.all),
+        ("inputs", spec.inputs, True),
+    ]
+    parts = []
+    for what, tasks, all_ in named:
+        unfinished = [other for other in tasks if other in scheduler.tasks]
+        if unfinished and (all_ or len(unfinished) == len(tasks) or what == "follow"):
+            listed = _listed([f"{name(other)} ({scheduler.tasks[other].state.value})" for other in unfinished])
+            any_ = "" if all_ else ", any of which will do"
+            parts.append(f"{len(unfinished)} of {len(tasks)} dependencies ({what}{any_}): {listed}")
+    return "it waits for " + "; and for ".join(parts or ["dependencies that are being settled"])
+
+
+def _delayed(scheduler: Scheduler, task: Task, now: float) -> str:
+    last = task.history[-1][1] if task.history else "it failed"
+    return f"it waits {max(0.0, task.wake_at - now):.3g} s longer before its next attempt ({last})"
+
+
+def _ready(scheduler: Scheduler, task: Task, now: float) -> str:
+    queue = task.queue
+    if queue is None:
+        raise AssertionError("a ready task is in no queue")
+    pool = queue.pool
+    if scheduler.draining:
+        return "the scheduler is shutting down and sends nothing more"
+    if not scheduler.engines:
+        return "there are no engines"
+    asked = _asked(pool)
+    if not pool.members:
+        return f"no engine has {asked}" + _most_offered(scheduler, pool)
+    barred = pool.barred(task.refused, task.failed)
+    candidates = [engine for engine_id, engine in pool.members.items() if engine_id not in barred]
+    if not candidates:
+        return f"every engine that matches {asked} has declined it, or it failed there: it waits for another one"
+    return _crowded(candidates, pool, asked)
+
+
+def _crowded(candidates: list[Engine], pool: Pool, asked: str) -> str:
+    """Why none of the engines that could take it has room."""
+    lost = sum(1 for engine in candidates if engine.lost_until)
+    draining = sum(1 for engine in candidates if engine.draining and not engine.lost_until)
+    here = [engine for engine in candidates if engine.open]
+    full = sum(1 for engine in here if engine.load >= engine.capacity)
+    held = sum(1 for engine in here if engine.load < engine.capacity and not fits(pool.resources, engine.free))
+    whole = f"all {len(candidates)} engines" if len(candidates) > 1 else "the only engine"
+    whole += f" that match{'' if len(candidates) > 1 else 'es'} {asked}" if asked != "anything" else ""
+    if full == len(candidates):
+        return f"{whole} {'are' if len(candidates) > 1 else 'is'} full (at the high-water mark)"
+    reasons = [
+        f"{full} full (at the high-water mark)" if full else "",
+        f"{held} whose resources running tasks hold: smaller requests may go before it" if held else "",
+        f"{lost} lost" if lost else "",
+        f"{draining} draining" if draining else "",
+    ]
+    return f"of {whole}: " + ", ".join(reason for reason in reasons if reason)
+
+
+def _placed(scheduler: Scheduler, task: Task, now: float) -> str:
+    engine = task.engine
+    if engine is None:
+        raise AssertionError("a placed task is on no engine")
+    ahead = 0
+    for other in engine.outstanding:
+        if other == task.id:
+            break
+        ahead += 1
+    if task.id in engine.presumed_running():
+        place = f"it is on engine {engine.id} and should be running, {now - task.assigned_at:.3g} s since it was sent"
+    else:
+        place = f"it is on engine {engine.id}, behind {ahead} others (at most {_capacity(engine)} are sent there)"
+    more = {RECALLING: "; it is being called back", CANCELLING: "; it is being cancelled"}.get(task.state, "")
+    return place + more + (f"; the engine is lost: {engine.lost_reason}" if engine.lost_until else "")
+
+
+_EXPLAINED = {
+    WAITING: _waiting,
+    DELAYED: _delayed,
+    READY: _ready,
+    ASSIGNED: _placed,
+    RECALLING: _placed,
+    CANCELLING: _placed,
+}
+
+
+def _asked(pool: Pool) -> str:
+    parts = [f"{what}={amount:g}" for what, amount in pool.resources]
+    if pool.targets is not None:
+        parts.append(f"engine {_listed(sorted(map(str, pool.targets)), ' or ')}")
+    return " and ".join(parts) or "anything"
+
+
+def _most_offered(scheduler: Scheduler, pool: Pool) -> str:
+    offers = []
+    for what, _ in pool.resources:
+        most = max((engine.resources.get(what, 0.0) for engine in scheduler.engines.values()), default=0.0)
+        offers.append(f"{what}={most:g}")
+    return f" (the most that one offers: {', '.join(offers)})" if offers else ""
+
+
+def _capacity(engine: Engine) -> str:
+    return "any number" if engine.capacity == UNLIMITED else str(engine.capacity)
+
+
+def _listed(items: list[str], joint: str = ", ") -> str:
+    more = len(items) - _MOST_NAMED
+    return joint.join(items[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
