@@ -1,4 +1,4 @@
-"""The drawn documentation says what the code says: docs/states.md and the pictures are what docs/draw.py makes of it."""
+"""The drawn documentation says what the code says: the pictures and docs/states.md are as docs/draw.py makes them."""
 
 from __future__ import annotations
 

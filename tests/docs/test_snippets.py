@@ -1,0 +1,118 @@
+"""Every snippet of README.md and docs/ works as written.
+
+Python blocks of a page run in order as one script, with a scheduler and two engines there; shell blocks run line by
+line, those that stay in the foreground (`up`, `serve`, `engine`) beside the others; TOML blocks are read as
+configuration files, JSON blocks as messages of the wire. What cannot be run says why in a comment before it: `<!--
+skip: reason -->`, or is run elsewhere: `<!-- run by: .ci/run -->`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = {"python", "sh", "toml", "json", "text", "console", "{toctree}", "{eval-rst}"}
+BLOCK = re.compile(r"(?P<marker><!--[^\n]*-->\n)?^```(?P<language>\S*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+SCHEDULER_IS_UP = "ls $TRIO_SCHED_RUNTIME_DIR/*-client.json"
+FOREGROUND = re.compile(r"trio-sched (up|serve|engine)\b")
+
+
+def blocks(language: str) -> list[object]:
+    """The blocks in that language, as parameters named by page and line."""
+    found: list[object] = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in BLOCK.finditer(text):
+            marker = match["marker"] or ""
+            if match["language"] == language and not marker.startswith(("<!-- skip:", "<!-- run by:")):
+                line = text.count("\n", 0, match.start("code"))
+                found.append(pytest.param(match["code"], id=f"{page.name}:{line}"))
+    return found
+
+
+def pages_with_python() -> list[object]:
+    return [pytest.param(page, id=page.name) for page in PAGES if "```python\n" in page.read_text(encoding="utf-8")]
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A scheduler with two engines, for all pages; its name."""
+    command = [sys.executable, "-m", "trio_sched", "up", "-n", "2", "--name", "docs", "--lifeline"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline()  # it says so when it is up
+    yield "docs"
+    process.stdin.close()
+    process.wait(20)
+    process.stdout.close()
+
+
+def run(command: list[str], directory: Path, **environment: str) -> None:
+    bin_directory = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": bin_directory + os.pathsep + os.environ["PATH"], **environment}
+    done = subprocess.run(
+        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", pages_with_python())
+def test_python(page: Path, scheduler: str, tmp_path: Path) -> None:
+    runner = Path(__file__).with_name("run_page.py")
+    run([sys.executable, str(runner), str(page)], tmp_path, TRIO_SCHED_CONNECTION=scheduler)
+
+
+@pytest.mark.parametrize("code", blocks("sh"))
+def test_shell(code: str, tmp_path: Path, runtime_dir: Path) -> None:
+    """In a copy of the examples' surroundings; what runs in the foreground runs beside the rest, and is ended with it."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "script.py").write_text("import trio_sched\ntrio_sched.Client().submit(len, 'ab').result()\n")
+    lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT"]
+    for line in code.splitlines():
+        if FOREGROUND.search(line) and not line.lstrip().startswith("#"):
+            lines += [
+                f"{line.split('  #')[0]} &",
+                f"until {SCHEDULER_IS_UP}; do sleep 0.05; done",
+            ]
+        else:
+            lines.append(line)
+    run(["bash", "-c", "\n".join(lines)], tmp_path)
+
+
+@pytest.mark.parametrize("code", blocks("toml"))
+def test_toml(code: str, tmp_path: Path) -> None:
+    from trio_sched.cli.settings import load_config
+
+    file = tmp_path / "settings.toml"
+    file.write_text(code, encoding="utf-8")
+    load_config(file, {})
+
+
+@pytest.mark.parametrize("code", blocks("json"))
+def test_json(code: str) -> None:
+    """Messages of the wire: each is one, with no key that its type does not have."""
+    from trio_sched.wire import native
+
+    message = msgspec.convert(msgspec.json.decode(code), native.FromPeer | native.ToClient)  # type: ignore[arg-type]
+    known = {field.encode_name for field in msgspec.structs.fields(type(message))} | {"type"}
+    assert set(msgspec.json.decode(code)) <= known
+
+
+def test_every_block_has_a_language_that_is_tested() -> None:
+    odd = [
+        f"{page.name}: {match['language']!r}"
+        for page in PAGES
+        for match in BLOCK.finditer(page.read_text(encoding="utf-8"))
+        if match["language"] not in LANGUAGES
+    ]
+    assert not odd
