@@ -106,7 +106,7 @@ def _runtime_path() -> Path:
 def require_private(directory: Path) -> None:
     """:raises ConfigError: `directory` is not a directory of ours that is closed to others."""
     try:
-        found = directory.lstat() if not directory.is_symlink() else directory.stat()
+        found = directory.stat()
     except OSError as error:
         raise ConfigError(f"cannot use the directory {directory}: {error}") from error
     if not stat.S_ISDIR(found.st_mode):

@@ -17,6 +17,7 @@ from trio_sched.transport.connection import ROLES, Connection, Role
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
+ZAP_OK, ZAP_REFUSED = b"200", b"400"
 ZAP_DOMAIN = "trio_sched"
 
 
@@ -98,11 +99,11 @@ def zap_reply(request: Sequence[bytes], roles: Mapping[bytes, Role]) -> list[byt
     """
     request_id = request[1] if len(request) > 1 else b""
     if len(request) != 7 or request[0] != ZAP_VERSION:
-        return [ZAP_VERSION, request_id, b"400", b"not a ZAP 1.0 CURVE request", b"", b""]
+        return [ZAP_VERSION, request_id, ZAP_REFUSED, b"not a ZAP 1.0 CURVE request", b"", b""]
     role = roles.get(request[6]) if request[5] == b"CURVE" and request[2] == ZAP_DOMAIN.encode("ascii") else None
     if role is None:
-        return [ZAP_VERSION, request_id, b"400", b"unknown key", b"", b""]
-    return [ZAP_VERSION, request_id, b"200", b"OK", role.encode("ascii"), b""]
+        return [ZAP_VERSION, request_id, ZAP_REFUSED, b"unknown key", b"", b""]
+    return [ZAP_VERSION, request_id, ZAP_OK, b"OK", role.encode("ascii"), b""]
 
 
 def roles_by_key(keys: ServerKeys) -> dict[bytes, Role]:

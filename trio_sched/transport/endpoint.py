@@ -20,6 +20,7 @@ from trio_sched.transport.connection import Connection, require_private
 
 LINGER_MS = 100
 """How long a closing socket tries to get rid of what it still holds; the event loop stands still meanwhile."""
+MAX_PORT = 65535
 _RECONNECT_MS, _RECONNECT_MAX_MS = 50, 1000
 
 
@@ -37,6 +38,8 @@ def bind_router(
         raise ConfigError(f"address: {address!r} must begin with ipc:// or tcp://")
     elif keys is None:
         raise ConfigError(f"address: {address} has no keys; TCP without CURVE is refused")
+    else:
+        _check_port(address)
     socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
     _set_options(socket, address, max_message_bytes)
     socket.router_mandatory = True
@@ -51,6 +54,13 @@ def bind_router(
             ) from None
         raise ConfigError(f"address: cannot bind {address}: {error.strerror}") from None
     return socket
+
+
+def _check_port(address: str) -> None:
+    """libzmq would take 99999 for 34463."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdecimal() or int(port) > MAX_PORT:
+        raise ConfigError(f"address: {address!r} must be tcp://host:port, with a port up to {MAX_PORT}")
 
 
 def _check_path(path: Path, address: str) -> None:
@@ -76,7 +86,9 @@ def connect_dealer(context: zmq.Context[Any], connection: Connection, max_messag
     :raises ConfigError: the address or the keys are wrong, or TCP has no keys.
     """
     address = connection.address
-    if not address.startswith(("ipc:///", "tcp://")):
+    if address.startswith("tcp://"):
+        _check_port(address)
+    elif not address.startswith("ipc:///"):
         raise ConfigError(f"address: {address!r} of the connection must begin with ipc:/// or tcp://")
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     _set_options(socket, address, max_message_bytes)
@@ -99,6 +111,11 @@ def _set_options(socket: zmq.Socket[bytes], address: str, max_message_bytes: int
     socket.rcvhwm = 0
     socket.linger = LINGER_MS
     socket.maxmsgsize = max_message_bytes or -1
+    if address.startswith("tcp://"):  # finds out, in minutes, that a peer vanished without a word
+        socket.tcp_keepalive = 1
+        socket.tcp_keepalive_idle = 60
+        socket.tcp_keepalive_intvl = 15
+        socket.tcp_keepalive_cnt = 4
     if address.startswith(("tcp://[", "tcp://*")):
         socket.ipv6 = True  # not always: "localhost" would then mean ::1 alone
 

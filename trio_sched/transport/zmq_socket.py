@@ -43,6 +43,8 @@ class ZmqSocket:
     def __init__(self, context: zmq.Context[Any], socket: zmq.Socket[bytes], *, address: str, routed: bool) -> None:
         self.address = address
         """What the socket is bound or connected to, with the real port."""
+        self.unauthenticated = 0
+        """Handshakes refused because the key is no role's (R25)."""
         self._context = context
         self._socket = socket
         self._routed = routed
@@ -177,6 +179,7 @@ class ZmqSocket:
                 return
             for peer, delimiter, *request in requests:
                 reply = curve.zap_reply([bytes(part) for part in request], self._roles)
+                self.unauthenticated += reply[2] != curve.ZAP_OK
                 self._authenticator.send([peer, delimiter, *reply])
             self._authenticator.flush()
 

@@ -1,0 +1,79 @@
+"""Real sockets under both event loops: everything with a time limit, so that a stall is a failure and not a hang."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from trio_sched.transport import curve
+from trio_sched.transport.connection import Connection, ipc_address
+from trio_sched.transport.zmq_socket import ZmqSocket
+
+LIMIT_S = 30.0
+"""Generous: these tests run beside others on slow machines."""
+
+
+@pytest.fixture(params=["trio", "asyncio"])
+def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[Any]]], Any]:
+    """`run(main)` under each event loop in turn, with a time limit."""
+
+    def run_it(main: Callable[[], Awaitable[Any]]) -> Any:
+        async def limited() -> Any:
+            with anyio.fail_after(LIMIT_S):
+                return await main()
+
+        return anyio.run(limited, backend=request.param)
+
+    return run_it
+
+
+class Endpoint:
+    """Where a router is to be bound, and the connection for each role."""
+
+    def __init__(self, address: str, keys: curve.Keys | None) -> None:
+        self.address = address
+        self.keys = keys
+
+    def router(self, **options: Any) -> ZmqSocket:
+        """The router."""
+        return ZmqSocket.router(self.address, keys=self.keys.for_server() if self.keys else None, **options)
+
+    def connection(self, router: ZmqSocket, role: Any = "client") -> Connection:
+        """A connection to the router."""
+        if self.keys is None:
+            return Connection("test", role, router.address, "token")
+        pair = self.keys.roles[role]
+        return Connection(
+            "test",
+            role,
+            router.address,
+            "token",
+            server_key=self.keys.server.public,
+            public_key=pair.public,
+            secret_key=pair.secret,
+        )
+
+
+@pytest.fixture
+def local(runtime_dir: Path) -> Endpoint:
+    """An ipc endpoint in a private directory."""
+    return Endpoint(ipc_address("test"), None)
+
+
+@pytest.fixture(params=["ipc", "tcp"])
+def endpoint(request: pytest.FixtureRequest, runtime_dir: Path) -> Iterator[Endpoint]:
+    """An ipc endpoint, and a TCP one with keys."""
+    if request.param == "ipc":
+        yield Endpoint(ipc_address("test"), None)
+    else:
+        yield Endpoint("tcp://127.0.0.1:0", curve.new_keys())
+
+
+@pytest.fixture
+def secured() -> Endpoint:
+    """A TCP endpoint with keys, on any port."""
+    return Endpoint("tcp://127.0.0.1:0", curve.new_keys())

@@ -1,0 +1,235 @@
+"""Connection files: what is written can be read by its owner alone, and every way to fail says what to do."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trio_sched.errors import ConfigError, ConnectionFileError, NoSchedulerError
+from trio_sched.transport import connection as files
+from trio_sched.transport.connection import Connection
+
+HERE = os.uname().nodename
+
+
+def pair(name: str = "alpha", **changes: Any) -> tuple[Connection, Connection]:
+    """A client's and an engine's connection to a scheduler that runs: this process."""
+    common: dict[str, Any] = {
+        "address": "tcp://127.0.0.1:1",
+        "token": "secret",
+        "scheduler": f"{name}-1",
+        "pid": os.getpid(),
+        "host": HERE,
+    }
+    common |= changes
+    return Connection(name, "client", **common), Connection(name, "engine", **common)
+
+
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_is_written_is_read_and_only_by_us(runtime_dir: Path) -> None:
+    client, engine = pair(server_key="k", websocket="wss://x")
+    paths = files.write_connection_files(client, engine)
+    assert [files.read_connection_file(path) for path in paths] == [client, engine]
+    assert [path.name for path in paths] == ["alpha-client.json", "alpha-engine.json"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o600}
+    assert sorted(path.name for path in runtime_dir.iterdir()) == ["alpha-client.json", "alpha-engine.json"]
+
+
+def test_a_file_is_replaced_whole(runtime_dir: Path) -> None:
+    files.write_connection_files(*pair(token="first"))
+    path, _ = files.write_connection_files(*pair(token="second"))
+    assert files.read_connection_file(path).token == "second"
+
+
+def test_secrets_do_not_show_in_a_repr() -> None:
+    client, _ = pair(token="hush", secret_key="hush")
+    assert "hush" not in repr(client)
+
+
+def test_unknown_fields_of_a_later_version_are_ignored() -> None:
+    text = '{"name": "a", "role": "client", "address": "ipc:///x", "token": "t", "colour": "blue"}'
+    assert files.from_json(text) == Connection("a", "client", "ipc:///x", "t")
+
+
+def test_json_goes_there_and_back() -> None:
+    client, _ = pair()
+    assert files.from_json(files.to_json(client)) == client
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1}', '{"name": "a", "role": "king"}', "\xff"])
+def test_a_malformed_file_says_which_one(runtime_dir: Path, text: str) -> None:
+    path = runtime_dir / "x.json"
+    path.write_bytes(text.encode("latin-1"))
+    path.chmod(0o600)
+    with pytest.raises(ConnectionFileError, match=r"x\.json is not a connection file"):
+        files.read_connection_file(path)
+
+
+def test_a_missing_file(runtime_dir: Path) -> None:
+    with pytest.raises(ConnectionFileError, match="no connection file"):
+        files.read_connection_file(runtime_dir / "none.json")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o606])
+def test_a_file_that_others_can_read_is_refused(runtime_dir: Path, mode: int) -> None:
+    path, _ = files.write_connection_files(*pair())
+    path.chmod(mode)
+    with pytest.raises(ConnectionFileError, match="chmod 600"):
+        files.read_connection_file(path)
+
+
+def test_a_directory_is_no_connection_file(runtime_dir: Path) -> None:
+    with pytest.raises(ConnectionFileError, match="cannot read"):
+        files.read_connection_file(runtime_dir)
+
+
+def test_the_runtime_directory_is_made_private(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(files.ENV_DIRECTORY, str(runtime_dir / "new" / "er"))
+    assert stat.S_IMODE(files.runtime_dir().stat().st_mode) == 0o700
+
+
+def test_without_a_setting_it_is_the_session_s_then_the_temporary_one(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(files.ENV_DIRECTORY)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_dir))
+    assert files.runtime_dir() == runtime_dir / "trio_sched"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(runtime_dir))
+    assert files.runtime_dir() == runtime_dir / f"trio_sched-{os.getuid()}"
+
+
+def test_a_runtime_directory_open_to_others_is_refused(runtime_dir: Path) -> None:
+    runtime_dir.chmod(0o755)
+    with pytest.raises(ConfigError, match="chmod 700"):
+        files.runtime_dir()
+    with pytest.raises(ConfigError, match="chmod 700"):
+        files.write_connection_files(*pair(), runtime_dir)
+
+
+def test_a_runtime_directory_of_somebody_else_is_refused(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(ConfigError, match="belongs to user"):
+        files.runtime_dir()
+
+
+def test_a_runtime_directory_that_is_a_file_is_refused(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runtime_dir / "file").touch()
+    monkeypatch.setenv(files.ENV_DIRECTORY, str(runtime_dir / "file"))
+    with pytest.raises(ConfigError, match="cannot make"):
+        files.runtime_dir()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "a b", "a\n"])
+def test_a_name_must_be_a_file_name(runtime_dir: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="name"):
+        files.connection_path(name, "client")
+
+
+def test_an_ipc_path_that_is_too_long_says_what_to_set(runtime_dir: Path) -> None:
+    assert files.ipc_address("a") == f"ipc://{runtime_dir}/a.sock"
+    with pytest.raises(ConfigError, match=files.ENV_DIRECTORY):
+        files.ipc_address("a" * 100)
+
+
+# ---- finding --------------------------------------------------------------------------------------------------------
+
+
+def test_the_only_one_is_found(runtime_dir: Path) -> None:
+    client, engine = pair()
+    files.write_connection_files(client, engine)
+    assert files.find(None, "client") == client
+    assert files.find(None, "engine") == engine
+    assert files.find(runtime_dir, "engine") == engine
+
+
+def test_by_name_and_by_path(runtime_dir: Path) -> None:
+    client, engine = pair()
+    path, _ = files.write_connection_files(client, engine)
+    files.write_connection_files(*pair("beta"))
+    assert files.find("alpha", "client") == client
+    assert files.find(path, "client") == client
+    assert files.find(str(path), "client") == client
+
+
+def test_the_environment_names_one(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, engine = pair()
+    _, path = files.write_connection_files(client, engine)
+    files.write_connection_files(*pair("beta"))
+    monkeypatch.setenv(files.ENV_CONNECTION, "alpha")
+    assert files.find(None, "client") == client
+    monkeypatch.setenv(files.ENV_CONNECTION, str(path))
+    assert files.find(None, "engine") == engine
+
+
+def test_none_runs(runtime_dir: Path) -> None:
+    with pytest.raises(NoSchedulerError, match="no scheduler runs"):
+        files.find(None, "client")
+    with pytest.raises(NoSchedulerError, match="'alpha'.*running there: none"):
+        files.find("alpha", "client")
+
+
+def test_several_run_and_are_listed(runtime_dir: Path) -> None:
+    files.write_connection_files(*pair("alpha"))
+    files.write_connection_files(*pair("beta"))
+    with pytest.raises(NoSchedulerError, match="2 schedulers run: alpha, beta"):
+        files.find(None, "client")
+    with pytest.raises(NoSchedulerError, match="'gamma'.*alpha, beta"):
+        files.find("gamma", "client")
+
+
+def test_a_stale_one_is_skipped_and_named(runtime_dir: Path) -> None:
+    path, _ = files.write_connection_files(*pair("dead", pid=gone()))
+    with pytest.raises(NoSchedulerError, match=r"dead-client\.json is stale"):
+        files.find(None, "client")
+    with pytest.raises(NoSchedulerError, match="'dead' is gone"):
+        files.find("dead", "client")
+    with pytest.raises(ConnectionFileError, match="is stale"):
+        files.find(path, "client")
+    client, engine = pair("alive")
+    files.write_connection_files(client, engine)
+    assert files.find(None, "client") == client
+
+
+def test_one_whose_socket_is_gone_is_stale(runtime_dir: Path) -> None:
+    assert files.is_stale(pair(address=f"ipc://{runtime_dir}/none.sock")[0])
+
+
+def test_one_of_another_host_is_taken_at_its_word(runtime_dir: Path) -> None:
+    assert not files.is_stale(pair(host="elsewhere", pid=gone())[0])
+
+
+def test_a_file_open_to_others_is_skipped_and_named(runtime_dir: Path) -> None:
+    path, _ = files.write_connection_files(*pair())
+    path.chmod(0o644)
+    with pytest.raises(NoSchedulerError, match="chmod 600"):
+        files.find(None, "client")
+
+
+def test_the_other_role_s_file_is_not_taken(runtime_dir: Path) -> None:
+    path, _ = files.write_connection_files(*pair())
+    with pytest.raises(ConnectionFileError, match=r"take alpha-engine\.json"):
+        files.find(path, "engine")
+
+
+def test_removing_leaves_a_successor_s_files_alone(runtime_dir: Path) -> None:
+    first, second = pair(scheduler="1"), pair(scheduler="2")
+    files.write_connection_files(*first)
+    files.write_connection_files(*second)
+    files.remove_connection_files(*first)
+    assert files.find("alpha", "client") == second[0]
+    files.remove_connection_files(*second)
+    files.remove_connection_files(*second)
+    assert list(runtime_dir.iterdir()) == []

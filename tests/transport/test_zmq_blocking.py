@@ -1,0 +1,158 @@
+"""BlockingDealer: its owner sleeps until there is something to do, others wake it, and it costs little to import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import anyio
+import pytest
+
+from trio_sched.transport import zmq_blocking
+from trio_sched.transport.multipart import LARGE_BYTES
+from trio_sched.transport.zmq_blocking import BlockingDealer
+
+WAIT_S = 10.0
+
+
+@pytest.fixture(params=["eventfd", "pipe"])
+def alarm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to wake."""
+    if request.param == "pipe":
+        monkeypatch.setattr(zmq_blocking.sys, "platform", "darwin")
+
+
+def test_it_loads_no_event_loop() -> None:
+    slow = {"trio", "anyio", "asyncio", "numpy", "structlog", "typer", "ssl"}
+    code = f"import sys, trio_sched.transport.zmq_blocking; print(*sorted(set(sys.modules) & {slow}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_there_and_back(endpoint: Any) -> None:
+    async def serve(dealer_done: threading.Event) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(router.authenticate)
+            for _ in range(2):
+                for message in await router.receive():
+                    router.send(message)
+                router.flush()
+            await anyio.to_thread.run_sync(dealer_done.wait)
+            router.close()
+
+    with endpoint.router() as router:
+        connection = endpoint.connection(router)
+        done = threading.Event()
+        thread = threading.Thread(target=anyio.run, args=(serve, done))
+        thread.start()
+        try:
+            with BlockingDealer(connection) as dealer:
+                large = b"l" * LARGE_BYTES
+                for frames in ([b"hello", b""], [b"head", large]):
+                    dealer.send(frames)
+                    assert dealer.receive(WAIT_S) == frames
+                assert dealer.receive(0.0) is None
+                assert dealer.drain() == []
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_a_wait_ends_in_time(local: Any) -> None:
+    with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
+        began = time.monotonic()
+        assert dealer.wait(0.02) is False
+        assert 0.02 <= time.monotonic() - began < WAIT_S
+        assert dealer.wait(0.0) is False
+        assert dealer.wait(-1.0) is False
+        assert dealer.receive(0.001) is None
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_wake_before_the_wait_ends_it_at_once_and_only_once(local: Any) -> None:
+    with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
+        dealer.wake()
+        dealer.wake()
+        assert dealer.wait(WAIT_S) is True
+        assert dealer.wait(0.0) is False
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_wake_ends_a_wait_that_sleeps(local: Any) -> None:
+    with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
+
+        def wake() -> None:
+            while not dealer._asleep:
+                time.sleep(0)
+            dealer.wake()
+
+        thread = threading.Thread(target=wake)
+        thread.start()
+        assert dealer.wait(WAIT_S) is True
+        thread.join()
+
+
+def test_an_owner_that_is_awake_costs_no_system_call(local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
+        rings: list[int] = []
+        monkeypatch.setattr(dealer._alarm, "ring", lambda: rings.append(1))
+        dealer.wake()
+        assert dealer.wait(0.0) is True
+        dealer.wake()
+        assert rings == []
+
+
+@pytest.mark.usefixtures("alarm")
+def test_no_wake_is_lost(local: Any) -> None:
+    """Several threads hand over numbers, waking the owner each time; it must never sleep on one (the wait has no limit)."""
+    inbox: list[int] = []
+    each, threads = 3_000, 3
+    with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
+
+        def produce() -> None:
+            for number in range(each):
+                inbox.append(number)
+                dealer.wake()
+                if number % 7 == 0:
+                    time.sleep(0)
+
+        producers = [threading.Thread(target=produce) for _ in range(threads)]
+        for producer in producers:
+            producer.start()
+        taken = 0
+        while taken < each * threads:
+            assert dealer.wait(WAIT_S) is True
+            count = len(inbox)
+            del inbox[:count]
+            taken += count
+        for producer in producers:
+            producer.join()
+
+
+@pytest.mark.usefixtures("alarm")
+def test_waking_a_closed_one_does_nothing(local: Any) -> None:
+    with local.router() as router:
+        dealer = BlockingDealer(local.connection(router))
+        descriptor = dealer._alarm.descriptor
+        dealer.close()
+        dealer.close()
+        dealer._asleep = True  # as a thread sees it that looked just before the close
+        dealer.wake()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+def test_it_leaves_no_descriptor_behind(local: Any) -> None:
+    with local.router() as router:
+        connection = local.connection(router)
+        with BlockingDealer(connection):
+            pass
+        before = len(os.listdir("/dev/fd"))
+        for _ in range(5):
+            with BlockingDealer(connection) as dealer:
+                dealer.wait(0.0)
+        assert len(os.listdir("/dev/fd")) <= before

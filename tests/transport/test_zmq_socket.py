@@ -1,0 +1,294 @@
+"""ZmqSocket with real sockets: what is sent arrives, once and in order; a reader always wakes; closing is safe."""
+
+from __future__ import annotations
+
+import select
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+import zmq
+
+from trio_sched.transport.multipart import LARGE_BYTES
+from trio_sched.transport.zmq_socket import ZmqSocket
+
+WAIT_S = 10.0
+
+
+async def receive(socket: ZmqSocket, count: int = 1) -> list[list[Any]]:
+    """At least `count` messages."""
+    messages: list[list[Any]] = []
+    with anyio.fail_after(WAIT_S):
+        while len(messages) < count:
+            messages += await socket.receive()
+    return messages
+
+
+async def until_waiting(socket: ZmqSocket) -> None:
+    """Until the reader of `socket` has gone to sleep."""
+    with anyio.fail_after(WAIT_S):
+        while socket._wait_scope is None:
+            await anyio.lowlevel.checkpoint()
+        await anyio.wait_all_tasks_blocked()
+
+
+def until_readable(socket: ZmqSocket) -> bool:
+    """Whether the descriptor has an edge, without swallowing it."""
+    return bool(select.select([socket._descriptor], [], [], WAIT_S)[0])
+
+
+def test_there_and_back(run: Any, endpoint: Any) -> None:
+    async def main() -> None:
+        with endpoint.router() as router, ZmqSocket.dealer(endpoint.connection(router)) as dealer:
+            async with anyio.create_task_group() as group:
+                group.start_soon(router.authenticate)
+                assert dealer.send([b"hello", b"", b"more"])
+                dealer.flush()
+                [[peer, *frames]] = await receive(router)
+                assert frames == [b"hello", b"", b"more"]
+                assert router.send([peer, b"welcome"])
+                router.flush()
+                assert await receive(dealer) == [[b"welcome"]]
+                router.close()
+
+    run(main)
+
+
+def test_small_frames_are_bytes_and_large_ones_are_not_copied(run: Any, local: Any) -> None:
+    small, large = b"s" * (LARGE_BYTES - 1), bytearray(b"l" * LARGE_BYTES)
+
+    async def main() -> None:
+        with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
+            dealer.send([b"head", small, memoryview(large)])
+            [[_, head, first, second]] = await receive(router)
+            assert (type(head), type(first), type(second)) == (bytes, bytes, memoryview)
+            assert (head, first, second) == (b"head", small, large)
+
+    run(main)
+
+
+def test_messages_arrive_in_order_and_no_more_than_the_limit(run: Any, local: Any) -> None:
+    async def main() -> None:
+        with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
+            dealer.send_many([b"%d" % number] for number in range(1000))
+            bodies: list[bytes] = []
+            with anyio.fail_after(WAIT_S):
+                while len(bodies) < 1000:
+                    batch = await router.receive(limit=7)
+                    assert 1 <= len(batch) <= 7
+                    bodies += [body for _, body in batch]
+            assert bodies == [b"%d" % number for number in range(1000)]
+
+    run(main)
+
+
+def test_a_reader_sleeps_through_a_swallowed_edge_and_flush_wakes_it(run: Any, local: Any) -> None:
+    """The trap itself, and the way out: see the head of zmq_socket.py."""
+
+    async def main() -> None:
+        with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
+            dealer.send([b"hello"])
+            [[peer, _]] = await receive(router)
+            got: list[Any] = []
+
+            async def read() -> None:
+                got.extend(await router.receive())
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(read)
+                await until_waiting(router)
+                dealer.send([b"news"])
+                assert until_readable(router)
+                router.send([peer, b"crossing"])  # looks at the socket, and so swallows the edge
+                router._option(zmq.EVENTS)
+                assert not select.select([router._descriptor], [], [], 0)[0], "libzmq no longer swallows the edge"
+                await anyio.wait_all_tasks_blocked()
+                assert got == []
+                router.flush()
+                with anyio.fail_after(WAIT_S):
+                    while not got:
+                        await anyio.lowlevel.checkpoint()
+            assert got == [[peer, b"news"]]
+
+    run(main)
+
+
+def test_a_flush_before_the_wait_has_begun_is_not_lost(run: Any, local: Any) -> None:
+    async def main() -> None:
+        with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
+            dealer.send([b"hello"])
+            [[peer, _]] = await receive(router)
+            async with anyio.create_task_group() as group:
+
+                async def crossing() -> None:
+                    while router._wait_scope is None:
+                        await anyio.lowlevel.checkpoint()
+                    dealer.send([b"news"])
+                    assert until_readable(router)
+                    router.send_many([[peer, b"crossing"]])
+
+                group.start_soon(crossing)
+                assert await receive(router) == [[peer, b"news"]]
+
+    run(main)
+
+
+def test_an_unknown_peer(run: Any, local: Any) -> None:
+    async def main() -> None:
+        with local.router() as router:
+            assert router.send([b"nobody", b"hello"]) is False
+            assert router.send_many([[b"nobody", b"1"], [b"none", b"2"]]) == [[b"nobody", b"1"], [b"none", b"2"]]
+
+    run(main)
+
+
+def test_a_peer_that_is_gone(run: Any, endpoint: Any) -> None:
+    async def main() -> None:
+        with endpoint.router() as router:
+            async with anyio.create_task_group() as group:
+                group.start_soon(router.authenticate)
+                with ZmqSocket.dealer(endpoint.connection(router)) as dealer:
+                    dealer.send([b"hello"])
+                    [[peer, _]] = await receive(router)
+                    assert router.send([peer, b"welcome"])
+                with anyio.fail_after(WAIT_S):
+                    while router.send([peer, b"still there?"]):
+                        await anyio.lowlevel.checkpoint()
+                router.close()
+
+    run(main)
+
+
+def test_a_slow_peer_gets_all_of_200_000_messages(run: Any, local: Any) -> None:
+    """With libzmq's default high-water marks 3,500 arrive, without an error."""
+
+    async def main() -> None:
+        with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
+            dealer.send([b"hello"])
+            [[peer, _]] = await receive(router)
+            assert router.send_many([peer, b"%d" % number] for number in range(200_000)) == []
+            got = await receive(dealer, 200_000)
+            assert [got[0], got[-1], len(got)] == [[b"0"], [b"199999"], 200_000]
+
+    run(main)
+
+
+def test_a_message_that_is_too_large_costs_its_sender_the_connection_and_nobody_else(run: Any, local: Any) -> None:
+    async def main() -> None:
+        with local.router(max_message_bytes=1000) as router:
+            connection = local.connection(router)
+            with ZmqSocket.dealer(connection) as good, ZmqSocket.dealer(connection) as bad:
+                bad.send([b"bad"])
+                [[peer, _]] = await receive(router)
+                bad.send([b"x" * 1001])
+                bad.send([b"after"])  # lost with the connection, or sent over the next one
+                with anyio.fail_after(WAIT_S):
+                    while router.send([peer, b"still there?"]):
+                        await anyio.lowlevel.checkpoint()
+                good.send([b"y" * 1000])
+                bodies = [body for _, body in await receive(router)]
+                assert b"y" * 1000 in bodies
+                assert b"x" * 1001 not in bodies
+
+    run(main)
+
+
+def test_the_scheduler_need_not_be_there_yet(run: Any, local: Any) -> None:
+    async def main() -> None:
+        with local.router() as router:
+            connection = local.connection(router)
+        with ZmqSocket.dealer(connection) as dealer:
+            dealer.send([b"early"])
+            with local.router() as router:
+                [[_, body]] = await receive(router)
+                assert body == b"early"
+
+    run(main)
+
+
+def test_a_cancelled_receive_loses_nothing(run: Any, local: Any) -> None:
+    async def main() -> None:
+        with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
+            dealer.send([b"hello"])
+            assert until_readable(router)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await router.receive()
+            assert scope.cancelled_caught
+            [[_, body]] = await receive(router)
+            assert body == b"hello"
+
+    run(main)
+
+
+def test_receive_is_a_checkpoint_even_in_a_flood(run: Any, local: Any) -> None:
+    async def main() -> None:
+        with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
+            dealer.send_many([b"x"] for _ in range(100))
+            turns = 0
+
+            async def other() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await anyio.lowlevel.checkpoint()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(other)
+                for _ in range(100):
+                    await router.receive(limit=1)
+                group.cancel_scope.cancel()
+            assert turns >= 90
+
+    run(main)
+
+
+def test_two_readers_are_refused(run: Any, local: Any) -> None:
+    async def main() -> None:
+        with local.router() as router:
+            async with anyio.create_task_group() as group:
+                group.start_soon(router.receive)
+                await until_waiting(router)
+                with pytest.raises(anyio.BusyResourceError):
+                    await router.receive()
+                group.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_closing_ends_the_reader_and_frees_the_address(run: Any, endpoint: Any) -> None:
+    async def main() -> None:
+        router = endpoint.router()
+        async with anyio.create_task_group() as group:
+            group.start_soon(router.authenticate)
+
+            async def read() -> None:
+                with pytest.raises(anyio.ClosedResourceError):
+                    await router.receive()
+
+            group.start_soon(read)
+            await until_waiting(router)
+            router.close()
+            router.close()
+        assert router._context.closed
+        with pytest.raises(anyio.ClosedResourceError):
+            await router.receive()
+        with pytest.raises(anyio.ClosedResourceError):
+            router.send([b"peer", b"late"])
+        with endpoint.router():
+            pass
+
+    run(main)
+
+
+def test_what_was_sent_before_closing_arrives(run: Any, local: Any) -> None:
+    async def main() -> None:
+        with local.router() as router:
+            with ZmqSocket.dealer(local.connection(router)) as dealer:
+                dealer.send([b"hello"])
+                [[peer, _]] = await receive(router)
+                dealer.send_many([b"bye"] for _ in range(1000))
+            assert await receive(router, 1000) == [[peer, b"bye"]] * 1000
+
+    run(main)
