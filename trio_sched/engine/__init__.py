@@ -1,0 +1,14 @@
+"""Engines: the processes that run the tasks, and the nanny that watches over those of one machine.
+
+worker.py      a worker's start, its threads, its end
+single.py      the loop of a worker with one slot: tasks run in the main thread
+pool.py        the loop of a worker with several slots: tasks run in threads
+link.py        the engine's side of the protocol: hello, results until acknowledged, recall, reconnection
+runner.py      running one call: function, arguments, place, result
+ends.py        what came of a call, as a message
+orders.py      what a nanny tells its worker
+capture.py     what a task prints
+board.py       what a worker leaves in shared memory for its nanny
+nanny.py       starts workers, beats for them, notices their deaths, restarts and stops them
+cause.py       of what a worker died, in words
+"""

@@ -1,0 +1,164 @@
+"""Of what a worker died, in words for the one whose task was running (R20, R24).
+
+Pure: the nanny gathers the evidence, `cause` weighs it. The kernel's out-of-memory killer leaves no message, only
+SIGKILL; what gives it away is a counter that has risen (of our cgroup, or of the machine), or memory that was nearly
+all in use.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+_NEARLY_FULL = 0.95
+"""Share of a memory limit from which a SIGKILL is put down to memory."""
+_HINTS = {
+    "SIGSEGV": "a segmentation fault: a bug in compiled code, or a stack that grew too deep",
+    "SIGABRT": "abort: compiled code found an error that it could not handle",
+    "SIGBUS": "bus error: often a full /dev/shm or a mapped file that was cut short",
+    "SIGFPE": "arithmetic error in compiled code",
+    "SIGILL": "illegal instruction: compiled for another processor",
+    "SIGTERM": "somebody asked it to end",
+    "SIGXCPU": "its CPU time limit was reached",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about a death. `oom_kills`: by how much the counters rose: (our cgroup's, the machine's)."""
+
+    returncode: int
+    """As subprocess has it: negative, the signal."""
+    oom_kills: tuple[int, int] = (0, 0)
+    rss_bytes: int = 0
+    """Last seen resident memory; 0: never looked."""
+    memory_used: float = 0.0
+    """Last seen share of the machine's (or the cgroup's) memory in use."""
+    fault: str = ""
+    """What faulthandler wrote: where each Python thread was."""
+
+
+def cause(evidence: Evidence) -> str:
+    """Why the worker is dead, in a sentence; with the Python stack where there is one."""
+    code = evidence.returncode
+    text = _of_exit(code) if code >= 0 else _of_signal(-code, evidence)
+    stack = _where(evidence.fault)
+    return f"{text}; it was {stack}" if stack else text
+
+
+def _of_exit(code: int) -> str:
+    return f"the process ended with exit code {code}, as os._exit({code}) does"
+
+
+def _of_signal(number: int, evidence: Evidence) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"killed by signal {number}"
+    if name == "SIGKILL":
+        return _of_sigkill(evidence)
+    hint = _HINTS.get(name)
+    return f"killed by signal {name} ({hint})" if hint else f"killed by signal {name}"
+
+
+def _of_sigkill(evidence: Evidence) -> str:
+    cgroup, machine = evidence.oom_kills
+    size = f"; it used {evidence.rss_bytes / 2**20:,.0f} MiB when last seen" if evidence.rss_bytes else ""
+    if cgroup:
+        return f"out of memory: killed by the kernel, which counted {cgroup} such kill(s) in this container{size}"
+    if machine:
+        return f"out of memory, it seems: killed when the kernel counted {machine} out-of-memory kill(s){size}"
+    if evidence.memory_used >= _NEARLY_FULL:
+        return f"out of memory, it seems: killed with {evidence.memory_used:.0%} of the memory in use{size}"
+    return f"killed by signal SIGKILL (from outside, or out of memory unnoticed){size}"
+
+
+def _where(fault: str) -> str:
+    """The top frames of the thread that failed, from faulthandler's text."""
+    lines = fault.splitlines()
+    for index, line in enumerate(lines):
+        if line.startswith(("Current thread", "Thread")) and "most recent call first" in line:
+            frames = [frame.strip() for frame in lines[index + 1 :]]
+            own = [frame for frame in frames[: _first_blank(frames)] if "/trio_sched/engine/" not in frame]
+            return " < ".join(own[:5])
+    return ""
+
+
+def _first_blank(lines: list[str]) -> int:
+    return next((index for index, line in enumerate(lines) if not line.startswith("File ")), len(lines))
+
+
+# ---- the evidence ---------------------------------------------------------------------------------------------------
+
+
+def oom_kills() -> tuple[int, int]:
+    """The kernel's counters of out-of-memory kills: (our cgroup's, the machine's); 0 where they cannot be read."""
+    return _counter(_cgroup_file("memory.events", "memory.oom_control")), _counter(Path("/proc/vmstat"))
+
+
+def memory_used() -> float:
+    """The share of memory in use, of the machine or of our cgroup, whichever is fuller."""
+    import psutil  # type: ignore[import-untyped]  # it ships no types
+
+    machine = float(psutil.virtual_memory().percent) / 100
+    limit = _number(_cgroup_file("memory.max", "memory.limit_in_bytes"))
+    used = _number(_cgroup_file("memory.current", "memory.usage_in_bytes"))
+    return max(machine, used / limit if limit else 0.0)
+
+
+def rss_bytes(pid: int) -> int:
+    """The resident memory of a process; 0 if it is gone."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _cgroup_file(v2: str, v1: str) -> Path:
+    """The file of our memory cgroup, by the name it has in either version; inside a container its root is our own."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    root = Path("/sys/fs/cgroup")
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            return _first_that_exists(root / path.lstrip("/") / v2, root / v2)
+        if "memory" in controllers.split(","):
+            return _first_that_exists(root / "memory" / path.lstrip("/") / v1, root / "memory" / v1)
+    return root / v2
+
+
+def _first_that_exists(first: Path, second: Path) -> Path:
+    return first if first.exists() else second
+
+
+def _counter(path: Path) -> int:
+    """The value of the line "oom_kill N" in a file."""
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except (OSError, ValueError):
+        return 0
+    return 0
+
+
+def _number(path: Path) -> int:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return 0
+    return int(text) if text.isdigit() and int(text) < 1 << 60 else 0  # "max", or v1's huge number: no limit
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,359 @@
+"""The engine's side of the protocol: who we are to the scheduler, what we have to do, what we have to tell it.
+
+Nothing that the scheduler assigned and nothing that came of it gets lost on the way: a result is kept until the
+scheduler has counted it (`acked`), and sent again after a reconnection. A reconnection is noticed in two ways. A
+scheduler that was restarted, or whose socket forgot us, answers our next message with the error "unknown_peer": we say
+hello again. One that does not answer at all for MISSED heartbeats gets a new socket. A scheduler that does not know
+our session any more is another one: all that we held for the former one is dropped, the result of what still runs
+included.
+
+A link belongs to one thread at a time (whoever holds the loop's lock); `wake` alone may be called from any.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
+from typing import Any, Protocol
+
+from trio_sched.engine.board import Board
+from trio_sched.engine.ends import Ended
+from trio_sched.engine.orders import News, Start
+from trio_sched.engine.runner import Runner
+from trio_sched.errors import WireError
+from trio_sched.wire.native import (
+    Acked,
+    Assign,
+    Bye,
+    Call,
+    Closing,
+    Error,
+    Finished,
+    Frame,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Recall,
+    Recalled,
+    TaskEnd,
+    Welcome,
+    decode_to_engine,
+    encode,
+)
+
+MISSED = 5
+"""Heartbeats without a word after which a peer counts as gone."""
+BATCH_RESULTS, BATCH_BYTES = 256, 1 << 20
+"""Where a message of results is closed and another begun."""
+FATAL = ("unauthenticated", "unknown_version")
+"""Errors after which it is no use to go on asking."""
+
+
+class Dealer(Protocol):
+    """What a link needs of transport.zmq_blocking.BlockingDealer."""
+
+    def send(self, frames: Sequence[Frame]) -> None: ...
+    def drain(self, limit: int = ...) -> list[list[Frame]]: ...
+    def wait(self, timeout_s: float | None = None) -> bool: ...
+    def wake(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def say(text: str) -> None:
+    """A line on the worker's own standard error, past any capture."""
+    os.write(2, f"trio_sched engine {os.getpid()}: {text}\n".encode())
+
+
+class Link:
+    """The connection of one worker to its scheduler, with what goes in (`queue`) and out (`keep`, `flush`)."""
+
+    def __init__(self, start: Start, runner: Runner, board: Board, open_dealer: Callable[[], Dealer]) -> None:
+        self._start = start
+        self._runner = runner
+        self._board = board
+        self._open_dealer = open_dealer
+        self._dealer = open_dealer()
+        self.queue: deque[tuple[Call, Sequence[Frame]]] = deque()
+        """Assigned and not begun."""
+        self.generation = 0
+        """Rises when all that we held was dropped: what began before is of no interest to anybody."""
+        self.leaving = ""
+        """Why we are to end; empty: we are not."""
+        self.running: Callable[[], list[int]] = board.tasks
+        self._posted: News | None = None
+        self._news: News | None = None
+        # the session
+        self._session, self._secret, self._scheduler = 0, "", ""
+        self._told_nanny = 0
+        self._welcomed = False
+        self._heartbeat_s = 2.0
+        # results: waiting to be sent, and sent but not counted by the scheduler
+        self._unsent: list[Ended] = []
+        self.unsent_since = 0.0
+        self._unacked: deque[Ended] = deque()
+        self._acked = 0
+        # times
+        self._hello_at = self._ticked_at = self.next_tick_at = monotonic()
+        self._unanswered_since: float | None = None
+
+    # ---- results ----------------------------------------------------------------------------------------------------
+
+    def keep(self, ended: Ended, generation: int, now: float) -> None:
+        """Take an answer, to be sent with the next `flush`."""
+        if generation != self.generation:
+            return
+        if not self._unsent:
+            self.unsent_since = now
+        self._unsent.append(ended)
+
+    def flush(self) -> None:
+        """Send the answers that are waiting, unless nobody would hear them now."""
+        if not self._unsent or not self._welcomed:
+            return
+        batch = self._unsent
+        self._unsent = []
+        if len(batch) > 1:
+            for part in split(batch):
+                self._send_results(part)
+        else:
+            self._send_results(batch)
+        self._unacked.extend(batch)
+
+    def _send_results(self, batch: Sequence[Ended]) -> None:
+        message = encode(Finished([end for end, _ in batch]))
+        self._dealer.send([message, *(frame for _, frames in batch for frame in frames)])
+
+    @property
+    def settled(self) -> bool:
+        """Whether the scheduler has everything that we had to tell."""
+        return not self._unsent and not self._unacked
+
+    def _count(self, acked: int) -> None:
+        for _ in range(min(acked - self._acked, len(self._unacked))):
+            self._unacked.popleft()
+        self._acked = max(self._acked, acked)
+
+    # ---- what comes in ----------------------------------------------------------------------------------------------
+
+    def receive(self) -> bool:
+        """Handle the messages that are there; False: there was none."""
+        if self._posted is not None:
+            self._news, self._posted = self._posted, None
+            self._tell_nanny()
+        messages = self._dealer.drain()
+        for frames in messages:
+            try:
+                message = decode_to_engine(frames[0])
+            except WireError as error:
+                say(f"a message from the scheduler was not understood: {error}")
+                continue
+            handle = _HANDLERS.get(type(message))
+            if handle is not None:
+                handle(self, message, frames)
+        if messages:
+            self._unanswered_since = None
+        return bool(messages)
+
+    def _on_assign(self, assign: Assign, frames: list[Frame]) -> None:
+        if assign.functions or assign.drop or assign.places:
+            self._runner.learn(assign.functions, assign.drop, assign.places)
+        if assign.acked > self._acked:
+            self._count(assign.acked)
+        if len(frames) == 1:
+            self.queue.extend([(call, ()) for call in assign.tasks])
+            return
+        at = 1
+        for call in assign.tasks:
+            self.queue.append((call, frames[at : at + call.frames]))
+            at += call.frames
+        if at != len(frames):
+            say(f"{len(frames) - 1} frames came with calls that name {at - 1}")
+
+    def _on_recall(self, recall: Recall, frames: list[Frame]) -> None:
+        self._count(recall.acked)
+        wanted = set(recall.tasks)
+        given = [call.id for call, _ in self.queue if call.id in wanted]
+        if given:
+            wanted.difference_update(given)
+            gone = set(given)
+            self.queue = deque(item for item in self.queue if item[0].id not in gone)
+        self.flush()  # so that the ends of those kept are known before
+        self._send(Recalled(given, sorted(wanted)))
+
+    def _on_acked(self, acked: Acked, frames: list[Frame]) -> None:
+        self._count(acked.acked)
+
+    def _on_welcome(self, welcome: Welcome, frames: list[Frame]) -> None:
+        if not welcome.resumed and self._session:
+            self._drop_everything()
+        self._session, self._secret, self._scheduler = welcome.session, welcome.secret, welcome.scheduler
+        self._welcomed = True
+        self._heartbeat_s = welcome.heartbeat_s
+        self._runner.limit_bytes = welcome.max_message_bytes
+        self._board.joined(welcome.scheduler, welcome.session)
+        if welcome.resumed:
+            self._count(welcome.accepted)
+            self._unsent = [*self._unacked, *self._unsent]
+            self._unacked.clear()
+            self.flush()
+        self.next_tick_at = 0.0
+        self._tell_nanny()
+
+    def _drop_everything(self) -> None:
+        self.generation += 1
+        self.queue.clear()
+        self._unsent.clear()
+        self._unacked.clear()
+        self._acked = 0
+        self._runner.forget()
+        for slot in range(len(self._board.running)):
+            self._board.running[slot] = 0
+
+    def _on_closing(self, closing: Closing, frames: list[Frame]) -> None:
+        self.queue.clear()
+        self.leaving = closing.reason or "the scheduler shuts down"
+
+    def _on_error(self, error: Error, frames: list[Frame]) -> None:
+        if error.kind == "unknown_peer":
+            if self._welcomed or monotonic() - self._hello_at > self._heartbeat_s:
+                self.hello()
+        elif error.kind in FATAL:
+            self.leaving = f"the scheduler refuses this engine: {error.message}"
+            say(self.leaving)
+        else:
+            say(f"the scheduler reports: {error.message} ({error.kind})")
+
+    def _on_pong(self, pong: Pong, frames: list[Frame]) -> None:
+        """Hearing it was all."""
+
+    # ---- who we are -------------------------------------------------------------------------------------------------
+
+    def hello(self) -> None:
+        """Introduce ourselves, as who we were if we were somebody."""
+        self._welcomed = False
+        self._hello_at = monotonic()
+        self._told_nanny = self._nanny_of(self._scheduler) if self._scheduler or not self._news else self._news.nanny
+        self._send(
+            Hello(
+                role="engine",
+                token=self._start.connection.token,
+                session=self._session,
+                secret=self._secret,
+                scheduler=self._scheduler,
+                name=self._start.name,
+                host=os.uname().nodename,
+                pid=os.getpid(),
+                python=sys.version.split()[0],
+                nanny=self._told_nanny,
+                slots=self._start.slots,
+                hwm=self._start.hwm,
+                resources=self._start.resources,
+                holding=self._holding(),
+            )
+        )
+
+    def _holding(self) -> list[int]:
+        queued = (call.id for call, _ in self.queue)
+        ended = (end.id for end, _ in (*self._unacked, *self._unsent))
+        return [*self.running(), *queued, *ended]
+
+    def _nanny_of(self, scheduler: str) -> int:
+        """Our nanny's session with that scheduler instance, 0 if it has none that we know of."""
+        news = self._news
+        return news.nanny if news is not None and news.scheduler == scheduler else 0
+
+    def post(self, news: News) -> None:
+        """From any thread: the nanny has a (new) session."""
+        self._posted = news
+        self.wake()
+
+    def _tell_nanny(self) -> None:
+        if self._welcomed and self._told_nanny != self._nanny_of(self._scheduler):
+            self.hello()
+
+    # ---- staying in touch -------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """When `next_tick_at` has come: beat, and see whether the scheduler is still there. Call `receive` before.
+
+        Without a nanny our beats are all that the scheduler hears while we work; with one, we ask only now and then.
+        """
+        now = monotonic()
+        every_s = self._heartbeat_s if self._told_nanny == 0 else 2 * self._heartbeat_s
+        paused = now - self._ticked_at > 2 * every_s
+        self._ticked_at = now
+        self.next_tick_at = now + every_s
+        if paused:
+            self._unanswered_since = None  # we were away: ask again before we conclude anything
+        silent_since = self._unanswered_since if self._welcomed else self._hello_at
+        if silent_since is not None and now - silent_since > MISSED * self._heartbeat_s:
+            self._reopen()
+        elif self._welcomed:
+            self._send(Ping())
+            if self._unanswered_since is None:
+                self._unanswered_since = now
+
+    def _reopen(self) -> None:
+        self._dealer.close()
+        self._dealer = self._open_dealer()
+        self._unanswered_since = None
+        self.hello()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until there is something to receive, `wake` is called, or the next tick is due."""
+        left_s = max(0.0, self.next_tick_at - monotonic())
+        self._dealer.wait(left_s if timeout_s is None else min(left_s, timeout_s))
+
+    def wake(self) -> None:
+        """From any thread: end the `wait`."""
+        self._dealer.wake()
+
+    def bye(self, patience_s: float) -> None:
+        """Tell what there is to tell, say good-bye and close. Waits at most `patience_s` for our results to be
+        counted.
+        """
+        until = monotonic() + patience_s
+        self.flush()
+        while self._welcomed and self._unacked and (left_s := until - monotonic()) > 0:
+            self._dealer.wait(left_s)
+            self.receive()
+        if self._session:
+            self._send(Bye(reason=self.leaving))
+        self._dealer.close()
+
+    def _send(self, message: Message) -> None:
+        self._dealer.send([encode(message)])
+
+
+_HANDLERS: dict[type, Callable[[Link, Any, list[Frame]], None]] = {
+    Assign: Link._on_assign,
+    Recall: Link._on_recall,
+    Acked: Link._on_acked,
+    Welcome: Link._on_welcome,
+    Closing: Link._on_closing,
+    Error: Link._on_error,
+    Pong: Link._on_pong,
+}
+
+
+def split(batch: Sequence[Ended]) -> Iterable[Sequence[Ended]]:
+    """Parts of at most BATCH_RESULTS answers and, unless a single one is larger, BATCH_BYTES outside of frames."""
+    begin = size = 0
+    for index, (end, _) in enumerate(batch):
+        length = _length(end)
+        if index > begin and (size + length > BATCH_BYTES or index - begin >= BATCH_RESULTS):
+            yield batch[begin:index]
+            begin, size = index, 0
+        size += length
+    yield batch[begin:]
+
+
+def _length(end: TaskEnd) -> int:
+    length = len(end.body) + len(end.stdout) + len(end.stderr)
+    if end.error is not None:
+        length += len(end.error.message) + len(end.error.traceback)
+    return length

@@ -1,0 +1,44 @@
+"""What a nanny tells its worker, as lines of JSON on the worker's standard input: first `Start`, then `News`.
+
+The pipe is the worker's lifeline as well: its end means that the nanny is gone, and the worker ends too. Secrets
+travel here, since everybody on the machine can read a process's arguments, and its environment would be handed on to
+what tasks start.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from trio_sched.transport.connection import Connection
+
+
+class Start(Struct, tag="start", omit_defaults=True):
+    """How to begin. `board` and `faults` are files to write to; `nanny`: News of it will come, wait for them before
+    the hello.
+    """
+
+    connection: Connection
+    name: str = ""
+    slots: int = 1
+    hwm: int | None = None
+    resources: dict[str, float] = {}
+    board: str = ""
+    faults: str = ""
+    nanny: bool = False
+
+
+class News(Struct, tag="news"):
+    """The nanny has a session with this scheduler instance: say so in the hello, and its beats count for you."""
+
+    nanny: int
+    scheduler: str
+
+
+_decoder = msgspec.json.Decoder(Start | News)
+decode = _decoder.decode
+
+
+def encode(order: Start | News) -> bytes:
+    """One line."""
+    return msgspec.json.encode(order) + b"\n"
