@@ -17,11 +17,13 @@ _LOOKS = 2
 class Archive:
     """The ended tasks that are remembered, the oldest first: `keep` of them, and those still needed."""
 
-    __slots__ = ("_ended", "keep")
+    __slots__ = ("_ended", "_wanted", "keep")
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
         self._ended: OrderedDict[TaskId, Ended] = OrderedDict()
+        self._wanted: dict[TaskId, int] = {}
+        """By task, ended or not: how often unfinished tasks name it as an input (R9)."""
 
     def __len__(self) -> int:
         return len(self._ended)
@@ -44,18 +46,29 @@ class Archive:
         if len(ended_) > self.keep:
             for _ in range(_LOOKS):
                 oldest, old = ended_.popitem(last=False)
-                if old.keepers:
+                if oldest in self._wanted:
                     ended_[oldest] = old
                 if len(ended_) <= self.keep:
                     break
 
+    def want(self, tasks: Iterable[TaskId]) -> None:
+        """An unfinished task has these as inputs: their results are kept for it."""
+        wanted = self._wanted
+        for task in tasks:
+            wanted[task] = wanted.get(task, 0) + 1
+
     def release(self, tasks: Iterable[TaskId]) -> None:
         """A task that had these as inputs has ended."""
+        wanted = self._wanted
         for task in tasks:
-            ended = self._ended.get(task)
-            if ended is not None:
-                ended.keepers -= 1
-                self._drop_unneeded(ended)
+            wanted[task] -= 1
+            if not wanted[task]:
+                del wanted[task]
+                self._drop_unneeded(task)
+
+    def wanted(self) -> dict[TaskId, int]:
+        """How often each task is named as an input of an unfinished one."""
+        return dict(self._wanted)
 
     def received(self, client: ClientId, tasks: Iterable[TaskId]) -> None:
         """The client has these ends in hand."""
@@ -63,9 +76,10 @@ class Archive:
             ended = self._ended.get(task)
             if ended is not None and ended.client == client:
                 ended.received = True
-                self._drop_unneeded(ended)
+                self._drop_unneeded(task)
 
-    def _drop_unneeded(self, ended: Ended) -> None:
-        if ended.received and not ended.keepers:
+    def _drop_unneeded(self, task: TaskId) -> None:
+        ended = self._ended.get(task)
+        if ended is not None and ended.received and task not in self._wanted:
             ended.result = None
             ended.dropped = True

@@ -64,8 +64,12 @@ def edges(spec: TaskSpec) -> dict[TaskId, int]:
     return named
 
 
-def open_needs(named: dict[TaskId, int]) -> Needs:
+def open_needs(named: dict[TaskId, int], spec: TaskSpec) -> Needs:
     """The needs of a task none of whose edges is settled yet."""
+    if spec.follow is None and not spec.inputs:
+        return Needs(len(named))
+    if spec.follow is None and spec.after is None:
+        return Needs(0, len(named))
     after = follow = inputs = 0
     for role in named.values():
         after += role & AFTER

@@ -93,13 +93,12 @@ def _check_pools(scheduler: Scheduler) -> None:
 
 
 def _check_waiters(scheduler: Scheduler) -> None:
-    keepers: Counter[object] = Counter()
-    for task in scheduler.tasks.values():
-        for other in set(task.spec.inputs):
-            keepers[other] += 1
+    wanted = Counter(other for task in scheduler.tasks.values() for other in task.spec.inputs)
+    _require(scheduler.archive.wanted() == wanted, "the count of inputs is off", scheduler.archive.wanted())
     for task_id, ended in scheduler.archive.items():
-        _require(ended.keepers == keepers[task_id], "count of keepers is off", (task_id, ended.keepers))
-        _require(not (ended.dropped and ended.keepers), "a needed result was dropped", task_id)
+        _require(
+            not (ended.dropped and task_id in wanted and ended.outcome == "ok"), "dropped a needed result", task_id
+        )
     for task_id in scheduler.waiters:
         _require(task_id in scheduler.tasks, "waiters of a task that is not unfinished", task_id)
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from trio_sched.core import dependency
 from trio_sched.core.archive import Archive
 from trio_sched.core.deadlines import Deadlines
-from trio_sched.core.dependency import FOLLOW, INPUT, Needs, name
+from trio_sched.core.dependency import FOLLOW, Needs, name
 from trio_sched.core.effects import AssignTask, DeliverResult, Effect, Publish, RecallTask
 from trio_sched.core.engines import Engine
 from trio_sched.core.events import SESSION_SHIFT, ClientId, EngineId, Outcome, PayloadRef, TaskId
@@ -86,25 +86,30 @@ class Lifecycle:
         named = dependency.edges(spec)
         if not named:
             return True
+        tasks, archive, waiters = self.tasks, self.archive, self.waiters
+        if spec.inputs:
+            archive.want(spec.inputs)
         for other in named:
-            if other == task.id or (other not in self.tasks and other not in self.archive):
+            if other == task.id or (other not in tasks and other not in archive):
                 self._end(task, now, "unreachable", error="InvalidDependency", reason=self._invalid(task, other))
                 return False
         for other in spec.inputs:
-            ended = self.archive.get(other)
+            ended = archive.get(other)
             if ended is not None and ended.dropped and ended.outcome == "ok":
                 reason = f"the result of task {name(other)}, which it needs, is no longer kept"
                 self._end(task, now, "unreachable", error="InvalidDependency", reason=reason)
                 return False
-        task.needs = needs = dependency.open_needs(named)
+        task.needs = needs = dependency.open_needs(named, spec)
         impossible = None
         for other, role in named.items():
-            ended = self.archive.get(other)
+            ended = archive.get(other)
             if ended is None:
-                self.waiters.setdefault(other, []).extend((task, role))
+                edges = waiters.get(other)
+                if edges is None:
+                    waiters[other] = [task, role]
+                else:
+                    edges += (task, role)
                 continue
-            if role & INPUT:
-                ended.keepers += 1
             impossible = impossible or dependency.settle(needs, spec, role, other, ended.outcome, ended.engine)
         if impossible:
             self._impossible(task, now, impossible)
@@ -129,15 +134,20 @@ class Lifecycle:
 
     def _queue(self, task: Task, now: float) -> None:
         """Put an unplaced task, which is in no queue, where it belongs now: ready, waiting or impossible."""
-        spec, needs = task.spec, task.needs
-        if needs is not None and not needs.met(spec):
-            self._wait(task, spec.targets, now)
-            return
-        pool = self.pools.find(self._place_of(task), spec.resources)
-        if pool.hopeless(task.refused):
+        if task.needs is not None and not task.needs.met(task.spec):
+            self._wait(task, now)
+        else:
+            self._enter(task, now)
+
+    def _enter(self, task: Task, now: float) -> None:
+        """Queue a task whose dependencies are met, unless it has to wait for its backoff or for more to follow."""
+        spec = task.spec
+        place = spec.targets if spec.follow is None else self._place_of(task)
+        pool = self.pools.anyone if place is None and not spec.resources else self.pools.find(place, spec.resources)
+        if place is not None and pool.hopeless(task.refused):
             self.pools.tidy(pool)
-            if needs is not None and needs.follow:
-                self._wait(task, spec.targets, now)
+            if task.needs is not None and task.needs.follow:
+                self._wait(task, now)
             else:
                 self._no_target_left(task, now)
         elif task.wake_at > now:
@@ -155,12 +165,13 @@ class Lifecycle:
         client.ready += 1
         self.pools.push(task, pool)
 
-    def _wait(self, task: Task, targets: frozenset[EngineId] | None, now: float) -> None:
+    def _wait(self, task: Task, now: float) -> None:
         """Let a task wait for dependencies, but fail when the last of its targets goes (R7)."""
         task.state = WAITING
-        pool = self.pools.find(targets, task.spec.resources) if targets is not None else None
-        if pool is None:
+        targets = task.spec.targets
+        if targets is None:
             return
+        pool = self.pools.find(targets, task.spec.resources)
         if pool.hopeless(task.refused):
             self.pools.tidy(pool)
             self._no_target_left(task, now)
@@ -231,26 +242,29 @@ class Lifecycle:
 
     def _cascade(self, now: float) -> None:
         """Settle the dependents of ended tasks, first come first served; no recursion, so any depth will do (R4)."""
-        settling = self._settling
+        settling, settle = self._settling, dependency.settle
         while settling:
             ended_id, edges, outcome, engine = settling.popleft()
             pairs = iter(edges)
             for task, role in zip(pairs, pairs, strict=True):
                 if task.state is ENDED:
                     continue
-                impossible = dependency.settle(task.needs, task.spec, role, ended_id, outcome, engine)
+                needs = task.needs
+                impossible = settle(needs, task.spec, role, ended_id, outcome, engine)
                 if impossible:
                     self._impossible(task, now, impossible)
-                elif role & FOLLOW or task.needs.met(task.spec):
-                    self._settled(task, now)
+                elif role & FOLLOW:
+                    self._followed(task, now)
+                elif task.state is WAITING and not (needs.after or needs.inputs) and needs.met(task.spec):
+                    if task.bound is not None:
+                        self._leave_place(task)
+                    self._enter(task, now)
 
-    def _settled(self, task: Task, now: float) -> None:
-        """One more of a waiting task's dependencies is settled, perhaps the last, or its set of engines has grown."""
+    def _followed(self, task: Task, now: float) -> None:
+        """One more of the tasks that it follows ended: it may be able to go now, or its set of engines has grown."""
         needs = cast(Needs, task.needs)
-        if task.engine is not None or task.state is DELAYED:
-            return  # follow (any) heard of one more engine: it matters when the task comes back
-        if not needs.met(task.spec):
-            return
+        if task.engine is not None or task.state is DELAYED or not needs.met(task.spec):
+            return  # on an engine or in a backoff it matters when the task comes back
         if task.queue is not None and task.queue.pool.targets == self._place_of(task):
             return
         self._leave_place(task)
@@ -287,18 +301,15 @@ class Lifecycle:
                 self._out.append(delivery(task_id, ended))
         if self.monitored:
             self._out.append(Publish("finished", task_id, engine, client.id, outcome))
-        edges = self.waiters.pop(task_id, None) if self.waiters else None
-        if edges:
-            pairs = iter(edges)
-            for dependent, role in zip(pairs, pairs, strict=True):
-                if role & INPUT and dependent.state is not ENDED:
-                    ended.keepers += 1
-            self._settling.append((task_id, edges, outcome, engine))
+        if self.waiters:
+            edges = self.waiters.pop(task_id, None)
+            if edges is not None:
+                self._settling.append((task_id, edges, outcome, engine))
         self.archive.add(task_id, ended)
         if client.gone:
             self.archive.received(client.id, (task_id,))
-        if task.spec.inputs and task.needs is not None:  # else it ended before it was counted as a keeper
-            self.archive.release(frozenset(task.spec.inputs))
+        if task.spec.inputs:
+            self.archive.release(task.spec.inputs)
 
     def _impossible(self, task: Task, now: float, reason: str) -> None:
         self._end(task, now, "unreachable", error="ImpossibleDependency", reason=reason)

@@ -182,10 +182,13 @@ class Scheduler(Lifecycle):
 
     def _what_is_wrong(self, spec: TaskSpec) -> str:
         """Why this spec cannot be taken; "" if it can (R2, R11)."""
-        for what, named in (("after", spec.after), ("follow", spec.follow)):
-            if named is not None and not (named.success or named.failure):
-                return f"{what} counts neither success nor failure: set at least one of them"
-        count = sum(len(d.tasks) for d in (spec.after, spec.follow) if d is not None) + len(spec.inputs)
+        count = len(spec.inputs)
+        for named in (spec.after, spec.follow):
+            if named is not None:
+                count += len(named.tasks)
+                if not (named.success or named.failure):
+                    what = "after" if named is spec.after else "follow"
+                    return f"{what} counts neither success nor failure: set at least one of them"
         if count > self.settings.max_dependencies:
             return f"it names {count} tasks; the most is {self.settings.max_dependencies}"
         if spec.retries < 0 or (spec.timeout_s or 0) < 0 or spec.backoff_s < 0:

@@ -115,8 +115,6 @@ class Ended(Struct, gc=False):
     accepted_at: float
     assigned_at: float
     ended_at: float
-    keepers: int = 0
-    """Unfinished tasks that have this one as an input (R9)."""
     received: bool = False
     """Its client has the end in hand."""
     dropped: bool = False
