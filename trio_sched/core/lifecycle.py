@@ -287,6 +287,7 @@ class Lifecycle:
         if task.engine is None:
             self._leave_place(task)
         task.engine = None
+        engine = task.ran_on if engine is None else engine
         task.state = ENDED
         self.ends[outcome] += 1
         client, task_id = task.client, task.id
@@ -325,6 +326,7 @@ class Lifecycle:
         task.retries_left -= 1
         task.history += ((now, f"{what}; {task.retries_left} retries left"),)
         if where is not None:
+            task.ran_on = where.id
             if task.spec.same_engine:
                 task.failed |= {where.id}
             else:
@@ -338,8 +340,9 @@ class Lifecycle:
         if task.state is CANCELLING:
             self._end_cancelled(task, now, engine.id if was_running else None)
             return
-        if was_running:
+        if was_running or limit is None:
             task.crashes += 1
+            task.ran_on = engine.id
         if limit is not None and (not was_running or task.crashes <= limit):
             task.history += (
                 (now, f"engine {engine.id} died {'while running it' if was_running else 'before it began'}"),

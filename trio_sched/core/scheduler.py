@@ -351,8 +351,9 @@ class Scheduler(Lifecycle):
             engine.draining = True
             engine.open = False
             self.pools.changed(engine)
+            running = engine.presumed_running()
             for task in engine.outstanding.values():
-                if task.state is ASSIGNED:
+                if task.state is ASSIGNED and task.id not in running:
                     task.state = RECALLING
                     if not engine.lost_until:
                         self._out.append(RecallTask(engine.id, task.id, task.attempt))

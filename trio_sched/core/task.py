@@ -83,6 +83,8 @@ class Task(Struct, gc=False):
     copies: int = 1
     """Accepted submissions of this id: so often is its end delivered (R1)."""
     engine: Engine | None = None
+    ran_on: EngineId | None = None
+    """Where its last attempt ran, if that has ended."""
     assigned_at: float = 0.0
     deadline: float = 0.0
     """When its timeout is over; 0: none."""
