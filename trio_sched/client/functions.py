@@ -14,6 +14,7 @@ and on the engines.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import types
@@ -22,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from trio_sched.client.functional import Dependent
 from trio_sched.wire import payload
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
@@ -142,6 +144,10 @@ def _watch(value: Any, watches: list[Watch], seen: set[int]) -> bool:
     seen.add(id(value))
     if isinstance(value, (tuple, frozenset)) and type(value) in (tuple, frozenset):
         return all(_watch(item, watches, seen) for item in value)
+    if isinstance(value, functools.partial) and type(value) is functools.partial and not value.__dict__:
+        return _watch((value.func, value.args, tuple(value.keywords.values())), watches, seen)
+    if isinstance(value, Dependent):
+        return value.importable() or _watch(value.parts, watches, seen)
     if isinstance(value, types.ModuleType):
         return sys.modules.get(value.__name__) is value
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):

@@ -17,7 +17,7 @@ on its engine.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent import futures
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
 from typing import Any, TypeVar
@@ -124,6 +124,14 @@ class Future(BaseFuture[T], futures.Future[T]):
             raise futures.CancelledError
         self._decode()
 
+    def wait_if_ending(self, unfinished: Container[int]) -> None:
+        """If the task has ended, wait for the moment until this future has."""
+        if self.number not in unfinished and self._state == PENDING:
+            condition = self._condition
+            with condition:
+                if self._state == PENDING:
+                    condition.wait()
+
     def __repr__(self) -> str:
         if self._state == CANCELLED_AND_NOTIFIED:
             state = "cancelled"
@@ -140,10 +148,14 @@ class Future(BaseFuture[T], futures.Future[T]):
 
         A call that runs already is interrupted only if its engine can; its result is dropped in any case.
         """
-        if not self._change(CANCELLED_AND_NOTIFIED, None):
+        if not self.cancel_here():
             return self._state == CANCELLED_AND_NOTIFIED
         self._origin.canceller(self.number)
         return True
+
+    def cancel_here(self) -> bool:
+        """Cancel the future without telling the scheduler. False: it is done."""
+        return self._change(CANCELLED_AND_NOTIFIED, None)
 
     def set_result(self, result: T) -> None:
         """For tests, as in the standard library: end with this value."""

@@ -192,6 +192,16 @@ class Session(Generic[H]):
         self._messages_due.append(message)
 
     @property
+    def sent(self) -> int:
+        """How many calls were sent."""
+        return self._sent
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks have neither ended nor been cancelled here."""
+        return len(self.tasks) - len(self._cancelled)
+
+    @property
     def unsent(self) -> bool:
         """Whether calls wait here for credit or for the next turn."""
         return bool(self._queue)
@@ -454,6 +464,10 @@ class Session(Generic[H]):
     @property
     def heartbeat_s(self) -> float:
         return self._heartbeat_s
+
+    def quiet_s(self, now: float) -> float:
+        """For how long nothing was heard."""
+        return 0.0 if self._heard_at is None else now - self._heard_at
 
     def silent(self, now: float) -> bool:
         """Whether nothing was heard for too long, so that the face should open another connection and `rejoin`.

@@ -1,0 +1,263 @@
+"""`Client`: a `concurrent.futures.Executor` whose workers are a scheduler's engines.
+
+Whatever takes an executor takes this one: `map` with chunks, `with`, `as_completed`, `wait`, `loop.run_in_executor`.
+What an executor has no words for (dependencies, targets, retries, timeouts, priorities, resources) is said with
+`options(...)`, which returns a view of the client with `submit` and `map`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+from trio_sched.client.calls import find_function, make_call
+from trio_sched.client.functional import Chunk
+from trio_sched.client.functions import Function
+from trio_sched.client.future import Future
+from trio_sched.client.greeting import hello
+from trio_sched.client.line import Line
+from trio_sched.client.options import OptionNames, TaskRef, task_number, wire_options
+from trio_sched.transport.connection import Connection, find
+from trio_sched.wire import native
+
+if TYPE_CHECKING:
+    if sys.version_info >= (3, 12):
+        from typing import Unpack
+    else:
+        from typing_extensions import Unpack
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10.0
+RECONNECT_S = 60.0
+ASK_TIMEOUT_S = 10.0
+
+
+class Submitter(Executor):
+    """What `Client` and its views have in common: submitting under given options."""
+
+    _line: Line
+    _asked: OptionNames
+    _wire: native.Options | None
+
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    @overload  # mypy compares with P, which could stand for these; but it tries them for a call that P does not fit
+    def submit(self, fn: Callable[..., T], a: Future[Any], /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
+    @overload
+    def submit(self, fn: Callable[..., T], a: Any, b: Future[Any], /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
+    @overload
+    def submit(  # type: ignore[overload-cannot-match]
+        self, fn: Callable[..., T], a: Any, b: Any, c: Future[Any], /, *args: Any, **kwargs: Any
+    ) -> Future[T]: ...
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run `fn(*args, **kwargs)` on an engine; returns its future.
+
+        A future among the arguments, at any depth, stands for its result: the task waits for it, and its value goes
+        from engine to engine without coming here (R9). It must be one of this client. If it fails, the task fails with
+        ImpossibleDependency.
+
+        :raises SubmitError: the function or an argument cannot be pickled; the message names it.
+        :raises VersionMismatch: no engine runs this Python.
+        :raises SchedulerClosed: the scheduler is gone, or shuts down.
+        :raises RuntimeError: after `shutdown`, or in a forked child.
+        """
+        return self._submit(find_function(self._line.functions, fn), args, kwargs)
+
+    def _submit(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        line = self._line
+        session = line.session
+        if line.warning:
+            line.warn()
+        future: Future[Any] = Future(line.origin, function)
+        while True:
+            call, frames, inputs = make_call(
+                function, args, kwargs, self._wire, future.session, session.max_message_bytes
+            )
+            with line.lock:
+                if line.trouble is not None:
+                    line.raise_trouble()
+                number = session.submit(future, call, frames, [needed.number for needed in inputs])
+                if number is not None:
+                    future.number = number
+                    break
+            for needed in inputs:  # one has ended just now: its value goes along
+                if isinstance(needed, Future):
+                    needed.wait_if_ending(session.tasks)
+        line.wake()
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        progress: bool = False,
+    ) -> Iterator[T]:
+        """`map(fn, *iterables)` on the engines, in order. Everything is submitted at once.
+
+        `chunksize`: so many calls travel and run as one task. `timeout`: seconds from now until the last result.
+        `progress`: show a bar. If one call fails, the iterator raises what it raised, and what is left is cancelled.
+        """
+        if chunksize < 1:
+            raise ValueError(f"chunksize={chunksize!r}: must be 1 or more")
+        until = None if timeout is None else time.monotonic() + timeout
+        rows = zip(*iterables)  # noqa: B905  # as the built-in map: the shortest decides
+        if chunksize == 1:
+            function = find_function(self._line.functions, fn)
+            submitted = [self._submit(function, row, {}) for row in rows]
+        else:
+            function = find_function(self._line.functions, Chunk(fn))
+            submitted = [self._submit(function, (chunk,), {}) for chunk in _chunks(rows, chunksize)]
+        if progress:
+            from trio_sched.client.progress import show
+
+            show(submitted, getattr(fn, "__name__", "map"))
+        results = _results(submitted, until)
+        return results if chunksize == 1 else itertools.chain.from_iterable(results)
+
+    def options(self, **options: Unpack[OptionNames]) -> Submitter:
+        """A view that submits with these options, beside those that this one has. See OptionNames."""
+        return View(self._line, {**self._asked, **options})
+
+    # ---- looking and cancelling -------------------------------------------------------------------------------------
+
+    def status(self, timeout: float = ASK_TIMEOUT_S) -> dict[str, Any]:
+        """The scheduler in numbers: tasks by state, clients, engines with their load, counters."""
+        status: dict[str, Any] = self._line.ask("status", 0, timeout)
+        return status
+
+    def engines(self, timeout: float = ASK_TIMEOUT_S) -> list[dict[str, Any]]:
+        """The engines that are here: number, host, Python, load, resources."""
+        engines: list[dict[str, Any]] = self._line.ask("engines", 0, timeout)
+        return engines
+
+    def explain(self, task: TaskRef, timeout: float = ASK_TIMEOUT_S) -> str:
+        """Why a task is not running now, in words."""
+        return str(self._line.ask("explain", task_number(task), timeout))
+
+    def story(self, task: TaskRef, timeout: float = ASK_TIMEOUT_S) -> list[tuple[float, str]]:
+        """What happened to a task, in order: (seconds, what)."""
+        return [(when, what) for when, what in self._line.ask("story", task_number(task), timeout)]
+
+    def cancel(self, *tasks: TaskRef) -> None:
+        """Cancel tasks: futures, or tasks of this client by id."""
+        for task in tasks:
+            if isinstance(task, Future) and task.session == self._line.session.number:
+                task.cancel()
+            else:
+                self._line.cancel(task_number(task))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks. With `wait`, return when all have ended; with `cancel_futures`, cancel them first.
+
+        Without `wait` the tasks go on, and their futures still end.
+        """
+        self._line.leave(now=False, cancel=cancel_futures)
+        if wait:
+            self._line.join()
+
+
+class Client(Submitter):
+    """An executor on the engines of a scheduler.
+
+    `Client()` finds the running scheduler: $TRIO_SCHED_CONNECTION, else the only one of this user. `where` names one: a
+    name, or the path of a connection file. `Client(engines=4)` brings a scheduler and four engines of its own, as
+    processes that end when the client is closed or dies; `hwm` and `scheme` are theirs.
+
+    `name` is shown in status and dashboards. `weight` is the fair share (R15). With `cancel_on_leave` the tasks end
+    with the client, however it ends; else they go on. A scheduler not heard of for `reconnect_s` counts as gone.
+
+    Leaving `with` waits for all tasks, as with every executor. At the interpreter's exit a client that was not shut
+    down hands over what was submitted, but waits for no results.
+
+    :raises NoSchedulerError: there is none, or several, or it does not answer within `connect_timeout`.
+    :raises ConnectionFileError: the file that was named cannot be used.
+    """
+
+    def __init__(
+        self,
+        where: str | Path | Connection | None = None,
+        *,
+        engines: int | None = None,
+        hwm: int | None = None,
+        scheme: str | None = None,
+        name: str = "",
+        weight: float = 1.0,
+        cancel_on_leave: bool = False,
+        connect_timeout: float = CONNECT_TIMEOUT_S,
+        reconnect_s: float = RECONNECT_S,
+    ) -> None:
+        own = None
+        if engines is not None:
+            from trio_sched.client.own import OwnScheduler
+
+            if where is not None:
+                raise TypeError("Client(where, engines=N): either a scheduler that runs, or one of its own")
+            own = OwnScheduler(engines, hwm=hwm, scheme=scheme)
+        elif hwm is not None or scheme is not None:
+            raise TypeError("hwm and scheme are for a scheduler of one's own: Client(engines=N, ...)")
+        try:
+            connection = own.connection() if own else where if isinstance(where, Connection) else find(where, "client")
+            greeting = hello(connection, name=name, weight=weight, cancel_on_leave=cancel_on_leave)
+            line = Line(connection, greeting, reconnect_s=reconnect_s, companion=own)
+        except BaseException:
+            if own:
+                own.close()
+            raise
+        line.start(connect_timeout)
+        self._line = line
+        self._asked = {}
+        self._wire = None
+        weakref.finalize(self, line.leave, now=False).atexit = False
+
+    @property
+    def session(self) -> int:
+        """The number of this client's session: the first part of its tasks' ids."""
+        return self._line.session.number
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Client {self._line.session.number} of {self._line.connection.name!r}>"
+
+
+class View(Submitter):
+    """A client with options; made by `options(...)`. Shutting it down shuts its client down."""
+
+    def __init__(self, line: Line, asked: OptionNames) -> None:
+        self._line = line
+        self._asked = asked
+        self._wire = wire_options(asked)
+
+
+def _chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+def _results(submitted: Sequence[Future[Any]], until: float | None) -> Iterator[Any]:
+    """The results in order, letting go of each future; on the way out, whatever the reason, cancel what is left."""
+    left = list(submitted)
+    left.reverse()
+    try:
+        while left:
+            future = left.pop()
+            try:
+                yield future.result(None if until is None else until - time.monotonic())
+            finally:
+                future.cancel()
+                del future
+    finally:
+        for future in left:
+            future.cancel()
