@@ -177,7 +177,7 @@ def test_the_environment_names_one(runtime_dir: Path, monkeypatch: pytest.Monkey
 def test_none_runs(runtime_dir: Path) -> None:
     with pytest.raises(NoSchedulerError, match="no scheduler runs"):
         files.find(None, "client")
-    with pytest.raises(NoSchedulerError, match="'alpha'.*running there: none"):
+    with pytest.raises(NoSchedulerError, match=r"'alpha'.*running there: none"):
         files.find("alpha", "client")
 
 
@@ -186,7 +186,7 @@ def test_several_run_and_are_listed(runtime_dir: Path) -> None:
     files.write_connection_files(*pair("beta"))
     with pytest.raises(NoSchedulerError, match="2 schedulers run: alpha, beta"):
         files.find(None, "client")
-    with pytest.raises(NoSchedulerError, match="'gamma'.*alpha, beta"):
+    with pytest.raises(NoSchedulerError, match=r"'gamma'.*alpha, beta"):
         files.find("gamma", "client")
 
 

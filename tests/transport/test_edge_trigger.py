@@ -1,7 +1,8 @@
-"""The edge-trigger trap under load: both directions at full speed, and no reader may sleep while something is there for it.
+"""The edge-trigger trap under load: both directions at full speed, and no reader may sleep while something is there for
+it.
 
-Each test is a closed loop: a bounded number of messages is under way, each is answered once. A reader that misses an edge
-stops the loop for ever, which the limit on each receive turns into a failure.
+Each test is a closed loop: a bounded number of messages is under way, each is answered once. A reader that misses an
+edge stops the loop for ever, which the limit on each receive turns into a failure.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+import zmq
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import curve
@@ -77,15 +78,13 @@ def test_port_0_becomes_a_real_one(run: Any, secured: Any) -> None:
 
 
 def test_a_port_in_use(secured: Any) -> None:
-    with secured.router() as router:
-        with pytest.raises(AddressInUseError, match="choose another port"):
-            ZmqSocket.router(router.address, keys=secured.keys.for_server())
+    with secured.router() as router, pytest.raises(AddressInUseError, match="choose another port"):
+        ZmqSocket.router(router.address, keys=secured.keys.for_server())
 
 
 def test_a_name_in_use(local: Any) -> None:
-    with local.router():
-        with pytest.raises(AddressInUseError, match="choose another name"):
-            local.router()
+    with local.router(), pytest.raises(AddressInUseError, match="choose another name"):
+        local.router()
 
 
 def test_a_socket_left_behind_is_taken_over(run: Any, local: Any) -> None:
@@ -109,6 +108,13 @@ def test_a_file_in_the_way_is_not_removed(local: Any) -> None:
     with pytest.raises(ConfigError, match="is not a socket"):
         local.router()
     assert path.read_text() == "precious"
+
+
+def test_libzmq_never_drops_by_itself(local: Any) -> None:
+    with local.router(max_message_bytes=1000) as router, ZmqSocket.dealer(local.connection(router)) as dealer:
+        for made in (router, dealer):
+            assert (made._option(zmq.SNDHWM), made._option(zmq.RCVHWM)) == (0, 0)
+        assert (router._option(zmq.MAXMSGSIZE), dealer._option(zmq.MAXMSGSIZE)) == (1000, -1)
 
 
 def test_several_schedulers_in_one_process(run: Any, runtime_dir: Path) -> None:

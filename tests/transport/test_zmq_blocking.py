@@ -96,7 +96,9 @@ def test_a_wake_ends_a_wait_that_sleeps(local: Any) -> None:
         thread.join()
 
 
-def test_an_owner_that_is_awake_costs_no_system_call(local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sleeping_owner_costs_one_system_call_and_one_that_is_awake_none(
+    local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
         rings: list[int] = []
         monkeypatch.setattr(dealer._alarm, "ring", lambda: rings.append(1))
@@ -104,11 +106,15 @@ def test_an_owner_that_is_awake_costs_no_system_call(local: Any, monkeypatch: py
         assert dealer.wait(0.0) is True
         dealer.wake()
         assert rings == []
+        dealer._asleep = True  # as the others see it while the owner sleeps, and until it has got up
+        dealer.wake()
+        dealer.wake()
+        assert rings == [1]
 
 
 @pytest.mark.usefixtures("alarm")
 def test_no_wake_is_lost(local: Any) -> None:
-    """Several threads hand over numbers, waking the owner each time; it must never sleep on one (the wait has no limit)."""
+    """Several threads hand over numbers, waking the owner each time; it must never sleep on one."""
     inbox: list[int] = []
     each, threads = 3_000, 3
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
