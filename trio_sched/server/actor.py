@@ -1,0 +1,68 @@
+"""The actor: the one task that owns the state. Batches of events in, effects out, and nothing in between that waits.
+
+A *turn* handles everything that is there, at one reading of the clock; then the outbox sends what came of it, and the
+auditor's alarm is moved to the core's next deadline. `turn` is a plain function, so that a simulator can drive the
+same code without Trio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from trio_sched.core.events import TimePassed
+from trio_sched.core.scheduler import Scheduler
+from trio_sched.server.happenings import Effect, Event
+from trio_sched.server.hub import Inbox
+from trio_sched.server.outbox import Outbox
+from trio_sched.server.reception import Reception
+
+
+class Actor:
+    """Owner of the scheduler and the sessions."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        reception: Reception,
+        inbox: Inbox,
+        outbox: Outbox,
+        moved: Callable[[float | None], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._reception = reception
+        self._inbox = inbox
+        self._outbox = outbox
+        self._moved = moved
+
+    def turn(self, events: Sequence[Event], now: float) -> list[Effect]:
+        """Handle events in order, all at the time `now`; returns what is to be done, in order."""
+        effects: list[Effect] = []
+        handle = self._scheduler.handle
+        own = self._reception.handlers
+        for event in events:
+            handler = own.get(type(event))
+            if handler is None:
+                effects += handle(event, now)  # type: ignore[arg-type]  # what is not ours is the core's
+                if type(event) is TimePassed:
+                    self._reception.bury(now)
+            else:
+                effects += handler(event, now)
+        return effects
+
+    def step(self, now: float) -> None:
+        """One turn over what is in the inbox, and what follows from it."""
+        outbox = self._outbox
+        outbox.take(self.turn(self._inbox.take(), now))
+        outbox.flush(now)
+        if outbox.followups:
+            followups, outbox.followups = outbox.followups, []
+            self._inbox.add_notifications(followups)
+        self._moved(self._scheduler.next_deadline())
+
+    async def run(self) -> None:
+        """The task."""
+        while True:
+            await self._inbox.wait()
+            self.step(trio.current_time())

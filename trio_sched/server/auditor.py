@@ -1,0 +1,81 @@
+"""The auditor: what happens because time passes. It sleeps until the next deadline, of the core or of its own round.
+
+Once in a heartbeat period it makes a round: who was not heard for too long is away; who was away for too long is
+gone; engines hear what arrived of them; functions that nobody needs are let go. A peer was last heard when its
+message was *received*; a nanny's beats count for its engines. When the round itself comes late by more than a period,
+this process was stopped, or the machine slept: then nobody could be heard, and everyone gets as much time again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trio_sched.core.events import TimePassed
+from trio_sched.server.alarm import Alarm
+from trio_sched.server.config import Config
+from trio_sched.server.happenings import Event, Left, LinkLost
+from trio_sched.server.hub import Hub
+from trio_sched.server.sessions import ClientSession, EngineSession, Session, Sessions
+
+
+class Auditor:
+    """Tells the actor that time has passed."""
+
+    def __init__(self, hub: Hub, config: Config, sessions: Sessions, tidy: Callable[[], None], now: float) -> None:
+        self._hub = hub
+        self._config = config
+        self._sessions = sessions
+        self._tidy = tidy
+        self._patience_s = config.heartbeat_s * config.missed_heartbeats
+        self._awake_since = now
+        self._next_round = now + config.heartbeat_s
+        self._deadline: float | None = None
+        self.alarm = Alarm(self._ring)
+        self.alarm.set(self._next_round)
+
+    def moved(self, deadline: float | None) -> None:
+        """The core's next deadline is another one, perhaps."""
+        self._deadline = deadline
+        if deadline is not None:
+            self.alarm.set(deadline)
+
+    def _ring(self, now: float) -> None:
+        events: list[Event] = []
+        if self._deadline is not None and self._deadline <= now:
+            events.append(TimePassed())
+            self._deadline = None  # until the actor says which is next
+        if now >= self._next_round:
+            events += self._round(now)
+        if events:
+            self._hub.inbox.add_notifications(events)
+        self.moved(self._deadline)
+        self.alarm.set(self._next_round)
+
+    def _round(self, now: float) -> list[Event]:
+        period_s = self._config.heartbeat_s
+        if now - self._next_round > period_s:
+            self._awake_since = now
+        self._next_round = now + period_s
+        self._tidy()
+        return [event for session in self._sessions for event in self._judge(session, now)]
+
+    def _judge(self, session: Session, now: float) -> list[Event]:
+        """What is to be said about a session now."""
+        if session.link is None:
+            away_since = session.away_since if session.away_since is not None else now
+            if isinstance(session, EngineSession) or now - away_since < self._config.keep_results_s:
+                return []
+            return [Left(session, "nobody came back for its results")]
+        silent_s = now - max(self._heard(session), self._awake_since)
+        if silent_s <= self._patience_s:
+            return []
+        if isinstance(session, ClientSession) and session.cancel_on_leave:
+            return [Left(session, f"nothing was heard from it for {silent_s:.3g} s", cancel=True)]
+        return [LinkLost(session.link, f"nothing was heard from it for {silent_s:.3g} s")]
+
+    def _heard(self, session: Session) -> float:
+        if isinstance(session, EngineSession):
+            nanny = self._sessions.nannies.get(session.nanny)
+            if nanny is not None:
+                return max(session.last_heard(), nanny.last_heard())
+        return session.last_heard()

@@ -1,0 +1,223 @@
+"""The settings of a scheduler, and where they come from: defaults < TOML file < environment < options.
+
+A setting is written `name = value` in the file (in a table, `[websocket]` with `port`, it is `websocket_port`),
+`TRIO_SCHED_NAME` in the environment. Every value is checked here, once; a wrong one is a `ConfigError` that names the
+setting, the value, where it came from and what would do. Environment variables of that prefix that name no setting
+are left alone: clients and engines have their own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_type_hints
+
+import msgspec
+from msgspec import Struct
+
+from trio_sched.core.scheduler import Settings
+from trio_sched.errors import ConfigError
+
+ENV_PREFIX = "TRIO_SCHED_"
+SCHEMES = ("leastload", "lru", "plainrandom", "twobin", "weighted", "pure")
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+LOG_FORMATS = ("console", "json")
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
+LogFormat: TypeAlias = Literal["console", "json"]
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings, with their defaults. Make one with `load`, or directly: `Config(hwm=1)` is checked, too."""
+
+    name: str = "default"
+    """Of its connection files and its local socket."""
+    address: str = ""
+    """"ipc:///path", "tcp://host:port" (port 0: any); empty: a local socket in the runtime directory."""
+    advertised_host: str = ""
+    """What connection files call this host when the address is a wildcard such as tcp://0.0.0.0:7000; empty: its
+    name."""
+    runtime_dir: str = ""
+    """Where connection files and the local socket are; empty: $XDG_RUNTIME_DIR/trio_sched or its like."""
+    # the rules
+    scheme: str = "leastload"
+    hwm: int = 10
+    grace_s: float = 5.0
+    keep_finished: int = 100_000
+    keep_results_s: float = 3600.0
+    """How long the session of a client that is away is kept."""
+    seed: int | None = None
+    """Of the schemes that draw; None: from the operating system."""
+    # peers
+    heartbeat_s: float = 2.0
+    missed_heartbeats: int = 5
+    """After so many without a word a peer is away."""
+    credit: int = 20_000
+    """Submissions of one client that may be under way unanswered."""
+    gather_s: float = 0.001
+    """Longest that a result waits for others to travel with."""
+    window_bytes: int = 32 << 20
+    """What may be on its way to one peer, unacknowledged."""
+    # limits
+    max_message_bytes: int = 1 << 30
+    max_tasks_per_message: int = 10_000
+    max_dependencies: int = 100_000
+    max_clients: int = 1_000
+    max_engines: int = 100_000
+    submissions_per_turn: int = 256
+    shutdown_grace_s: float = 10.0
+    """How long running tasks may go on when the scheduler shuts down."""
+    # the WebSocket front
+    websocket_port: int | None = None
+    """None: no WebSocket; 0: any port."""
+    websocket_host: str = "127.0.0.1"
+    websocket_token: str = ""
+    """Empty: a new one at each start, in the connection file."""
+    websocket_origins: tuple[str, ...] = ()
+    """Origins of pages that may connect; a program that sends none always may."""
+    websocket_certificate: str = ""
+    websocket_key: str = ""
+    # logging
+    log_level: str = "info"
+    log_format: str = "console"
+
+    def __post_init__(self) -> None:
+        for setting, rule in RULES.items():
+            value = getattr(self, setting)
+            if not rule.holds(value):
+                raise _wrong(setting, value, "", rule.wanted)
+
+    def settings(self) -> Settings:
+        """The core's part."""
+        return Settings(
+            scheme=self.scheme,  # type: ignore[arg-type]  # one of SCHEMES, as checked
+            hwm=self.hwm,
+            grace_s=self.grace_s,
+            keep_finished=self.keep_finished,
+            max_dependencies=self.max_dependencies,
+        )
+
+
+class Rule(NamedTuple):
+    """What a value must be."""
+
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+def _at_least(least: float, note: str = "") -> Rule:
+    return Rule(lambda value: least <= value < math.inf, f"it must be at least {least:g}{note}")
+
+
+def _above_zero(example: str) -> Rule:
+    return Rule(lambda value: 0 < value < math.inf, f"it must be above 0, such as {example}")
+
+
+def _one_of(choices: tuple[str, ...]) -> Rule:
+    return Rule(lambda value: value in choices, f"it must be one of {', '.join(choices)}")
+
+
+def _is_address(value: str) -> bool:
+    if value.startswith("tcp://"):
+        return re.fullmatch(r"tcp://(\S+):(\d+|\*)", value) is not None
+    return not value or value.startswith("ipc:///")
+
+
+RULES: dict[str, Rule] = {
+    "name": Rule(
+        lambda value: re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value) is not None,
+        "it must be letters, digits, '_', '-' and '.', and not begin with '-' or '.'",
+    ),
+    "address": Rule(_is_address, 'it must be "ipc:///path" or "tcp://host:port" (port 0: any), or empty'),
+    "scheme": _one_of(SCHEMES),
+    "hwm": _at_least(0, " (0: no limit)"),
+    "grace_s": _at_least(0, " (0: none)"),
+    "keep_finished": _at_least(0),
+    "keep_results_s": _at_least(0),
+    "heartbeat_s": _above_zero("2.0"),
+    "missed_heartbeats": _at_least(2),
+    "credit": _at_least(1),
+    "gather_s": Rule(lambda value: 0 <= value <= 1, "it must be from 0 to 1"),
+    "window_bytes": _at_least(1 << 10),
+    "max_message_bytes": _at_least(1 << 16),
+    "max_tasks_per_message": _at_least(1),
+    "max_dependencies": _at_least(1),
+    "max_clients": _at_least(1),
+    "max_engines": _at_least(1),
+    "submissions_per_turn": _at_least(1),
+    "shutdown_grace_s": _at_least(0),
+    "websocket_port": Rule(lambda value: value is None or 0 <= value < 1 << 16, "it must be from 0 (any) to 65535"),
+    "log_level": _one_of(LOG_LEVELS),
+    "log_format": _one_of(LOG_FORMATS),
+}
+"""What each setting must be; those without a rule only have a type."""
+
+
+def _wrong(setting: str, value: object, source: str, wanted: str) -> ConfigError:
+    return ConfigError(f"{setting} = {value!r}{f' ({source})' if source else ''}: {wanted}")
+
+
+def load(
+    file: str | Path | None = None, environ: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
+) -> Config:
+    """The settings from a TOML file, the environment (`os.environ`, say) and explicit options; None among the options
+    is not given.
+
+    :raises ConfigError: a setting is wrong or unknown; the message names it, its value, its source and what would do.
+    """
+    values: dict[str, tuple[Any, str]] = {}
+    if file is not None:
+        path = Path(file).expanduser()
+        values.update((name, (value, f"from {path}")) for name, value in _read(path).items())
+    for name in Config.__struct_fields__:
+        text = (environ or {}).get(ENV_PREFIX + name.upper())
+        if text:
+            values[name] = (text, f"from {ENV_PREFIX}{name.upper()}")
+    for name, value in (options or {}).items():
+        if value is not None:
+            values[name] = (value, "given as an option")
+    return Config(**{name: _checked(name, value, source) for name, (value, source) in values.items()})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings in {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    return _flat(tables, "")
+
+
+def _flat(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        name = prefix + key.replace("-", "_")
+        flat.update(_flat(value, name + "_") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    """The value in its type; from the environment it comes as text."""
+    if name not in Config.__struct_fields__:
+        raise ConfigError(f"{name} ({source}) is no setting; there are {', '.join(Config.__struct_fields__)}")
+    wanted = get_type_hints(Config)[name]
+    textual = source.startswith(f"from {ENV_PREFIX}")
+    given = value
+    if textual and wanted == tuple[str, ...]:
+        given = [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        converted = msgspec.convert(given, wanted, strict=not textual)
+    except msgspec.ValidationError as error:
+        raise _wrong(name, value, source, f"it must be {_in_words(wanted)} ({error})") from None
+    rule = RULES.get(name)
+    if rule is not None and not rule.holds(converted):
+        raise _wrong(name, value, source, rule.wanted)
+    return converted
+
+
+def _in_words(type_: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "text", tuple[str, ...]: "a list of texts"}
+    return words.get(type_, "a whole number")

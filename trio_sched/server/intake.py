@@ -1,0 +1,262 @@
+"""Client intake: what clients say, as events. Submissions above all, so the loop over them is written for speed.
+
+Every submission that arrives whole is counted in `received` and will be accepted or refused, in order; that is what
+credit and resumption rest on. A submission that makes no sense (an unknown function, a negative timeout) is refused
+by itself; only a message that cannot be read, or breaks a limit as a whole, is dropped with an Error (R25).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from trio_sched.core.events import (
+    DEFAULT_SPEC,
+    SESSION_SHIFT,
+    CancelRequested,
+    Dependency,
+    ResultsReceived,
+    TaskSpec,
+    TaskSubmitted,
+)
+from trio_sched.errors import WireError
+from trio_sched.server.config import Config
+from trio_sched.server.functions import Functions
+from trio_sched.server.happenings import Asked, Event, Left, Pinged, Rejected, Watched
+from trio_sched.server.hub import Hub
+from trio_sched.server.links import CLIENTS, Link, Raw
+from trio_sched.server.outbox import Outbox
+from trio_sched.server.sessions import ClientSession
+from trio_sched.wire.native import (
+    COUNTER_MASK,
+    Bye,
+    Call,
+    Cancel,
+    Frame,
+    FromPeer,
+    Options,
+    Ping,
+    Query,
+    Stop,
+    Submit,
+    Watch,
+    attach,
+)
+
+CREDIT_SLACK = 2
+"""A client that has so many times its credit under way does not count, and is not listened to."""
+_MOST = 1 << 62
+"""Priorities and such beyond this are a mistake."""
+
+
+class Intake:
+    """Reads what clients sent."""
+
+    def __init__(
+        self, hub: Hub, config: Config, functions: Functions, outbox: Outbox, stop: Callable[[str], None]
+    ) -> None:
+        self._hub = hub
+        self._config = config
+        self._functions = functions
+        self._outbox = outbox
+        self._stop = stop
+        self._events: list[Event] = []
+        self._handlers: dict[type, Callable[[ClientSession, Any, Sequence[Frame]], None]] = {
+            Submit: self._submit,
+            Ping: self._ping,
+            Cancel: self._cancel,
+            Query: self._query,
+            Watch: self._watch,
+            Stop: self._shut_down,
+            Bye: self._bye,
+        }
+
+    async def run(self) -> None:
+        """The task."""
+        async for batch in self._hub.lanes[CLIENTS]:
+            events = self.read(batch)
+            if events:
+                self._hub.inbox.add_submissions(events)
+
+    def read(self, batch: Sequence[Raw]) -> list[Event]:
+        """One batch of messages as events, in order."""
+        self._events = []
+        self._hub.read(batch, self._handle)
+        return self._events
+
+    def _handle(self, link: Link, message: FromPeer, frames: Sequence[Any]) -> None:
+        session = link.session
+        if session is None:
+            self._hub.note("unknown_peer")
+            self._hub.answer(link, "unknown_peer", "say Hello first")
+            return
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            raise WireError(f"a client cannot send {type(message).__name__}", "unexpected")
+        handler(cast(ClientSession, session), message, frames)
+
+    # ---- submissions ------------------------------------------------------------------------------------------------
+
+    def _submit(self, client: ClientSession, message: Submit, frames: Sequence[Frame]) -> None:
+        calls = message.tasks
+        self._check(client, calls)
+        payloads = attach(calls, frames)
+        for digest, body in message.functions.items():
+            self._learn(client, digest, body)
+        client.received += len(calls)
+        number = client.number
+        base = number << SESSION_SHIFT
+        functions = client.functions
+        add = self._events.append
+        for call, payload in zip(calls, payloads, strict=True):
+            call.id = task = base | call.id
+            if call.fn:
+                shared = functions.get(call.fn)
+                if shared is None:
+                    add(Rejected(number, task, f"its function {call.fn.hex()} did not come with it, or not whole"))
+                    continue
+                call.fn = shared
+            options = call.options
+            if options is None:
+                add(TaskSubmitted(number, task, payload))
+                continue
+            call.options = None
+            try:
+                spec = self._spec(client, options)
+            except ValueError as error:
+                add(Rejected(number, task, str(error)))
+                continue
+            call.resources = options.resources or None
+            add(TaskSubmitted(number, task, payload, spec))
+        if message.received:
+            self._received(client, message.received)
+        for digest in message.drop:
+            self._forget(client, digest)
+
+    def _check(self, client: ClientSession, calls: Sequence[Call]) -> None:
+        """What makes a whole message unfit to be taken."""
+        limit = self._config.max_tasks_per_message
+        if len(calls) > limit:
+            raise WireError(f"{len(calls)} tasks in one message; max_tasks_per_message is {limit}", "too_large")
+        under_way = client.received - client.accepted + len(calls)
+        if under_way > CREDIT_SLACK * self._config.credit:
+            raise WireError(f"{under_way} submissions under way; the credit is {self._config.credit}", "credit")
+        for call in calls:
+            if not 0 < call.id <= COUNTER_MASK:
+                raise WireError(f"a task has the id {call.id}; ids count from 1 to {COUNTER_MASK}")
+
+    def _spec(self, client: ClientSession, options: Options) -> TaskSpec:
+        """What the options mean; the last answer is kept, since most tasks of a client ask for the same."""
+        if client.spec is not None and client.options == options:
+            return client.spec
+        spec = spec_of(options, client.number << SESSION_SHIFT)
+        client.options, client.spec = options, spec
+        return spec
+
+    def _learn(self, client: ClientSession, digest: bytes, body: bytes) -> None:
+        shared = self._functions.hold(client.number, digest, body)
+        if shared is None:
+            self._hub.note("bad_digest", session=client.number)
+        else:
+            client.functions[shared] = shared
+
+    def _forget(self, client: ClientSession, digest: bytes) -> None:
+        if client.functions.pop(digest, None) is not None and self._functions.let_go(client.number, digest):
+            self._outbox.drop_function(digest)
+
+    # ---- the rest ---------------------------------------------------------------------------------------------------
+
+    def _received(self, client: ClientSession, seq: int) -> None:
+        tasks = client.acknowledge(seq)
+        if tasks:
+            self._events.append(ResultsReceived(client.number, tasks))
+            if client.ends:
+                self._outbox.touch(client)  # its window is open again
+
+    def _ping(self, client: ClientSession, message: Ping, _frames: Sequence[Frame]) -> None:
+        if message.received:
+            self._received(client, message.received)
+        self._events.append(Pinged(client))
+
+    def _cancel(self, client: ClientSession, message: Cancel, _frames: Sequence[Frame]) -> None:
+        base = client.number << SESSION_SHIFT
+        for task in message.tasks:
+            own = task <= COUNTER_MASK or task >> SESSION_SHIFT == client.number
+            # Everybody who has the client's token is an operator, and may cancel what others submitted.
+            self._events.append(CancelRequested(_full(task, base), client.number if own else None))
+
+    def _query(self, client: ClientSession, message: Query, _frames: Sequence[Frame]) -> None:
+        task = _full(message.task, client.number << SESSION_SHIFT)
+        self._events.append(Asked(client, message.request, message.what, task))
+
+    def _watch(self, client: ClientSession, message: Watch, _frames: Sequence[Frame]) -> None:
+        self._events.append(Watched(client, message.on))
+
+    def _shut_down(self, client: ClientSession, message: Stop, _frames: Sequence[Frame]) -> None:
+        self._stop(message.reason or f"client {client.number} asked for it")
+
+    def _bye(self, client: ClientSession, message: Bye, _frames: Sequence[Frame]) -> None:
+        cancel = message.cancel or client.cancel_on_leave
+        self._events.append(Left(client, message.reason or "said good-bye", cancel))
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+def _full(task: int, base: int) -> int:
+    """An id without a session part is one of the sender's own."""
+    return task if task > COUNTER_MASK else base | task
+
+
+def _ids(name: str, tasks: Sequence[int], base: int) -> tuple[int, ...]:
+    for task in tasks:
+        if task <= 0:
+            raise ValueError(f"{name} names the task {task}; ids count from 1")
+    return tuple(dict.fromkeys([_full(task, base) for task in tasks]))
+
+
+def _dependency(name: str, tasks: Sequence[int], flags: tuple[bool, bool, bool], base: int) -> Dependency | None:
+    ids = _ids(name, tasks, base)
+    _all, success, failure = flags
+    if ids or not (success or failure):  # R2 refuses that even where no task is named
+        return Dependency(ids, *flags)
+    return None
+
+
+def _number(name: str, value: float, least: float) -> None:
+    if not least <= value < _MOST:  # false for NaN, too
+        raise ValueError(f"{name} is {value}; it must be at least {least}, and finite")
+
+
+def amounts(resources: dict[str, float]) -> tuple[tuple[str, float], ...]:
+    """Resources as the core has them. Raises ValueError for an amount that is none."""
+    for name, amount in resources.items():
+        if not 0 <= amount < math.inf:
+            raise ValueError(f"resource {name!r} is {amount}; it must be 0 or more, and finite")
+    return tuple(sorted((name, amount) for name, amount in resources.items() if amount))
+
+
+def spec_of(options: Options, base: int) -> TaskSpec:
+    """Wire options as the core's. Raises ValueError that says what is wrong with them."""
+    if options.timeout_s is not None:
+        _number("timeout_s", options.timeout_s, 0)
+    _number("backoff_s", options.backoff_s, 0)
+    _number("retries", options.retries, 0)
+    _number("priority", options.priority, -_MOST)
+    after = (options.after_all, options.after_success, options.after_failure)
+    follow = (options.follow_all, options.follow_success, options.follow_failure)
+    spec = TaskSpec(
+        after=_dependency("after", options.after, after, base),
+        follow=_dependency("follow", options.follow, follow, base),
+        inputs=_ids("inputs", options.inputs, base),
+        targets=None if options.targets is None else frozenset(options.targets),
+        resources=amounts(options.resources),
+        priority=options.priority,
+        retries=options.retries,
+        timeout_s=options.timeout_s,
+        backoff_s=options.backoff_s,
+        same_engine=options.same_engine,
+        label=options.label,
+    )
+    return DEFAULT_SPEC if spec == DEFAULT_SPEC else spec

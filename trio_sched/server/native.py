@@ -1,0 +1,125 @@
+"""The native front: clients, engines and nannies on one ZeroMQ ROUTER.
+
+One task, the pump, drains the socket and hands each batch to the hub, with a checkpoint in between. A peer is known
+by the routing id that ZeroMQ gave its connection, as long as that lasts; who it is comes from its Hello.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import trio
+
+from trio_sched.server.config import Config
+from trio_sched.server.hub import Hub
+from trio_sched.server.links import Link, Raw
+from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.wire.native import Frame, Message, encode
+
+STRANGERS_KEPT = 1024
+"""Peers that have not said Hello (properly) and are remembered all the same, so that one that says it twice is one
+peer."""
+
+
+class RouterSocket(Protocol):
+    """What the front needs of a ROUTER: `ZmqSocket`, or the in-memory one of trio_sched.testing."""
+
+    address: str
+
+    async def receive(self, limit: int = ...) -> list[list[Frame]]: ...
+    def send(self, frames: Sequence[Frame]) -> bool: ...
+    def flush(self) -> None: ...
+    async def authenticate(self) -> None: ...
+    def close(self) -> None: ...
+
+
+OpenRouter = Callable[..., RouterSocket]
+
+
+class NativeLink(Link):
+    """One connection to the ROUTER."""
+
+    __slots__ = ("_front", "routing_id")
+
+    def __init__(self, front: NativeFront, routing_id: bytes) -> None:
+        super().__init__()
+        self._front = front
+        self.routing_id = routing_id
+
+    def send(self, message: Message, frames: Sequence[Frame] = ()) -> int:
+        """See Link."""
+        data = encode(message)
+        if not self._front.send([self.routing_id, data, *frames]):
+            return 0
+        return len(data) + sum([len(frame) for frame in frames]) if frames else len(data)
+
+    def admitted(self) -> None:
+        """See Link."""
+        self._front.remember(self)
+
+    def close(self) -> None:
+        """See Link."""
+        self._front.forget(self)
+
+
+class NativeFront:
+    """Listens on a ROUTER."""
+
+    def __init__(self, config: Config, open_router: OpenRouter = ZmqSocket.router) -> None:
+        self._config = config
+        self._open_router = open_router
+        self._socket: RouterSocket | None = None
+        self._links: dict[bytes, NativeLink] = {}
+        self._strangers: OrderedDict[bytes, NativeLink] = OrderedDict()
+
+    async def run(self, hub: Hub, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
+        """See Front."""
+        identity = hub.identity
+        keys = identity.keys.for_server() if identity.keys else None
+        socket = self._open_router(identity.address, keys=keys, max_message_bytes=self._config.max_message_bytes)
+        self._socket = socket
+        hub.on_flush(socket.flush)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(socket.authenticate)
+                task_status.started({"native": socket.address})
+                await self._pump(socket, hub)
+        finally:
+            socket.close()
+
+    async def _pump(self, socket: RouterSocket, hub: Hub) -> None:
+        links = self._links
+        while True:
+            messages: list[Raw] = []
+            for frames in await socket.receive():
+                routing_id: Any = frames[0]
+                link = links.get(routing_id) or self._stranger(routing_id)
+                messages.append((link, frames[1:]))
+            hub.receive(messages, trio.current_time())
+
+    def _stranger(self, routing_id: bytes) -> NativeLink:
+        strangers = self._strangers
+        link = strangers.get(routing_id)
+        if link is None:
+            link = strangers[routing_id] = NativeLink(self, routing_id)
+            if len(strangers) > STRANGERS_KEPT:
+                strangers.popitem(last=False)
+        return link
+
+    # ---- for links --------------------------------------------------------------------------------------------------
+
+    def send(self, frames: Sequence[Frame]) -> bool:
+        """Hand a message to the socket; False: no such peer."""
+        return self._socket is not None and self._socket.send(frames)
+
+    def remember(self, link: NativeLink) -> None:
+        """It has a session."""
+        self._strangers.pop(link.routing_id, None)
+        self._links[link.routing_id] = link
+
+    def forget(self, link: NativeLink) -> None:
+        """It has none any more."""
+        if self._links.get(link.routing_id) is link:
+            del self._links[link.routing_id]

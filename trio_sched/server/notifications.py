@@ -1,0 +1,125 @@
+"""Notifications: who comes and who goes. Hellos of strangers, and all that nannies say.
+
+Nobody is listened to before a Hello with the token of its role (R25): the token is in the connection file, which only
+the owner can read. Garbage from strangers is counted and not answered; a message that we would understand from a peer
+that we do not know is answered, because that peer may be one of ours from before a reconnection, and must say Hello
+again.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trio_sched.errors import WireError
+from trio_sched.server.config import Config
+from trio_sched.server.happenings import Event, Greeted, Left, Pinged
+from trio_sched.server.hub import Hub
+from trio_sched.server.intake import amounts
+from trio_sched.server.links import STRANGERS, Link, Raw
+from trio_sched.server.sessions import NannySession, Session, Sessions
+from trio_sched.transport.connection import Role
+from trio_sched.wire.native import VERSION, Bye, Died, FromPeer, Hello, Ping
+
+MOST_SLOTS = 100_000
+
+
+class Notifications:
+    """Reads what strangers and nannies sent."""
+
+    def __init__(
+        self, hub: Hub, config: Config, sessions: Sessions, tokens: Mapping[Role, str], closing: Callable[[], bool]
+    ) -> None:
+        self._hub = hub
+        self._config = config
+        self._sessions = sessions
+        self._tokens = tokens
+        self._closing = closing
+        self._events: list[Event] = []
+
+    async def run(self) -> None:
+        """The task."""
+        async for batch in self._hub.lanes[STRANGERS]:
+            events = self.read(batch)
+            if events:
+                self._hub.inbox.add_notifications(events)
+
+    def read(self, batch: Sequence[Raw]) -> list[Event]:
+        """One batch of messages as events, in order."""
+        self._events = []
+        self._hub.read(batch, self._handle)
+        return self._events
+
+    def _handle(self, link: Link, message: FromPeer, _frames: Sequence[Any]) -> None:
+        if type(message) is Hello:
+            self._hello(link, message)
+        elif isinstance(link.session, NannySession):
+            self._nanny(link, link.session, message)
+        else:
+            self._hub.note("unknown_peer")
+            self._hub.answer(link, "unknown_peer", "say Hello first")
+
+    def _nanny(self, link: Link, nanny: NannySession, message: FromPeer) -> None:
+        if type(message) is Ping:
+            self._events.append(Pinged(nanny))
+        elif type(message) is Died:
+            self._hub.behind_results(link, message)
+        elif type(message) is Bye:
+            self._events.append(Left(nanny, message.reason or "said good-bye"))
+        else:
+            raise WireError(f"a nanny cannot send {type(message).__name__}", "unexpected")
+
+    # ---- Hello ------------------------------------------------------------------------------------------------------
+
+    def _hello(self, link: Link, hello: Hello) -> None:
+        try:
+            self._admit(link.session, hello)
+        except WireError as error:
+            self._hub.note(error.kind, why=str(error))
+            self._hub.answer(link, error.kind, str(error))
+            return
+        self._events.append(Greeted(link, hello))
+
+    def _admit(self, known: Session | None, hello: Hello) -> None:
+        """Raises WireError where it must not come in."""
+        if hello.version != VERSION:
+            raise WireError(
+                f"you speak version {hello.version}, this scheduler version {VERSION}; "
+                "install the same trio_sched on both sides",
+                "unknown_version",
+            )
+        token = self._tokens["client" if hello.role == "client" else "engine"]
+        if not hmac.compare_digest(hello.token.encode(), token.encode()):
+            raise WireError(
+                f"the token is not that of a {hello.role}; read the connection file again", "unauthenticated"
+            )
+        if self._closing():
+            raise WireError("the scheduler is shutting down", "closing")
+        try:
+            _check(hello)
+        except ValueError as error:
+            raise WireError(str(error)) from None
+        if known is None and not hello.session:
+            self._check_room(hello)
+
+    def _check_room(self, hello: Hello) -> None:
+        sessions, config = self._sessions, self._config
+        if hello.role == "client":
+            count, limit, name = len(sessions.clients), config.max_clients, "max_clients"
+        else:
+            count, limit, name = max(len(sessions.engines), len(sessions.nannies)), config.max_engines, "max_engines"
+        if count >= limit:
+            raise WireError(f"there are {count} of your kind already; {name} is {limit}", "too_many")
+
+
+def _check(hello: Hello) -> None:
+    """Raises ValueError that says which number in it makes no sense."""
+    if not 0 < hello.weight < math.inf:
+        raise ValueError(f"weight is {hello.weight}; it must be above 0, and finite")
+    if not 0 < hello.slots <= MOST_SLOTS:
+        raise ValueError(f"slots is {hello.slots}; it must be from 1 to {MOST_SLOTS}")
+    if hello.hwm is not None and hello.hwm < 0:
+        raise ValueError(f"hwm is {hello.hwm}; it must be 0 (no limit) or more")
+    amounts(hello.resources)

@@ -1,0 +1,87 @@
+"""What clients can ask for: views of the whole, made within one turn, so that they are consistent.
+
+Answers are plain data. The core's views come from `core.snapshot`; what only the server knows (names, hosts,
+connections, messages dropped) is added here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trio_sched.core import snapshot
+from trio_sched.core.scheduler import Scheduler
+from trio_sched.server.sessions import EngineSession, Session, Sessions
+
+
+class Queries:
+    """Answers by name."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        sessions: Sessions,
+        counters: Mapping[str, int],
+        about: dict[str, Any],
+        started_at: float,
+    ) -> None:
+        self._scheduler = scheduler
+        self._sessions = sessions
+        self._counters = counters
+        self._about = about
+        self._started_at = started_at
+        self._answers: dict[str, Callable[[int, float], Any]] = {
+            "status": self._status,
+            "engines": self._engines,
+            "explain": self._explain,
+            "story": self._story,
+        }
+
+    def answer(self, what: str, task: int, now: float) -> Any:
+        """The view `what`. Raises LookupError that says which there are."""
+        answer = self._answers.get(what)
+        if answer is None:
+            raise LookupError(f"there is no view {what!r}; there are {', '.join(self._answers)}")
+        return answer(task, now)
+
+    def _status(self, _task: int, now: float) -> dict[str, Any]:
+        view = snapshot.status(self._scheduler, now)
+        for row in view["clients"]:
+            client = self._sessions.clients.get(row["client"])
+            if client is not None:
+                row.update(_about(client, now))
+                row["submitted"] = client.received
+                row["undelivered"] = len(client.ends) + sum(len(parcel.ends) for parcel in client.unacked)
+        view["engines"] = self._with_sessions(view["engines"], now)
+        view["nannies"] = [{"nanny": nanny.number, **_about(nanny, now)} for nanny in self._sessions.nannies.values()]
+        view["counters"] = {**view["counters"], **self._counters}
+        return {**self._about, "up_s": now - self._started_at, **view}
+
+    def _engines(self, _task: int, now: float) -> list[dict[str, Any]]:
+        return self._with_sessions(snapshot.engines(self._scheduler, now), now)
+
+    def _with_sessions(self, rows: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
+        for row in rows:
+            engine = self._sessions.engines.get(row["engine"])
+            if engine is not None:
+                row.update(_about(engine, now))
+                row["nanny"] = engine.nanny
+        return rows
+
+    def _explain(self, task: int, now: float) -> str:
+        return snapshot.explain(self._scheduler, task, now)
+
+    def _story(self, task: int, now: float) -> list[tuple[float, str]]:
+        """Each line with how many seconds ago it happened."""
+        return [(now - when, text) for when, text in snapshot.story(self._scheduler, task)]
+
+
+def _about(session: Session | EngineSession, now: float) -> dict[str, Any]:
+    return {
+        "name": session.name,
+        "host": session.host,
+        "pid": session.pid,
+        "python": session.python,
+        "connected": session.link is not None,
+        "silent_s": now - session.last_heard(),
+    }

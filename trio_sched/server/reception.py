@@ -1,0 +1,232 @@
+"""Reception: what the server's own events mean. Who comes, who goes, who is away; the synchronous part of the actor
+that knows sessions, as the core knows tasks.
+
+Away is not gone. A client without a link keeps its tasks, and results wait for it (R27) for `keep_results_s`. An
+engine without a link is lost to the core, which keeps its tasks for the grace period (R20); if it is back by then it
+is the same engine. A death that its nanny saw, or a Bye, is for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trio_sched.core.effects import Refuse
+from trio_sched.core.events import (
+    ClientJoined,
+    ClientLeft,
+    DrainRequested,
+    EngineJoined,
+    EngineLost,
+    EngineReturned,
+    ResultsReceived,
+)
+from trio_sched.core.scheduler import Scheduler
+from trio_sched.server.functions import Functions
+from trio_sched.server.happenings import (
+    Asked,
+    Effect,
+    Greeted,
+    Left,
+    LinkLost,
+    Pinged,
+    Rejected,
+    ShutdownBegan,
+    Tell,
+    TellEngines,
+    Watched,
+    Welcomed,
+    WorkerDied,
+)
+from trio_sched.server.intake import amounts
+from trio_sched.server.outbox import Outbox
+from trio_sched.server.queries import Queries
+from trio_sched.server.sessions import ClientSession, EngineSession, Session, Sessions
+from trio_sched.wire.native import Closing, Hello, Place, Pong, Reply
+
+
+class Reception:
+    """Handlers of the server's own events; each returns effects, those of the core among them."""
+
+    def __init__(
+        self, scheduler: Scheduler, sessions: Sessions, functions: Functions, outbox: Outbox, queries: Queries
+    ) -> None:
+        self._scheduler = scheduler
+        self._sessions = sessions
+        self._functions = functions
+        self._outbox = outbox
+        self._queries = queries
+        self.departed: dict[int, ClientSession] = {}
+        """Clients that left while their tasks go on: these still need their functions."""
+        self._waiting_for: dict[int, int] = {}
+        """By departed client: an unfinished task of it."""
+        self.handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
+            Greeted: self._greeted,
+            LinkLost: self._link_lost,
+            Left: self._left,
+            WorkerDied: self._worker_died,
+            Rejected: self._rejected,
+            Pinged: self._pinged,
+            Asked: self._asked,
+            Watched: self._watched,
+            ShutdownBegan: self._shutdown_began,
+        }
+
+    def _core(self, event: Any, now: float) -> list[Effect]:
+        return self._scheduler.handle(event, now)  # type: ignore[return-value]  # list is invariant
+
+    # ---- coming -----------------------------------------------------------------------------------------------------
+
+    def _greeted(self, event: Greeted, now: float) -> list[Effect]:
+        link, hello = event.link, event.hello
+        if (
+            link.session is not None
+        ):  # it lost patience, but its Welcome is on its way; a second one would resume for nothing
+            return []
+        session = self._sessions.find(hello)
+        if isinstance(session, EngineSession) and session.number not in self._scheduler.engines:
+            session = None  # its grace period is over: what it had was given to others
+        if session is None:
+            session = self._sessions.open(hello, now)
+            session.bind(link)
+            return [Welcomed(session, False), *self._joined(session, hello, now)]
+        was_here = session.link is not None
+        session.bind(link)
+        return [Welcomed(session, True, hello.received), *self._returned(session, hello, was_here, now)]
+
+    def _joined(self, session: Session, hello: Hello, now: float) -> list[Effect]:
+        if isinstance(session, ClientSession):
+            return self._core(ClientJoined(session.number, session.weight), now)
+        if isinstance(session, EngineSession):
+            joined = EngineJoined(session.number, hello.slots, hello.hwm, amounts(hello.resources))
+            return [TellEngines(), *self._core(joined, now)]
+        return []
+
+    def _returned(self, session: Session, hello: Hello, was_here: bool, now: float) -> list[Effect]:
+        if isinstance(session, ClientSession):
+            tasks = session.acknowledge(hello.received)
+            self._move(session, Place(hello.cwd, hello.path))
+            return self._core(ResultsReceived(session.number, tasks), now) if tasks else []
+        if not isinstance(session, EngineSession):
+            return []
+        effects: list[Effect] = []
+        if was_here or not session.lost:  # nobody had noticed; what was on the old link may be lost
+            effects += self._core(EngineLost(session.number, "it reconnected"), now)
+        session.nanny = hello.nanny
+        session.sizes.clear()
+        session.unanswered_bytes = 0
+        session.calls.clear()
+        session.recalls.clear()
+        session.lost = False
+        session.functions.clear()  # what was on the old link may not have come through
+        session.places.clear()
+        effects += self._core(EngineReturned(session.number, frozenset(hello.holding)), now)
+        effects.append(TellEngines())
+        return effects
+
+    def _move(self, client: ClientSession, place: Place) -> None:
+        """A client came back from another working directory: engines must hear of it."""
+        if place != client.place:
+            client.place = place
+            for engine in self._sessions.engines.values():
+                engine.places.discard(client.number)
+
+    # ---- going ------------------------------------------------------------------------------------------------------
+
+    def _link_lost(self, event: LinkLost, now: float) -> list[Effect]:
+        session = event.link.session
+        if session is None:
+            return []
+        session.unbind(now)
+        if isinstance(session, EngineSession):
+            return self.lose(session, event.reason, now)
+        return []
+
+    def lose(self, engine: EngineSession, reason: str, now: float) -> list[Effect]:
+        """An engine is not there; perhaps it returns (R20)."""
+        if engine.lost:
+            return []
+        engine.lost = True
+        return [TellEngines(), *self._core(EngineLost(engine.number, reason), now)]
+
+    def _left(self, event: Left, now: float) -> list[Effect]:
+        session = event.session
+        self._sessions.drop(session, now)
+        if isinstance(session, EngineSession):
+            lost = EngineLost(session.number, event.reason, confirmed=True)
+            return [TellEngines(), *self._core(lost, now)]
+        if isinstance(session, ClientSession):
+            self._unwatch(session)
+            effects = self._core(ClientLeft(session.number, event.cancel), now)
+            self.departed[session.number] = session
+            self.sweep_departed()
+            return effects
+        return []
+
+    def _worker_died(self, event: WorkerDied, now: float) -> list[Effect]:
+        engine = event.engine
+        self._sessions.drop(engine, now)
+        lost = EngineLost(engine.number, event.reason, confirmed=True, running=event.running)
+        return [TellEngines(), *self._core(lost, now)]
+
+    def bury(self, now: float) -> None:
+        """Drop the sessions of engines whose grace period is over: the core has given them up."""
+        engines = self._scheduler.engines
+        for engine in [engine for engine in self._sessions.engines.values() if engine.lost]:
+            if engine.number not in engines:
+                self._sessions.drop(engine, now)
+
+    def sweep_departed(self) -> None:
+        """Let go of the functions of departed clients whose last task has ended.
+
+        Looks for one unfinished task of such a client, the newest first, and not again before that one has ended.
+        """
+        tasks = self._scheduler.tasks
+        for number, client in list(self.departed.items()):
+            if self._waiting_for.get(number) in tasks:
+                continue
+            unfinished = next((task for task in reversed(tasks) if tasks[task].client.id == number), None)
+            if unfinished is not None:
+                self._waiting_for[number] = unfinished  # type: ignore[assignment]  # ids are ints on this front
+                continue
+            del self.departed[number]
+            self._waiting_for.pop(number, None)
+            for digest in client.functions:
+                if self._functions.let_go(number, digest):
+                    self._outbox.drop_function(digest)
+
+    # ---- asking -----------------------------------------------------------------------------------------------------
+
+    def _rejected(self, event: Rejected, _now: float) -> list[Effect]:
+        return [Refuse(event.client, event.task, event.reason)]
+
+    def _pinged(self, event: Pinged, _now: float) -> list[Effect]:
+        session = event.session
+        if not isinstance(session, ClientSession):
+            return [Tell(session, Pong())]
+        session.accepted_told = session.accepted
+        return [Tell(session, Pong(session.accepted))]
+
+    def _asked(self, event: Asked, now: float) -> list[Effect]:
+        try:
+            reply = Reply(event.request, self._queries.answer(event.what, event.task, now))
+        except LookupError as error:
+            reply = Reply(event.request, error=str(error.args[0]))
+        return [Tell(event.client, reply)]
+
+    def _watched(self, event: Watched, _now: float) -> list[Effect]:
+        if event.on and event.client.number in self._sessions.clients:
+            self._outbox.watchers[event.client.number] = event.client
+            self._scheduler.monitored = True
+        else:
+            self._unwatch(event.client)
+        return []
+
+    def _unwatch(self, client: ClientSession) -> None:
+        self._outbox.watchers.pop(client.number, None)
+        self._scheduler.monitored = bool(self._outbox.watchers)
+
+    def _shutdown_began(self, event: ShutdownBegan, now: float) -> list[Effect]:
+        effects = self._core(DrainRequested(), now)
+        effects += [Tell(session, Closing(event.reason)) for session in self._sessions]
+        return effects

@@ -1,0 +1,130 @@
+"""Engine results: what engines say, as events, in the order in which each of them said it.
+
+An engine's leaving travels this same road, its own Bye as well as what its nanny reports: so what it sent before it
+left is handled before its leaving (R31). A result is counted for `acked` as soon as it is read here, for then nothing
+can keep it from the actor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from trio_sched.core.events import DependencyUnmet, PayloadRef, RecallAnswered, TaskFinished
+from trio_sched.errors import WireError
+from trio_sched.server.happenings import Event, Left, Pinged, WorkerDied
+from trio_sched.server.hub import Hub
+from trio_sched.server.links import ENGINES, Link, Raw
+from trio_sched.server.outbox import Outbox
+from trio_sched.server.sessions import EngineSession, NannySession, Sessions
+from trio_sched.wire.native import (
+    Bye,
+    Died,
+    Finished,
+    Frame,
+    FromPeer,
+    Ping,
+    Recalled,
+    RemoteError,
+    TaskEnd,
+    attach,
+)
+
+
+class Results:
+    """Reads what engines sent."""
+
+    def __init__(self, hub: Hub, sessions: Sessions, outbox: Outbox) -> None:
+        self._hub = hub
+        self._outbox = outbox
+        self._events: list[Event] = []
+        self._handlers: dict[type, Callable[[EngineSession, Any, Sequence[Frame]], None]] = {
+            Finished: self._finished,
+            Recalled: self._recalled,
+            Ping: self._ping,
+            Bye: self._bye,
+        }
+        self._sessions = sessions
+
+    async def run(self) -> None:
+        """The task."""
+        async for batch in self._hub.lanes[ENGINES]:
+            events = self.read(batch)
+            if events:
+                self._hub.inbox.add_results(events)
+
+    def read(self, batch: Sequence[Raw]) -> list[Event]:
+        """One batch of messages as events, in order."""
+        self._events = []
+        self._hub.read(batch, self._handle)
+        return self._events
+
+    def _handle(self, link: Link, message: FromPeer, frames: Sequence[Any]) -> None:
+        session = link.session
+        if type(message) is Died and isinstance(session, NannySession):
+            self._died(session, message)
+            return
+        if session is None:
+            self._hub.note("unknown_peer")
+            self._hub.answer(link, "unknown_peer", "say Hello first")
+            return
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            raise WireError(f"an engine cannot send {type(message).__name__}", "unexpected")
+        handler(cast(EngineSession, session), message, frames)
+
+    def _finished(self, engine: EngineSession, message: Finished, frames: Sequence[Frame]) -> None:
+        ends = message.results
+        results = attach(ends, frames)
+        number = engine.number
+        add = self._events.append
+        for end, result in zip(ends, results, strict=True):
+            end.engine = number
+            outcome = end.outcome
+            if outcome == "ok":
+                add(TaskFinished(number, end.id, "ok", result, "", end.attempt))
+            elif outcome == "unmet":
+                add(DependencyUnmet(number, end.id, end.reason or "it declined", end.attempt))
+            else:
+                add(_failed(number, end, result))
+        engine.taken += len(ends)
+        engine.untold_bytes += sum([len(frame) for frame in frames]) if frames else 0
+        engine.answered(len(ends))
+        if engine.calls:
+            self._outbox.touch_engine(engine)  # its window is open again
+
+    def _recalled(self, engine: EngineSession, message: Recalled, _frames: Sequence[Frame]) -> None:
+        number = engine.number
+        self._events += [RecallAnswered(number, task, True) for task in message.given]
+        self._events += [RecallAnswered(number, task, False) for task in message.kept]
+        engine.answered(len(message.given))
+        if engine.calls:
+            self._outbox.touch_engine(engine)
+
+    def _ping(self, engine: EngineSession, _message: Ping, _frames: Sequence[Frame]) -> None:
+        self._events.append(Pinged(engine))
+
+    def _bye(self, engine: EngineSession, message: Bye, _frames: Sequence[Frame]) -> None:
+        self._events.append(Left(engine, message.reason or "said good-bye"))
+
+    def _died(self, nanny: NannySession, message: Died) -> None:
+        engine = self._sessions.engines.get(message.engine)
+        if engine is None or engine.nanny != nanny.number:
+            self._hub.note("death_of_unknown", engine=message.engine, nanny=nanny.number)
+            return
+        running = None if message.running is None else tuple(message.running)
+        self._events.append(WorkerDied(engine, message.reason or "its nanny saw it die", running))
+
+
+def _failed(engine: int, end: TaskEnd, result: PayloadRef) -> TaskFinished:
+    """An engine's answer other than ok. It can only say error and cancelled; the other ends are the scheduler's to
+    decide."""
+    error = end.error
+    if end.outcome == "cancelled":
+        return TaskFinished(engine, end.id, "cancelled", result, end.reason, end.attempt)
+    if end.outcome != "error":
+        end.outcome = "error"
+        if error is None:
+            end.error = error = RemoteError("EngineError", end.reason or "the engine failed the task")
+    reason = end.reason or (f"{error.name}: {error.message}" if error else "")
+    return TaskFinished(engine, end.id, "error", result, reason, end.attempt)

@@ -1,0 +1,263 @@
+"""Sessions: who a peer is, from its Hello until it leaves for good, over any number of links (R1, R15, R17, R27).
+
+Clients, engines and nannies draw their numbers from one counter; an engine's number is its `EngineId`, a client's its
+`ClientId`, so that a result counts only from the session to which its task was assigned. A secret, told once in the
+Welcome, resumes a session over a new link. An unguessable number would do as well, but numbers are shown to people.
+
+Who may change what: the actor's turn makes and drops sessions and binds their links; what intake and results count
+(`received`, `taken`) is theirs; the queues belong to the outbox. All of it runs in one thread, and between two awaits
+nobody interferes.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections import deque
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from trio_sched.core.events import SESSION_SHIFT, TaskSpec
+from trio_sched.server.links import CLIENTS, ENGINES, STRANGERS, Link
+from trio_sched.wire.native import Attached, Call, Frame, Hello, Options, Place, Refused, TaskEnd
+
+Role: TypeAlias = Literal["client", "engine", "nanny"]
+_SECRET_BYTES = 16
+_LANES = {"client": CLIENTS, "engine": ENGINES, "nanny": STRANGERS}
+
+
+class Session:
+    """What all three kinds have."""
+
+    __slots__ = ("away_since", "heard_at", "host", "link", "name", "number", "pid", "python", "secret")
+    role: Role
+
+    def __init__(self, number: int, hello: Hello, now: float) -> None:
+        self.number = number
+        self.secret = secrets.token_hex(_SECRET_BYTES)
+        self.link: Link | None = None
+        self.heard_at = now
+        """When it was last heard over a link that it no longer has; see `last_heard`."""
+        self.away_since: float | None = None
+        """Since when it has no link; None while it has one."""
+        self.name = hello.name
+        self.host = hello.host
+        self.pid = hello.pid
+        self.python = hello.python
+
+    def last_heard(self) -> float:
+        """When anything last arrived from it."""
+        return max(self.heard_at, self.link.heard_at) if self.link is not None else self.heard_at
+
+    def bind(self, link: Link) -> None:
+        """It speaks over this link from now on; a former one is cut off."""
+        self.unbind(link.heard_at)
+        self.link = link
+        self.away_since = None
+        link.session = self
+        link.lane = _LANES[self.role]
+        link.admitted()
+
+    def unbind(self, now: float) -> None:
+        """It has no link any more."""
+        link, self.link = self.link, None
+        if link is not None:
+            self.heard_at = max(self.heard_at, link.heard_at)
+            self.away_since = now
+            link.session = None
+            link.lane = STRANGERS
+            link.close()
+
+
+class Parcel(Struct, gc=False):
+    """A message of results that its client has not acknowledged yet; kept to be sent again."""
+
+    seq: int
+    size: int
+    ends: list[TaskEnd | Attached]
+
+
+class ClientSession(Session):
+    """A client: what it submitted, and what is on its way to it."""
+
+    __slots__ = (
+        "accepted",
+        "accepted_told",
+        "cancel_on_leave",
+        "ends",
+        "flushed_at",
+        "functions",
+        "heard_watching",
+        "options",
+        "place",
+        "received",
+        "refusals",
+        "seq",
+        "spec",
+        "unacked",
+        "unacked_bytes",
+        "unfinished",
+        "watching",
+        "weight",
+    )
+    role: Role = "client"
+
+    def __init__(self, number: int, hello: Hello, now: float) -> None:
+        super().__init__(number, hello, now)
+        self.weight = hello.weight
+        self.cancel_on_leave = hello.cancel_on_leave
+        self.place = Place(hello.cwd, hello.path)
+        # intake's
+        self.received = 0
+        """Submissions that arrived; each will be accepted or refused."""
+        self.functions: dict[bytes, bytes] = {}
+        """Digests of functions that it has sent, each to the one object that all calls share."""
+        self.options: Options | None = None
+        """The last options seen, and what they mean: most of a client's tasks ask for the same."""
+        self.spec: TaskSpec | None = None
+        # the outbox's
+        self.accepted = 0
+        self.accepted_told = 0
+        self.unfinished = 0
+        """Accepted submissions whose results are not yet in `ends`: when there are none, nothing is worth waiting
+        for."""
+        self.ends: list[TaskEnd | Attached] = []
+        """Results to be sent."""
+        self.seq = 0
+        self.unacked: deque[Parcel] = deque()
+        self.unacked_bytes = 0
+        self.refusals: deque[tuple[int, Refused]] = deque()
+        """Refusals that may not have arrived, with the seq whose receipt will prove that they have."""
+        self.flushed_at = float("-inf")
+        self.watching = 0
+        """Bytes of events sent since `heard_watching`, when it was last heard: all that tells how it keeps up."""
+        self.heard_watching = 0.0
+
+    def acknowledge(self, seq: int) -> tuple[int, ...]:
+        """The client has every message of results up to `seq`: the tasks whose results need not be kept for it."""
+        unacked = self.unacked
+        tasks: list[int] = []
+        while unacked and unacked[0].seq <= seq:
+            parcel = unacked.popleft()
+            self.unacked_bytes -= parcel.size
+            tasks += [end.record.id if isinstance(end, Attached) else end.id for end in parcel.ends]
+        while self.refusals and self.refusals[0][0] <= seq:
+            self.refusals.popleft()
+        return tuple(tasks)
+
+
+class EngineSession(Session):
+    """An engine: what it was told, and what is on its way to it."""
+
+    __slots__ = (
+        "acked_told",
+        "calls",
+        "drops",
+        "functions",
+        "hwm",
+        "lost",
+        "nanny",
+        "places",
+        "recalls",
+        "resources",
+        "sizes",
+        "slots",
+        "taken",
+        "unanswered_bytes",
+        "untold_bytes",
+    )
+    role: Role = "engine"
+
+    def __init__(self, number: int, hello: Hello, now: float) -> None:
+        super().__init__(number, hello, now)
+        self.nanny = hello.nanny
+        self.slots = hello.slots
+        self.hwm = hello.hwm
+        self.resources = hello.resources
+        self.lost = False
+        """The core was told that it is lost, and it has not returned."""
+        # results'
+        self.taken = 0
+        """Results that arrived, each counted once for `acked`."""
+        self.untold_bytes = 0
+        # the outbox's
+        self.acked_told = 0
+        self.calls: list[tuple[Call, tuple[Frame, ...]]] = []
+        """Assignments to be sent."""
+        self.recalls: list[int] = []
+        self.functions: set[bytes] = set()
+        """Digests of the functions that it has."""
+        self.drops: list[bytes] = []
+        self.places: set[int] = set()
+        """Clients whose place it knows."""
+        self.sizes: deque[int] = deque()
+        """Bytes of each call that it was sent and has not answered, oldest first. Answers are taken off in this
+        order, which is nearly theirs and adds up the same."""
+        self.unanswered_bytes = 0
+
+    def answered(self, count: int) -> None:
+        """It answered for so many calls: they are no longer in its window."""
+        sizes = self.sizes
+        for _ in range(min(count, len(sizes))):
+            self.unanswered_bytes -= sizes.popleft()
+
+
+class NannySession(Session):
+    """A nanny: its beats count for the engines that name it."""
+
+    __slots__ = ()
+    role: Role = "nanny"
+
+
+_KINDS: dict[str, type[Session]] = {"client": ClientSession, "engine": EngineSession, "nanny": NannySession}
+
+
+class Sessions:
+    """All sessions by number, each kind also by itself."""
+
+    def __init__(self) -> None:
+        self.clients: dict[int, ClientSession] = {}
+        self.engines: dict[int, EngineSession] = {}
+        self.nannies: dict[int, NannySession] = {}
+        self._last_number = 0
+
+    def __iter__(self) -> Iterator[Session]:
+        yield from self.clients.values()
+        yield from self.engines.values()
+        yield from self.nannies.values()
+
+    def _table(self, role: Role) -> dict[int, Session]:
+        return {"client": self.clients, "engine": self.engines, "nanny": self.nannies}[role]  # type: ignore[return-value]
+        # dict is invariant; each table holds only its own kind, which `open` sees to
+
+    def open(self, hello: Hello, now: float) -> Session:
+        """A new session."""
+        self._last_number += 1
+        session = _KINDS[hello.role](self._last_number, hello, now)
+        self._table(hello.role)[session.number] = session
+        return session
+
+    def find(self, hello: Hello) -> Session | None:
+        """The session that this Hello may resume."""
+        if not hello.session:
+            return None
+        session = self._table(hello.role).get(hello.session)
+        if session is None or not hmac.compare_digest(session.secret.encode(), hello.secret.encode()):
+            return None
+        return session
+
+    def drop(self, session: Session, now: float) -> None:
+        """It ended for good."""
+        session.unbind(now)
+        self._table(session.role).pop(session.number, None)
+
+    def pythons(self) -> list[str]:
+        """The Python versions of the engines that are here."""
+        return sorted({engine.python for engine in self.engines.values() if engine.python and not engine.lost})
+
+
+def owner(task: int) -> int:
+    """The number of the session whose task it is."""
+    return task >> SESSION_SHIFT
