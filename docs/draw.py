@@ -118,6 +118,23 @@ def states_table() -> str:
     return "\n".join(rows)
 
 
+# ---- the settings ----------------------------------------------------------------------------------------------------
+
+
+def settings_table() -> str:
+    """The settings as a table in Markdown: those of the command line, with the defaults of `Config`."""
+    from trio_sched.cli.settings import SETTINGS
+    from trio_sched.server.config import Config
+
+    usual, rows = Config(), ["| setting | option | default | what it is |", "| --- | --- | --- | --- |"]
+    for setting in SETTINGS:
+        default = getattr(usual, setting.name)
+        shown = f"`{default}`" if default not in (None, "", ()) else ""
+        what = setting.help.partition(" [")[0]
+        rows.append(f"| `{setting.name}` | `{setting.option}` | {shown} | {what} |")
+    return "\n".join(rows)
+
+
 # ---- the life of one task ------------------------------------------------------------------------------------------
 
 
@@ -152,11 +169,20 @@ def life_svg() -> str:
 
 
 PICTURES = {"states.svg": states_svg, "life.svg": life_svg}
+TABLES = {"states.md": states_table, "configuration.md": settings_table}
+START, END = "<!-- drawn by docs/draw.py -->\n", "\n<!-- /drawn -->"
+
+
+def split(page: str) -> tuple[str, str, str]:
+    """A page in three: what is before the drawn table, the table, and what is behind it."""
+    before, _, rest = page.partition(START)
+    drawn, _, after = rest.partition(END)
+    return before + START, drawn, END + after
+
 
 if __name__ == "__main__":
     for name, draw in PICTURES.items():
         (HERE / name).write_text(draw(), encoding="utf-8")
-    page = HERE / "states.md"
-    start, end = "<!-- states: drawn by docs/draw.py -->\n", "\n<!-- /states -->"
-    before, _, rest = page.read_text(encoding="utf-8").partition(start)
-    page.write_text(before + start + states_table() + end + rest.partition(end)[2], encoding="utf-8")
+    for name, table in TABLES.items():
+        before, _, after = split((HERE / name).read_text(encoding="utf-8"))
+        (HERE / name).write_text(before + table() + after, encoding="utf-8")

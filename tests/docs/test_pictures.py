@@ -27,11 +27,10 @@ def test_pictures_are_drawn_from_the_code(draw: ModuleType, picture: str) -> Non
     assert (DOCS / picture).read_text(encoding="utf-8") == draw.PICTURES[picture](), "run: python docs/draw.py"
 
 
-def test_states_page_has_the_table_of_the_code(draw: ModuleType) -> None:
-    page = (DOCS / "states.md").read_text(encoding="utf-8")
-    drawn = re.search(r"<!-- states: drawn by docs/draw.py -->\n(.*?)\n<!-- /states -->", page, re.DOTALL)
-    assert drawn
-    assert drawn[1] == draw.states_table(), "run: python docs/draw.py"
+@pytest.mark.parametrize("page", ["states.md", "configuration.md"])
+def test_tables_are_drawn_from_the_code(draw: ModuleType, page: str) -> None:
+    _, drawn, _ = draw.split((DOCS / page).read_text(encoding="utf-8"))
+    assert drawn == draw.TABLES[page](), "run: python docs/draw.py"
 
 
 def test_states_page_explains_every_state(draw: ModuleType) -> None:

@@ -74,7 +74,7 @@ def test_python(page: Path, scheduler: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", blocks("sh"))
 def test_shell(code: str, tmp_path: Path, runtime_dir: Path) -> None:
-    """In a copy of the examples' surroundings; what runs in the foreground runs beside the rest, and is ended with it."""
+    """Beside the examples; what stays in the foreground runs beside the other lines, and is ended with them."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "script.py").write_text("import trio_sched\ntrio_sched.Client().submit(len, 'ab').result()\n")
     lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT"]

@@ -1,0 +1,164 @@
+"""The core alone, no processes and no bytes: what an event costs, and how that grows.
+
+A cycle is one submission and one answer of an engine with the assignment that it makes room for, while the number of
+waiting tasks stays the same. The collector's thresholds are raised as the server raises them.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections import deque
+
+from trio_sched.cli.benchmarks.tables import Row, Table
+from trio_sched.core.effects import AssignTask, Effect
+from trio_sched.core.events import (
+    SESSION_SHIFT,
+    ClientJoined,
+    Dependency,
+    EngineJoined,
+    ResultsReceived,
+    TaskFinished,
+    TaskSpec,
+    TaskSubmitted,
+)
+from trio_sched.core.scheduler import Scheduler, Settings
+from trio_sched.errors import ImpossibleDependency
+
+CLIENT = 1
+FIRST_ENGINE = 2
+ACKNOWLEDGED_AT_ONCE = 100
+
+
+class Driver:
+    """A scheduler with engines that answer in the order in which they were given tasks."""
+
+    def __init__(self, engines: int, hwm: int = 10) -> None:
+        self.scheduler = Scheduler(Settings(hwm=hwm), random.Random(0))
+        self.assigned: deque[tuple[int | str, int | str]] = deque()
+        self.received: list[int | str] = []
+        self.submitted = 0
+        self.scheduler.handle(ClientJoined(CLIENT), 0.0)
+        for engine in range(FIRST_ENGINE, FIRST_ENGINE + engines):
+            self.scheduler.handle(EngineJoined(engine), 0.0)
+
+    def submit(self, spec: TaskSpec = TaskSpec()) -> int:  # noqa: B008  # immutable
+        """Submit one task and return its id."""
+        self.submitted += 1
+        task = CLIENT << SESSION_SHIFT | self.submitted
+        self._take(self.scheduler.handle(TaskSubmitted(CLIENT, task, None, spec), 0.0))
+        return task
+
+    def finish(self) -> None:
+        """The oldest assignment is answered; the client acknowledges a hundred results at once."""
+        engine, task = self.assigned.popleft()
+        self._take(self.scheduler.handle(TaskFinished(engine, task, "ok"), 0.0))
+        self.received.append(task)
+        if len(self.received) == ACKNOWLEDGED_AT_ONCE:
+            self._take(self.scheduler.handle(ResultsReceived(CLIENT, tuple(self.received)), 0.0))
+            self.received.clear()
+
+    def finish_all(self) -> None:
+        """Until nothing is assigned any more."""
+        while self.assigned:
+            self.finish()
+
+    def _take(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, AssignTask):
+                self.assigned.append((effect.engine, effect.task))
+
+
+def measure_core(waiting: list[int], engines: list[int], cycles: int, graph: int) -> list[Table]:
+    """What a cycle costs by tasks waiting and by engines, and what graphs cost."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        by_waiting = [_cycle(depth, 2, cycles) for depth in waiting]
+        by_engines = [_cycle(20 * count, count, cycles) for count in engines]
+        graphs = _graphs(graph)
+    finally:
+        gc.set_threshold(*thresholds)
+    return [
+        Table(
+            "core, by tasks waiting",
+            "a cycle: one submission, one answer, one assignment, 1/100 acknowledgement",
+            by_waiting,
+        ),
+        Table("core, by engines", "the same with 20 tasks waiting for each engine", by_engines),
+        Table(f"core, graphs of {graph:,} tasks", "all submitted, then all run; us a task", graphs),
+    ]
+
+
+def _cycle(waiting: int, engines: int, cycles: int) -> Row:
+    driver = Driver(engines)
+    for _ in range(waiting + 10 * engines):
+        driver.submit()
+    gc.collect()
+    gc.freeze()
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        for _ in range(cycles):
+            driver.submit()
+            driver.finish()
+        best = min(best, time.perf_counter() - started)
+    gc.unfreeze()
+    return {"waiting": waiting, "engines": engines, "us a cycle": 1e6 * best / cycles, "events/s": 2.01 * cycles / best}
+
+
+def _graphs(tasks: int) -> list[Row]:
+    rows: list[Row] = []
+    for shape in (_independent, _chain, _fan, _tree):
+        gc.collect()
+        driver = Driver(2)
+        started = time.perf_counter()
+        shape(driver, tasks)
+        driver.finish_all()
+        took_us = 1e6 * (time.perf_counter() - started) / tasks
+        rows.append({"graph": shape.__name__.strip("_"), "us a task": took_us})
+    rows.append({"graph": "failing chain", "us a task": _failing_chain(tasks)})
+    for row in rows:
+        row["to independent"] = row["us a task"] / rows[0]["us a task"]
+    return rows
+
+
+def _independent(driver: Driver, tasks: int) -> None:
+    for _ in range(tasks):
+        driver.submit()
+
+
+def _chain(driver: Driver, tasks: int) -> None:
+    """Each after the one before."""
+    task = driver.submit()
+    for _ in range(tasks - 1):
+        task = driver.submit(TaskSpec(after=Dependency((task,))))
+
+
+def _fan(driver: Driver, tasks: int) -> None:
+    """All after one, and one after all of them."""
+    first = driver.submit()
+    spec = TaskSpec(after=Dependency((first,)))
+    middle = tuple(driver.submit(spec) for _ in range(tasks - 2))
+    driver.submit(TaskSpec(after=Dependency(middle)))
+
+
+def _tree(driver: Driver, tasks: int) -> None:
+    """Two into one, until one is left."""
+    level = [driver.submit() for _ in range((tasks + 1) // 2)]
+    while len(level) > 1:
+        pairs = zip(level[::2], level[1::2], strict=False)
+        level = [driver.submit(TaskSpec(after=Dependency(pair))) for pair in pairs]
+
+
+def _failing_chain(tasks: int) -> float:
+    """A chain whose first task fails: every other one is settled in one cascade."""
+    driver = Driver(2)
+    started = time.perf_counter()
+    _chain(driver, tasks)
+    engine, task = driver.assigned.popleft()
+    effects = driver.scheduler.handle(TaskFinished(engine, task, "error"), 0.0)
+    took_us = 1e6 * (time.perf_counter() - started) / tasks
+    assert sum(getattr(effect, "error", "") == ImpossibleDependency.__name__ for effect in effects) == tasks - 1
+    return took_us

@@ -1,0 +1,86 @@
+"""A scheduler inside this process, with engines or without: what `run`, `up` and `serve` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+import typer
+
+from trio_sched.cli.logs import configure_logs
+from trio_sched.cli.watching import told_to_stop
+from trio_sched.server.native import NativeFront
+from trio_sched.server.serve import Running, serve
+
+if TYPE_CHECKING:
+    from trio_sched.server.config import Config
+    from trio_sched.server.links import Front
+
+
+class Engines(NamedTuple):
+    """How many engines, and what each of them is told: the arguments of `run_nanny`."""
+
+    workers: int
+    slots: int = 1
+    hwm: int | None = None
+    resources: dict[str, float] | None = None
+    grace_s: float = 5.0
+
+
+def fronts_for(config: Config) -> Sequence[Front]:
+    """The ways in that the settings ask for."""
+    fronts: list[Front] = [NativeFront(config)]
+    if config.websocket_port is not None:
+        from trio_sched.web.front import WebSocketFront
+
+        fronts.append(WebSocketFront(config))
+    return fronts
+
+
+@asynccontextmanager
+async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Running]:
+    """A scheduler, and engines if asked for. Leaving the block waits until something has stopped the scheduler."""
+    async with trio.open_nursery() as nursery:
+        running: Running = await nursery.start(serve, config, fronts_for(config))
+        if engines and engines.workers:
+            from trio_sched.engine.nanny import run_nanny
+
+            nursery.start_soon(partial(run_nanny, running.engine_connection, **engines._asdict()))
+        yield running
+
+
+def host(config: Config, engines: Engines | None = None, *, lifeline: bool = False) -> None:
+    """A scheduler, and engines if asked for, in the foreground until told to stop."""
+    configure_logs(config.log_level, config.log_format)
+    trio.run(_host, config, engines, lifeline)
+
+
+async def _host(config: Config, engines: Engines | None, lifeline: bool) -> None:
+    stop = Stopper()
+    async with told_to_stop(stop, lifeline=lifeline), hosted(config, engines) as running:
+        stop.target(running.stop)
+        number = engines.workers if engines else 0
+        which = f"{number} engine{'s' * (number != 1)}" if number else "no engines yet"
+        typer.echo(f"{running.name} is up at {running.connection.address}, {which}")
+
+
+class Stopper:
+    """What a signal calls, also while there is nothing to stop yet."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._stop: Callable[[str], None] | None = None
+
+    def __call__(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        if self._stop is not None:
+            self._stop(reason)
+
+    def target(self, stop: Callable[[str], None]) -> None:
+        """What to stop is there now; stopped at once if that was asked for meanwhile."""
+        self._stop = stop
+        if self._reason is not None:
+            stop(self._reason)
