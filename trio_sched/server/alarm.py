@@ -34,5 +34,9 @@ class Alarm:
             with trio.CancelScope(deadline=self.at) as self._scope:
                 await trio.sleep_forever()
             self._scope = None
-            self.at = math.inf
-            self._ring(trio.current_time())
+            self.go_off(trio.current_time())
+
+    def go_off(self, now: float) -> None:
+        """It is time."""
+        self.at = math.inf
+        self._ring(now)

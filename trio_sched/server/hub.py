@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import structlog
 import trio
-from msgspec import Struct
 
-from trio_sched.errors import WireError
 from trio_sched.server.happenings import Event, LinkLost
 from trio_sched.server.identity import Identity
-from trio_sched.server.links import ENGINES, Flush, Link, Raw
-from trio_sched.wire.native import Error, FromPeer
+from trio_sched.server.links import Flush, Link, Raw
+from trio_sched.wire.native import Frame, FromPeer
 
 log = structlog.get_logger(__name__)
 
@@ -132,35 +129,11 @@ class Hub:
         for flush in self._flushes:
             flush()
 
-    def behind_results(self, link: Link, message: FromPeer) -> None:
-        """Hand on a message to the reader of results, behind all that engines have sent so far (R31)."""
-        self._lanes[ENGINES].send_nowait([(link, [message])])
+    def forward(self, lane: int, link: Link, message: FromPeer, frames: Sequence[Frame]) -> None:
+        """Hand a decoded message on to the reader of another lane, behind what it has to read already."""
+        self._lanes[lane].send_nowait([(link, [message, *frames])])
 
     # ---- for readers ------------------------------------------------------------------------------------------------
-
-    def read(self, batch: Sequence[Raw], handle: Callable[[Link, Any, Sequence[Any]], None]) -> None:
-        """Decode each message and hand it on; one that cannot be read is counted and answered, and changes nothing
-        (R25)."""
-        for link, frames in batch:
-            try:
-                if not frames:
-                    raise WireError("an empty message")
-                first = frames[0]
-                handle(link, first if isinstance(first, Struct) else link.decode(first), frames[1:])
-            except WireError as error:
-                self.complain(link, error)
-
-    def complain(self, link: Link, error: WireError) -> None:
-        """Count a message that is dropped, and tell its sender if it is known."""
-        session = link.session
-        self.note(error.kind, session=session.number if session else None, why=str(error))
-        if session is not None:
-            self.answer(link, error.kind, str(error))
-
-    def answer(self, link: Link, kind: str, message: str) -> None:
-        """Tell a peer that its message was not taken."""
-        link.send(Error(kind, message))
-        self.flush()
 
     def note(self, reason: str, **context: object) -> None:
         """Count something odd, and log it the first, second, fourth, ... time: a flood must not become a flood of

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
 from trio_sched.core.events import (
     DEFAULT_SPEC,
@@ -23,10 +22,11 @@ from trio_sched.core.events import (
 from trio_sched.errors import WireError
 from trio_sched.server.config import Config
 from trio_sched.server.functions import Functions
-from trio_sched.server.happenings import Asked, Event, Left, Pinged, Rejected, Watched
+from trio_sched.server.happenings import Asked, Left, Pinged, Rejected, Watched
 from trio_sched.server.hub import Hub
-from trio_sched.server.links import CLIENTS, Link, Raw
+from trio_sched.server.links import CLIENTS
 from trio_sched.server.outbox import Outbox
+from trio_sched.server.reader import Reader
 from trio_sched.server.sessions import ClientSession
 from trio_sched.wire.native import (
     COUNTER_MASK,
@@ -34,7 +34,6 @@ from trio_sched.wire.native import (
     Call,
     Cancel,
     Frame,
-    FromPeer,
     Options,
     Ping,
     Query,
@@ -50,19 +49,20 @@ _MOST = 1 << 62
 """Priorities and such beyond this are a mistake."""
 
 
-class Intake:
+class Intake(Reader):
     """Reads what clients sent."""
+
+    who = "a client"
 
     def __init__(
         self, hub: Hub, config: Config, functions: Functions, outbox: Outbox, stop: Callable[[str], None]
     ) -> None:
-        self._hub = hub
+        super().__init__(hub, CLIENTS, hub.inbox.add_submissions)
         self._config = config
         self._functions = functions
         self._outbox = outbox
         self._stop = stop
-        self._events: list[Event] = []
-        self._handlers: dict[type, Callable[[ClientSession, Any, Sequence[Frame]], None]] = {
+        self.handlers = {
             Submit: self._submit,
             Ping: self._ping,
             Cancel: self._cancel,
@@ -71,30 +71,6 @@ class Intake:
             Stop: self._shut_down,
             Bye: self._bye,
         }
-
-    async def run(self) -> None:
-        """The task."""
-        async for batch in self._hub.lanes[CLIENTS]:
-            events = self.read(batch)
-            if events:
-                self._hub.inbox.add_submissions(events)
-
-    def read(self, batch: Sequence[Raw]) -> list[Event]:
-        """One batch of messages as events, in order."""
-        self._events = []
-        self._hub.read(batch, self._handle)
-        return self._events
-
-    def _handle(self, link: Link, message: FromPeer, frames: Sequence[Any]) -> None:
-        session = link.session
-        if session is None:
-            self._hub.note("unknown_peer")
-            self._hub.answer(link, "unknown_peer", "say Hello first")
-            return
-        handler = self._handlers.get(type(message))
-        if handler is None:
-            raise WireError(f"a client cannot send {type(message).__name__}", "unexpected")
-        handler(cast(ClientSession, session), message, frames)
 
     # ---- submissions ------------------------------------------------------------------------------------------------
 
@@ -108,7 +84,7 @@ class Intake:
         number = client.number
         base = number << SESSION_SHIFT
         functions = client.functions
-        add = self._events.append
+        add = self.events.append
         for call, payload in zip(calls, payloads, strict=True):
             call.id = task = base | call.id
             if call.fn:
@@ -157,7 +133,7 @@ class Intake:
     def _learn(self, client: ClientSession, digest: bytes, body: bytes) -> None:
         shared = self._functions.hold(client.number, digest, body)
         if shared is None:
-            self._hub.note("bad_digest", session=client.number)
+            self.hub.note("bad_digest", session=client.number)
         else:
             client.functions[shared] = shared
 
@@ -170,35 +146,35 @@ class Intake:
     def _received(self, client: ClientSession, seq: int) -> None:
         tasks = client.acknowledge(seq)
         if tasks:
-            self._events.append(ResultsReceived(client.number, tasks))
+            self.events.append(ResultsReceived(client.number, tasks))
             if client.ends:
                 self._outbox.touch(client)  # its window is open again
 
     def _ping(self, client: ClientSession, message: Ping, _frames: Sequence[Frame]) -> None:
         if message.received:
             self._received(client, message.received)
-        self._events.append(Pinged(client))
+        self.events.append(Pinged(client))
 
     def _cancel(self, client: ClientSession, message: Cancel, _frames: Sequence[Frame]) -> None:
         base = client.number << SESSION_SHIFT
         for task in message.tasks:
             own = task <= COUNTER_MASK or task >> SESSION_SHIFT == client.number
             # Everybody who has the client's token is an operator, and may cancel what others submitted.
-            self._events.append(CancelRequested(_full(task, base), client.number if own else None))
+            self.events.append(CancelRequested(_full(task, base), client.number if own else None))
 
     def _query(self, client: ClientSession, message: Query, _frames: Sequence[Frame]) -> None:
         task = _full(message.task, client.number << SESSION_SHIFT)
-        self._events.append(Asked(client, message.request, message.what, task))
+        self.events.append(Asked(client, message.request, message.what, task))
 
     def _watch(self, client: ClientSession, message: Watch, _frames: Sequence[Frame]) -> None:
-        self._events.append(Watched(client, message.on))
+        self.events.append(Watched(client, message.on))
 
     def _shut_down(self, client: ClientSession, message: Stop, _frames: Sequence[Frame]) -> None:
         self._stop(message.reason or f"client {client.number} asked for it")
 
     def _bye(self, client: ClientSession, message: Bye, _frames: Sequence[Frame]) -> None:
         cancel = message.cancel or client.cancel_on_leave
-        self._events.append(Left(client, message.reason or "said good-bye", cancel))
+        self.events.append(Left(client, message.reason or "said good-bye", cancel))
 
 
 # ---- options --------------------------------------------------------------------------------------------------------

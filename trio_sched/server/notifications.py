@@ -15,61 +15,49 @@ from typing import Any
 
 from trio_sched.errors import WireError
 from trio_sched.server.config import Config
-from trio_sched.server.happenings import Event, Greeted, Left, Pinged
+from trio_sched.server.happenings import Greeted, Left, Pinged
 from trio_sched.server.hub import Hub
 from trio_sched.server.intake import amounts
-from trio_sched.server.links import STRANGERS, Link, Raw
+from trio_sched.server.links import ENGINES, STRANGERS, Link
+from trio_sched.server.reader import Reader
 from trio_sched.server.sessions import NannySession, Session, Sessions
 from trio_sched.transport.connection import Role
-from trio_sched.wire.native import VERSION, Bye, Died, FromPeer, Hello, Ping
+from trio_sched.wire.native import VERSION, Bye, Died, Frame, Hello, Ping
 
 MOST_SLOTS = 100_000
 
 
-class Notifications:
+class Notifications(Reader):
     """Reads what strangers and nannies sent."""
+
+    who = "a nanny"
 
     def __init__(
         self, hub: Hub, config: Config, sessions: Sessions, tokens: Mapping[Role, str], closing: Callable[[], bool]
     ) -> None:
-        self._hub = hub
+        super().__init__(hub, STRANGERS, hub.inbox.add_notifications)
         self._config = config
         self._sessions = sessions
         self._tokens = tokens
         self._closing = closing
-        self._events: list[Event] = []
+        self.handlers = {Ping: self._ping, Bye: self._bye}
 
-    async def run(self) -> None:
-        """The task."""
-        async for batch in self._hub.lanes[STRANGERS]:
-            events = self.read(batch)
-            if events:
-                self._hub.inbox.add_notifications(events)
-
-    def read(self, batch: Sequence[Raw]) -> list[Event]:
-        """One batch of messages as events, in order."""
-        self._events = []
-        self._hub.read(batch, self._handle)
-        return self._events
-
-    def _handle(self, link: Link, message: FromPeer, _frames: Sequence[Any]) -> None:
+    def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
+        """See Reader."""
         if type(message) is Hello:
             self._hello(link, message)
-        elif isinstance(link.session, NannySession):
-            self._nanny(link, link.session, message)
+        elif type(message) is Died and isinstance(link.session, NannySession):
+            self.hub.forward(ENGINES, link, message, frames)  # behind all that engines have sent so far (R31)
+        elif link.session is not None and link.lane != STRANGERS:
+            self.hub.forward(link.lane, link, message, frames)  # sorted before its Hello was answered
         else:
-            self._hub.note("unknown_peer")
-            self._hub.answer(link, "unknown_peer", "say Hello first")
+            super().handle(link, message, frames)
 
-    def _nanny(self, link: Link, nanny: NannySession, message: FromPeer) -> None:
-        if type(message) is Ping:
-            self._events.append(Pinged(nanny))
-        elif type(message) is Died:
-            self._hub.behind_results(link, message)
-        elif type(message) is Bye:
-            self._events.append(Left(nanny, message.reason or "said good-bye"))
-        else:
-            raise WireError(f"a nanny cannot send {type(message).__name__}", "unexpected")
+    def _ping(self, nanny: NannySession, _message: Ping, _frames: Sequence[Frame]) -> None:
+        self.events.append(Pinged(nanny))
+
+    def _bye(self, nanny: NannySession, message: Bye, _frames: Sequence[Frame]) -> None:
+        self.events.append(Left(nanny, message.reason or "said good-bye"))
 
     # ---- Hello ------------------------------------------------------------------------------------------------------
 
@@ -77,10 +65,10 @@ class Notifications:
         try:
             self._admit(link.session, hello)
         except WireError as error:
-            self._hub.note(error.kind, why=str(error))
-            self._hub.answer(link, error.kind, str(error))
+            self.hub.note(error.kind, why=str(error))
+            self.answer(link, error.kind, str(error))
             return
-        self._events.append(Greeted(link, hello))
+        self.events.append(Greeted(link, hello))
 
     def _admit(self, known: Session | None, hello: Hello) -> None:
         """Raises WireError where it must not come in."""

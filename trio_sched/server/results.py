@@ -7,22 +7,21 @@ can keep it from the actor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from trio_sched.core.events import DependencyUnmet, PayloadRef, RecallAnswered, TaskFinished
-from trio_sched.errors import WireError
-from trio_sched.server.happenings import Event, Left, Pinged, WorkerDied
+from trio_sched.server.happenings import Left, Pinged, WorkerDied
 from trio_sched.server.hub import Hub
-from trio_sched.server.links import ENGINES, Link, Raw
+from trio_sched.server.links import ENGINES, Link
 from trio_sched.server.outbox import Outbox
+from trio_sched.server.reader import Reader
 from trio_sched.server.sessions import EngineSession, NannySession, Sessions
 from trio_sched.wire.native import (
     Bye,
     Died,
     Finished,
     Frame,
-    FromPeer,
     Ping,
     Recalled,
     RemoteError,
@@ -31,14 +30,15 @@ from trio_sched.wire.native import (
 )
 
 
-class Results:
+class Results(Reader):
     """Reads what engines sent."""
 
+    who = "an engine"
+
     def __init__(self, hub: Hub, sessions: Sessions, outbox: Outbox) -> None:
-        self._hub = hub
+        super().__init__(hub, ENGINES, hub.inbox.add_results)
         self._outbox = outbox
-        self._events: list[Event] = []
-        self._handlers: dict[type, Callable[[EngineSession, Any, Sequence[Frame]], None]] = {
+        self.handlers = {
             Finished: self._finished,
             Recalled: self._recalled,
             Ping: self._ping,
@@ -46,38 +46,18 @@ class Results:
         }
         self._sessions = sessions
 
-    async def run(self) -> None:
-        """The task."""
-        async for batch in self._hub.lanes[ENGINES]:
-            events = self.read(batch)
-            if events:
-                self._hub.inbox.add_results(events)
-
-    def read(self, batch: Sequence[Raw]) -> list[Event]:
-        """One batch of messages as events, in order."""
-        self._events = []
-        self._hub.read(batch, self._handle)
-        return self._events
-
-    def _handle(self, link: Link, message: FromPeer, frames: Sequence[Any]) -> None:
-        session = link.session
-        if type(message) is Died and isinstance(session, NannySession):
-            self._died(session, message)
-            return
-        if session is None:
-            self._hub.note("unknown_peer")
-            self._hub.answer(link, "unknown_peer", "say Hello first")
-            return
-        handler = self._handlers.get(type(message))
-        if handler is None:
-            raise WireError(f"an engine cannot send {type(message).__name__}", "unexpected")
-        handler(cast(EngineSession, session), message, frames)
+    def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
+        """See Reader. A nanny's report of a death comes along here, too."""
+        if type(message) is Died and isinstance(link.session, NannySession):
+            self._died(link.session, message)
+        else:
+            super().handle(link, message, frames)
 
     def _finished(self, engine: EngineSession, message: Finished, frames: Sequence[Frame]) -> None:
         ends = message.results
         results = attach(ends, frames)
         number = engine.number
-        add = self._events.append
+        add = self.events.append
         for end, result in zip(ends, results, strict=True):
             end.engine = number
             outcome = end.outcome
@@ -95,25 +75,25 @@ class Results:
 
     def _recalled(self, engine: EngineSession, message: Recalled, _frames: Sequence[Frame]) -> None:
         number = engine.number
-        self._events += [RecallAnswered(number, task, True) for task in message.given]
-        self._events += [RecallAnswered(number, task, False) for task in message.kept]
+        self.events += [RecallAnswered(number, task, True) for task in message.given]
+        self.events += [RecallAnswered(number, task, False) for task in message.kept]
         engine.answered(len(message.given))
         if engine.calls:
             self._outbox.touch_engine(engine)
 
     def _ping(self, engine: EngineSession, _message: Ping, _frames: Sequence[Frame]) -> None:
-        self._events.append(Pinged(engine))
+        self.events.append(Pinged(engine))
 
     def _bye(self, engine: EngineSession, message: Bye, _frames: Sequence[Frame]) -> None:
-        self._events.append(Left(engine, message.reason or "said good-bye"))
+        self.events.append(Left(engine, message.reason or "said good-bye"))
 
     def _died(self, nanny: NannySession, message: Died) -> None:
         engine = self._sessions.engines.get(message.engine)
         if engine is None or engine.nanny != nanny.number:
-            self._hub.note("death_of_unknown", engine=message.engine, nanny=nanny.number)
+            self.hub.note("death_of_unknown", engine=message.engine, nanny=nanny.number)
             return
         running = None if message.running is None else tuple(message.running)
-        self._events.append(WorkerDied(engine, message.reason or "its nanny saw it die", running))
+        self.events.append(WorkerDied(engine, message.reason or "its nanny saw it die", running))
 
 
 def _failed(engine: int, end: TaskEnd, result: PayloadRef) -> TaskFinished:

@@ -56,7 +56,7 @@ async def serve(
     :raises ConfigError: the runtime directory or the address will not do.
     """
     config = config or Config()
-    server = Server(config)
+    server = Server(config, trio.current_time())
     shields: list[trio.CancelScope] = []
     try:
         async with trio.open_nursery() as nursery:
@@ -111,8 +111,7 @@ def _the_one_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 class Server:
     """The parts of one scheduler, put together."""
 
-    def __init__(self, config: Config) -> None:
-        now = trio.current_time()
+    def __init__(self, config: Config, now: float) -> None:
         self.config = config
         self.identity = new_identity(config)
         rng = random.Random(config.seed)
@@ -125,20 +124,18 @@ class Server:
         about = {"name": config.name, "scheduler": self.identity.instance}
         self.queries = Queries(self.scheduler, self.sessions, self.hub.counters, about, now)
         self._reception = Reception(self.scheduler, self.sessions, functions, self.outbox, self.queries)
-        auditor = Auditor(self.hub, config, self.sessions, self._tidy, now)
-        self._auditor = auditor
+        self.auditor = Auditor(self.hub, config, self.sessions, self._tidy, now)
         self.actor = Actor(self.scheduler, self._reception, self.inbox, self.outbox, self._after_turn)
         intake = Intake(self.hub, config, functions, self.outbox, self.stop)
         results = Results(self.hub, self.sessions, self.outbox)
         notifications = Notifications(
             self.hub, config, self.sessions, self.identity.tokens, lambda: self._reason is not None
         )
+        self.readers = (intake, results, notifications)
         self.tasks = (
+            *(reader.run for reader in self.readers),
             self.actor.run,
-            intake.run,
-            results.run,
-            notifications.run,
-            auditor.alarm.run,
+            self.auditor.alarm.run,
             self.outbox.alarm.run,
         )
         self._reason: str | None = None
@@ -146,7 +143,7 @@ class Server:
         self._idle = trio.Event()
 
     def _after_turn(self, deadline: float | None) -> None:
-        self._auditor.moved(deadline)
+        self.auditor.moved(deadline)
         if self._reason is not None:
             self._look_whether_idle()
 
