@@ -11,7 +11,7 @@ import pytest
 
 from trio_sched.engine.orders import Start
 
-from .scripted import Peer, Scripted, Worker, address_in
+from .scripted import Gate, Peer, Scripted, Worker, address_in
 
 
 @dataclass
@@ -33,6 +33,11 @@ def scheduler(short_dir: Path) -> Iterator[Scripted]:
     scheduler = Scripted(address_in(short_dir))
     yield scheduler
     scheduler.close()
+
+
+@pytest.fixture
+def gate(short_dir: Path) -> Gate:
+    return Gate(short_dir)
 
 
 @pytest.fixture(scope="package")

@@ -259,5 +259,39 @@ class Worker:
         return text
 
 
+class Gate:
+    """Where a task waits for the test, whichever process it runs in: a pair of named pipes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.pipes = [str(directory / f"{os.urandom(3).hex()}.pipe") for _ in range(2)]
+        """The arguments of `pass_gate`."""
+        for pipe in self.pipes:
+            os.mkfifo(pipe)
+
+    def entered(self) -> None:
+        """Until the task is there."""
+        with open(self.pipes[0]) as pipe:
+            pipe.read()
+
+    def release(self, text: str = "") -> None:
+        with open(self.pipes[1], "w") as pipe:
+            pipe.write(text)
+
+
+def whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function pickled by value: workers cannot import the tests."""
+    function.__module__ = "__main__"
+    return function
+
+
+@whole
+def pass_gate(came: str, go: str) -> str:
+    """A task: wait at the gate, return what the test releases it with."""
+    with open(came, "w"):
+        pass
+    with open(go) as pipe:
+        return pipe.read()
+
+
 def address_in(directory: Path) -> str:
     return f"ipc://{directory}/s{os.urandom(3).hex()}.sock"

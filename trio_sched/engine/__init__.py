@@ -1,5 +1,7 @@
 """Engines: the processes that run the tasks, and the nanny that watches over those of one machine.
 
+nanny.py       its line to the scheduler: hello, beats, reports of deaths
+ward.py        one worker: started, watched, restarted, stopped
 worker.py      a worker's start, its threads, its end
 single.py      the loop of a worker with one slot: tasks run in the main thread
 pool.py        the loop of a worker with several slots: tasks run in threads
@@ -9,6 +11,5 @@ ends.py        what came of a call, as a message
 orders.py      what a nanny tells its worker
 capture.py     what a task prints
 board.py       what a worker leaves in shared memory for its nanny
-nanny.py       starts workers, beats for them, notices their deaths, restarts and stops them
 cause.py       of what a worker died, in words
 """

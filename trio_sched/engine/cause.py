@@ -8,12 +8,17 @@ all in use.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 _NEARLY_FULL = 0.95
 """Share of a memory limit from which a SIGKILL is put down to memory."""
+_FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.+)')
+_FRAMES = 5
+"""Calls named of a crash."""
+_ENGINE = str(Path(__file__).parent)
 _HINTS = {
     "SIGSEGV": "a segmentation fault: a bug in compiled code, or a stack that grew too deep",
     "SIGABRT": "abort: compiled code found an error that it could not handle",
@@ -45,7 +50,7 @@ def cause(evidence: Evidence) -> str:
     code = evidence.returncode
     text = _of_exit(code) if code >= 0 else _of_signal(-code, evidence)
     stack = _where(evidence.fault)
-    return f"{text}; it was {stack}" if stack else text
+    return f"{text}; it was in {stack}" if stack else text
 
 
 def _of_exit(code: int) -> str:
@@ -76,18 +81,18 @@ def _of_sigkill(evidence: Evidence) -> str:
 
 
 def _where(fault: str) -> str:
-    """The top frames of the thread that failed, from faulthandler's text."""
-    lines = fault.splitlines()
-    for index, line in enumerate(lines):
-        if line.startswith(("Current thread", "Thread")) and "most recent call first" in line:
-            frames = [frame.strip() for frame in lines[index + 1 :]]
-            own = [frame for frame in frames[: _first_blank(frames)] if "/trio_sched/engine/" not in frame]
-            return " < ".join(own[:5])
-    return ""
-
-
-def _first_blank(lines: list[str]) -> int:
-    return next((index for index, line in enumerate(lines) if not line.startswith("File ")), len(lines))
+    """From faulthandler's text: where the thread that crashed was, innermost call first, our own code left out."""
+    lines = iter(fault.splitlines())
+    for line in lines:
+        if line.endswith("(most recent call first):"):
+            break
+    frames = []
+    for line in lines:
+        frame = _FRAME.match(line)
+        if frame is None or frame["file"].startswith(_ENGINE):
+            break
+        frames.append(f"{frame['function']} ({frame['file']}:{frame['line']})")
+    return " < ".join(frames[:_FRAMES])
 
 
 # ---- the evidence ---------------------------------------------------------------------------------------------------
@@ -100,7 +105,7 @@ def oom_kills() -> tuple[int, int]:
 
 def memory_used() -> float:
     """The share of memory in use, of the machine or of our cgroup, whichever is fuller."""
-    import psutil  # type: ignore[import-untyped]  # it ships no types
+    import psutil
 
     machine = float(psutil.virtual_memory().percent) / 100
     limit = _number(_cgroup_file("memory.max", "memory.limit_in_bytes"))

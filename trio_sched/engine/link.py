@@ -2,10 +2,10 @@
 
 Nothing that the scheduler assigned and nothing that came of it gets lost on the way: a result is kept until the
 scheduler has counted it (`acked`), and sent again after a reconnection. A reconnection is noticed in two ways. A
-scheduler that was restarted, or whose socket forgot us, answers our next message with the error "unknown_peer": we say
-hello again. One that does not answer at all for MISSED heartbeats gets a new socket. A scheduler that does not know
-our session any more is another one: all that we held for the former one is dropped, the result of what still runs
-included.
+scheduler that was restarted, or whose socket forgot us, answers our next message with the error "unknown_peer": we
+say hello again. One that does not answer at all for MISSED heartbeats gets a new socket. A scheduler that does not
+know our session any more is another one: all that we held for the former one is dropped, the result of what still
+runs included.
 
 A link belongs to one thread at a time (whoever holds the loop's lock); `wake` alone may be called from any.
 """
@@ -142,7 +142,7 @@ class Link:
     def receive(self) -> bool:
         """Handle the messages that are there; False: there was none."""
         if self._posted is not None:
-            self._news, self._posted = self._posted, None
+            self._take_news()
             self._tell_nanny()
         messages = self._dealer.drain()
         for frames in messages:
@@ -236,7 +236,8 @@ class Link:
         """Introduce ourselves, as who we were if we were somebody."""
         self._welcomed = False
         self._hello_at = monotonic()
-        self._told_nanny = self._nanny_of(self._scheduler) if self._scheduler or not self._news else self._news.nanny
+        self._take_news()
+        self._told_nanny = self._nanny_of(self._scheduler)
         self._send(
             Hello(
                 role="engine",
@@ -262,9 +263,12 @@ class Link:
         return [*self.running(), *queued, *ended]
 
     def _nanny_of(self, scheduler: str) -> int:
-        """Our nanny's session with that scheduler instance, 0 if it has none that we know of."""
+        """Our nanny's session with that scheduler instance, 0: none that we know of. To begin with any will do."""
         news = self._news
-        return news.nanny if news is not None and news.scheduler == scheduler else 0
+        return news.nanny if news is not None and scheduler in ("", news.scheduler) else 0
+
+    def _take_news(self) -> None:
+        self._news, self._posted = self._posted or self._news, None
 
     def post(self, news: News) -> None:
         """From any thread: the nanny has a (new) session."""

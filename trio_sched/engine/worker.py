@@ -109,7 +109,7 @@ def _report_faults(path: str) -> Any:
     """On a crash write where Python was: to the nanny's file, so that the cause of death can name it."""
     file = open(path, "w") if path else sys.stderr  # noqa: SIM115  # for as long as we live
     with contextlib.suppress(ValueError, OSError):  # a standard error without descriptor
-        faulthandler.enable(file)
+        faulthandler.enable(file, all_threads=False)
     return file
 
 

@@ -1,0 +1,200 @@
+"""A nanny with real workers, at a scripted scheduler; each in a thread of its own, so that the tests are straight."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+
+from trio_sched.engine.nanny import Nanny, run_nanny
+from trio_sched.errors import NoSchedulerError
+from trio_sched.wire.native import Bye, Closing, Died, Error
+
+from .scripted import WAIT_S, Gate, Scripted, pass_gate, whole
+
+
+class NannyThread:
+    """run_nanny in a thread; `nanny` once it has started, `outcome` when it has ended."""
+
+    def __init__(self, scheduler: Scripted, **options: Any) -> None:
+        self._connection = scheduler.connection
+        self._options = options
+        self._started = threading.Event()
+        self.nanny: Nanny | None = None
+        self.outcome: str | BaseException | None = None
+        self._thread = threading.Thread(target=trio.run, args=(self._main,))
+        self._thread.start()
+
+    async def _main(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        with trio.CancelScope() as self._scope:
+            try:
+                async with trio.open_nursery() as nursery:
+                    self.nanny = await nursery.start(self._nanny)
+                    self._started.set()
+            except* NoSchedulerError as group:
+                self.outcome = group.exceptions[0]
+
+    async def _nanny(self, task_status: trio.TaskStatus[Nanny]) -> None:
+        self.outcome = await run_nanny(self._connection, task_status=task_status, **self._options)
+
+    def started(self) -> Nanny:
+        assert self._started.wait(WAIT_S)
+        assert self.nanny is not None
+        return self.nanny
+
+    def ended(self) -> str | BaseException | None:
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+        return self.outcome
+
+    def stop(self, reason: str) -> None:
+        trio.from_thread.run_sync(self.started().stop, reason, trio_token=self._token)
+
+    def cancel(self) -> None:
+        if self._thread.is_alive():
+            trio.from_thread.run_sync(self._scope.cancel, trio_token=self._token)
+        self.ended()
+
+
+@contextmanager
+def nanny_at(scheduler: Scripted, **options: Any) -> Iterator[NannyThread]:
+    thread = NannyThread(scheduler, **options)
+    try:
+        thread.started()
+        yield thread
+    finally:
+        thread.cancel()
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_workers_join_under_their_nanny_and_leave_with_it(scheduler: Scripted) -> None:
+    with nanny_at(scheduler, workers=2, slots=1, hwm=3, resources={"gpu": 1}, name="here") as thread:
+        nanny = thread.started()
+        me = scheduler.engine("nanny")
+        assert me.session == nanny.session
+        engines = [scheduler.engine() for _ in range(2)]
+        assert {peer.hello.name for peer in engines} == {"here.0", "here.1"}
+        pids = [peer.hello.pid for peer in engines]
+        for hello in (peer.hello for peer in engines):
+            assert (hello.nanny, hello.slots, hello.hwm, hello.resources) == (nanny.session, 1, 3, {"gpu": 1.0})
+            assert hello.token == scheduler.connection.token
+            assert hello.python == sys.version.split()[0]
+        assert [scheduler.run(peer, os.getpid).value for peer in engines] == pids
+        assert sorted(worker.pid for worker in nanny.workers) == sorted(pids)
+        assert {worker.engine for worker in nanny.workers} == {peer.session for peer in engines}
+    assert all(gone(pid) for pid in pids)
+    assert {scheduler.expect_from(Bye)[0].session for _ in range(3)} == {me.session, *(p.session for p in engines)}
+
+
+@whole
+def by_exit() -> None:
+    os._exit(3)
+
+
+@whole
+def by_segfault() -> None:
+    ctypes.string_at(0)
+
+
+@whole
+def by_kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_r20_a_death_is_reported_with_its_cause_and_the_task_that_ran(scheduler: Scripted) -> None:
+    scheduler.acking = False
+    with nanny_at(scheduler, workers=1) as thread:
+        peer = scheduler.engine()
+        for number, (deed, words) in enumerate(
+            [
+                (by_exit, "exit code 3, as os._exit(3) does"),
+                (by_segfault, "signal SIGSEGV (a segmentation fault"),
+                (by_kill, "signal SIGKILL"),
+            ]
+        ):
+            harmless = scheduler.call(int)
+            _, running, _ = scheduler.assign(peer, harmless, scheduler.call(deed), scheduler.call(int))
+            died = scheduler.expect(Died)
+            assert died.engine == peer.session
+            assert words in died.reason
+            assert died.running == [running]
+            if deed is by_segfault:
+                assert "in string_at (" in died.reason
+                assert "< by_segfault (" in died.reason
+            following = scheduler.engine()
+            assert following.session != peer.session
+            assert thread.started().workers[0].deaths == number + 1
+            peer = following
+        assert scheduler.run(peer, int, "5").value == 5
+
+
+def test_no_process_is_left_of_what_tasks_started(scheduler: Scripted, gate: Gate) -> None:
+    with nanny_at(scheduler, workers=1):
+        peer = scheduler.engine()
+        pipe = gate.pipes[0]
+        scheduler.run(peer, lambda: subprocess.Popen(f"exec sleep 100 >{pipe}", shell=True).pid)
+        with open(pipe) as held_by_child:
+            os.kill(peer.hello.pid, signal.SIGKILL)
+            assert held_by_child.read() == ""  # not before the child has ended
+
+
+def test_running_tasks_may_end_within_the_grace_period(scheduler: Scripted, gate: Gate) -> None:
+    with nanny_at(scheduler, workers=1, grace_s=30.0) as thread:
+        peer = scheduler.engine()
+        (task,) = scheduler.assign(peer, scheduler.call(pass_gate, *gate.pipes))
+        gate.entered()
+        thread.stop("enough")
+        gate.release("late")
+    assert scheduler.answers(peer, task)[0].value == "late"
+    assert scheduler.expect(Bye, peer).reason == "it was asked to end (SIGTERM)"
+
+
+def test_a_task_that_does_not_end_in_the_grace_period_is_killed(scheduler: Scripted, gate: Gate) -> None:
+    with nanny_at(scheduler, workers=1, grace_s=0.2):
+        peer = scheduler.engine()
+        scheduler.assign(peer, scheduler.call(pass_gate, *gate.pipes))
+        gate.entered()
+    assert gone(peer.hello.pid)
+
+
+def test_r29_closing_ends_it(scheduler: Scripted) -> None:
+    thread = NannyThread(scheduler, workers=1)
+    thread.started()
+    me = scheduler.engine("nanny")
+    peer = scheduler.engine()
+    scheduler.send(me, Closing("enough"))
+    assert thread.ended() == "enough"
+    assert gone(peer.hello.pid)
+
+
+def test_a_nanny_that_nobody_answers_says_so(scheduler: Scripted) -> None:
+    scheduler.deaf = True
+    thread = NannyThread(scheduler, workers=0, start_timeout_s=0.2)
+    error = thread.ended()
+    assert isinstance(error, NoSchedulerError)
+    assert "did not answer within 0.2 s" in str(error)
+
+
+def test_a_nanny_that_is_refused_says_so(scheduler: Scripted) -> None:
+    thread = NannyThread(scheduler, workers=0)
+    thread.started()
+    scheduler.send(scheduler.engine("nanny"), Error("unauthenticated", "the token is wrong"))
+    error = thread.ended()
+    assert isinstance(error, NoSchedulerError)
+    assert "refuses us: the token is wrong" in str(error)

@@ -1,0 +1,296 @@
+"""The nanny: starts the workers of one machine, beats for them, and tells the scheduler when one dies and of what.
+
+Beats come from here so that a task that holds its interpreter's lock for a minute does not make its engine look
+dead; deaths are seen here when they happen, so that the scheduler need not wait for missing beats. The workers have
+their own lines to the scheduler: a nanny is never between. When the scheduler is restarted or the line breaks,
+nanny and workers come back each by itself, and the workers go on working meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from trio_sched.engine.cause import cores
+from trio_sched.engine.link import FATAL, MISSED
+from trio_sched.engine.orders import News, Start
+from trio_sched.engine.ward import Death, Ward
+from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
+from trio_sched.transport.connection import Connection
+from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.wire.native import (
+    Bye,
+    Closing,
+    Died,
+    Error,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Welcome,
+    decode_to_engine,
+    encode,
+)
+
+START_TIMEOUT_S = 10.0
+"""How long the scheduler may take to answer the first hello."""
+_log = structlog.get_logger("trio_sched.engine")
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """One worker now. `pid` 0: being restarted; `engine` 0: not welcomed yet."""
+
+    pid: int
+    engine: int
+    deaths: int
+    running: list[int]
+    """Full ids of the tasks that it runs."""
+
+
+async def run_nanny(
+    connection: Connection,
+    *,
+    workers: int | None = None,
+    slots: int = 1,
+    hwm: int | None = None,
+    resources: Mapping[str, float] | None = None,
+    name: str = "",
+    grace_s: float = 5.0,
+    start_timeout_s: float = START_TIMEOUT_S,
+    task_status: trio.TaskStatus[Nanny] = trio.TASK_STATUS_IGNORED,
+) -> str:
+    """Run workers for the scheduler of `connection` until it closes (or until cancelled); returns why it ended.
+
+    `workers`: how many, default one for each processor. Each has `slots` (tasks that it runs at once), offers
+    `resources` (amounts by name) and holds at most `hwm * slots` tasks (None: as the scheduler says; 0: no limit).
+    `grace_s`: how long running tasks may take to end when the workers are stopped. Started when the scheduler has
+    answered and the workers are on their way.
+
+    :raises NoSchedulerError: it does not answer within `start_timeout_s`, or refuses us.
+    """
+    name = name or f"{os.uname().nodename}-{os.getpid()}"
+    start = Start(connection, name=name, slots=slots, hwm=hwm, resources=dict(resources or {}))
+    with tempfile.TemporaryDirectory(prefix="trio_sched-engines-") as directory:
+        nanny = Nanny(start, cores() if workers is None else workers, Path(directory))
+        try:
+            await nanny._run(grace_s, start_timeout_s, task_status)
+        finally:
+            nanny._line.close()
+    if nanny._line.failure:
+        raise nanny._line.failure
+    return nanny._line.reason
+
+
+class Nanny:
+    """What `run_nanny` starts with: a look at the workers, and the means to stop them."""
+
+    def __init__(self, start: Start, workers: int, directory: Path) -> None:
+        self._line = _Line(start.connection, start.name, self._on_session, self._on_beat)
+        self._wards = [Ward(start, directory, index, self._on_death) for index in range(workers)]
+
+    async def _run(self, grace_s: float, start_timeout_s: float, task_status: trio.TaskStatus[Nanny]) -> None:
+        line = self._line
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(line.talk)
+            for ward in self._wards:
+                nursery.start_soon(ward.live, grace_s)
+            with trio.move_on_after(start_timeout_s) as patience:
+                await line.joined.wait()
+            if patience.cancelled_caught:
+                line.fail(f"did not answer within {start_timeout_s:g} s")
+            else:
+                task_status.started(self)
+            await line.closed.wait()
+            nursery.cancel_scope.cancel()
+
+    @property
+    def session(self) -> int:
+        """Our session number; 0: not welcomed."""
+        return self._line.session
+
+    @property
+    def workers(self) -> list[WorkerInfo]:
+        """The workers as they are now."""
+        scheduler = self._line.scheduler
+        return [
+            WorkerInfo(ward.pid, ward.board.session_with(scheduler), ward.deaths, ward.board.tasks())
+            for ward in self._wards
+        ]
+
+    def stop(self, reason: str = "stopped") -> None:
+        """End the workers and return from `run_nanny`."""
+        self._line.end(reason)
+
+    def _on_session(self, news: News) -> None:
+        for ward in self._wards:
+            ward.tell(news)
+
+    def _on_beat(self) -> None:
+        for ward in self._wards:
+            ward.look()
+
+    def _on_death(self, death: Death) -> None:
+        engine = death.board.session_with(self._line.scheduler)
+        if engine and not death.orderly:
+            running = death.board.tasks()
+            _log.warning("worker died", engine=engine, pid=death.pid, reason=death.reason, running=running)
+            self._line.report(Died(engine, death.reason, running))
+
+
+class _Line:
+    """The nanny's own connection: hello, beats, reports of deaths."""
+
+    def __init__(
+        self, connection: Connection, name: str, on_session: Callable[[News], None], on_beat: Callable[[], None]
+    ) -> None:
+        self._connection = connection
+        self._name = name
+        self._on_session = on_session
+        self._on_beat = on_beat
+        self._socket: ZmqSocket | None = None
+        self.session, self._secret, self.scheduler = 0, "", ""
+        self._heartbeat_s = 2.0
+        self._welcomed = False
+        self._hello_at = 0.0
+        self._untold: list[Died] = []
+        """Reports that may not have arrived: kept until a beat that was sent after them is answered."""
+        self._told = 0
+        """How many of them were sent before the last beat."""
+        self.joined = trio.Event()
+        self.closed = trio.Event()
+        self.reason = ""
+        self.failure: TrioSchedError | None = None
+
+    def end(self, reason: str) -> None:
+        """Say that it is over, for this reason; the first one counts."""
+        self.reason = self.reason or reason
+        self.joined.set()
+        self.closed.set()
+
+    def fail(self, what: str) -> None:
+        """It is over, because the scheduler did `what`."""
+        self.failure = NoSchedulerError(f"the scheduler {self._connection.name!r} at {self._connection.address} {what}")
+        self.end(what)
+
+    def close(self) -> None:
+        """Say good-bye."""
+        if self._socket is not None:
+            if self._welcomed:
+                self._send(Bye(reason=self.reason or "the nanny was stopped"))
+            self._socket.close()
+
+    async def talk(self) -> None:
+        """Stay connected until cancelled: one socket after the other, each until nothing is heard through it."""
+        while True:
+            self._socket = ZmqSocket.dealer(self._connection)
+            self._hello()
+            await self._until_silent()
+            _log.warning("the scheduler is silent; connecting anew", address=self._connection.address)
+            self._socket.close()
+
+    async def _until_silent(self) -> None:
+        assert self._socket is not None
+        heard_at = trio.current_time()
+        beat_at = heard_at + self._heartbeat_s
+        while True:
+            messages = []
+            with trio.move_on_at(min(beat_at, trio.current_time() + self._heartbeat_s)):
+                messages = await self._socket.receive()
+            for frames in messages:
+                self._on_message(frames[0])
+            self._socket.flush()
+            now = trio.current_time()
+            if messages:
+                heard_at = now
+                beat_at = min(beat_at, now + self._heartbeat_s)  # a welcome may have made it shorter
+            if now < beat_at:
+                continue
+            if now - beat_at > self._heartbeat_s:
+                heard_at = now  # we were away ourselves: give the scheduler another chance
+            if now - heard_at > MISSED * self._heartbeat_s:
+                return
+            beat_at = now + self._heartbeat_s
+            self._beat()
+
+    def _beat(self) -> None:
+        if self._welcomed:
+            self._told = len(self._untold)
+            self._send(Ping())
+        self._on_beat()
+
+    def report(self, died: Died) -> None:
+        """Tell of a death, now or as soon as the scheduler is back."""
+        self._untold.append(died)
+        if self._welcomed:
+            self._send(died)
+
+    # ---- what comes in ----------------------------------------------------------------------------------------------
+
+    def _on_message(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            message = decode_to_engine(data)
+        except WireError as error:
+            _log.warning("a message from the scheduler was not understood", error=str(error))
+            return
+        if isinstance(message, Welcome):
+            self._on_welcome(message)
+        elif isinstance(message, Pong):
+            del self._untold[: self._told]
+            self._told = 0
+        elif isinstance(message, Closing):
+            self.end(message.reason or "the scheduler shut down")
+        elif isinstance(message, Error):
+            self._on_error(message)
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        if welcome.scheduler != self.scheduler:
+            self._untold.clear()  # another scheduler knows nothing of those engines
+        self.session, self._secret, self.scheduler = welcome.session, welcome.secret, welcome.scheduler
+        self._heartbeat_s = welcome.heartbeat_s
+        self._welcomed = True
+        self._told = 0
+        for died in self._untold:
+            self._send(died)
+        self._on_session(News(welcome.session, welcome.scheduler))
+        self.joined.set()
+
+    def _on_error(self, error: Error) -> None:
+        if error.kind == "unknown_peer":
+            if self._welcomed or trio.current_time() - self._hello_at > self._heartbeat_s:
+                self._hello()
+        elif error.kind in FATAL:
+            self.fail(f"refuses us: {error.message}")
+        else:
+            _log.warning("the scheduler reports an error", kind=error.kind, message=error.message)
+
+    # ---- what goes out ----------------------------------------------------------------------------------------------
+
+    def _hello(self) -> None:
+        self._welcomed = False
+        self._hello_at = trio.current_time()
+        self._send(
+            Hello(
+                role="nanny",
+                token=self._connection.token,
+                session=self.session,
+                secret=self._secret,
+                scheduler=self.scheduler,
+                name=self._name,
+                host=os.uname().nodename,
+                pid=os.getpid(),
+                python=sys.version.split()[0],
+            )
+        )
+
+    def _send(self, message: Message) -> None:
+        assert self._socket is not None
+        self._socket.send([encode(message)])
+        self._socket.flush()

@@ -1,0 +1,156 @@
+"""One worker's place: a process is started in it, watched, and followed by another when it dies, until the nanny stops.
+
+A death is noticed when it happens (the kernel tells), reported with its cause and with the tasks that ran (R20),
+and what the worker's tasks had started dies with it: a worker leads a process group of its own, which also keeps a
+Ctrl-C in the terminal from it. A worker that dies before it ever joined is started again ever more slowly, one that
+died at work at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from trio_sched.engine import board as boards
+from trio_sched.engine import orders
+from trio_sched.engine.board import Board
+from trio_sched.engine.cause import Evidence, cause, memory_used, oom_kills, rss_bytes
+from trio_sched.engine.orders import News, Start
+
+_COMMAND = (sys.executable, "-m", "trio_sched.engine.worker")
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 30.0
+_LEFT_DELAY_S = 1.0
+"""A worker that left in good order was told to, perhaps by a scheduler that is about to tell us as well."""
+_log = structlog.get_logger("trio_sched.engine")
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a worker's process ended. `joined`: it had been an engine; `orderly`: it ended because it was told to."""
+
+    pid: int
+    reason: str
+    board: Board
+    joined: bool
+    orderly: bool
+
+
+class Ward:
+    """The place of one worker. `live` keeps it filled; `on_death` is told of each death."""
+
+    def __init__(self, start: Start, directory: Path, index: int, on_death: Callable[[Death], None]) -> None:
+        self._faults = directory / f"{index}.faults"
+        board = directory / f"{index}.board"
+        self.board = Board(board, start.slots, create=True)
+        self._start = Start(
+            connection=start.connection,
+            name=f"{start.name}.{index}",
+            slots=start.slots,
+            hwm=start.hwm,
+            resources=start.resources,
+            board=str(board),
+            faults=str(self._faults),
+            nanny=True,
+        )
+        self._on_death = on_death
+        self._news: News | None = None
+        self._process: trio.Process | None = None
+        self._kills = oom_kills()
+        self._rss_bytes = 0
+        self._memory_used = 0.0
+        self.deaths = 0
+
+    @property
+    def pid(self) -> int:
+        """Of the worker that lives here now; 0: none at the moment."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else 0
+
+    async def live(self, grace_s: float) -> None:
+        """Keep a worker here until cancelled; then ask it to end, and after `grace_s` make it."""
+        failures = 0
+        while True:
+            try:
+                death = await self._one_life(grace_s)
+            except OSError as error:  # no process to be had: too many, or no memory
+                death = Death(0, f"could not be started: {error}", self.board, joined=False, orderly=False)
+            self._on_death(death)
+            if death.joined and not death.orderly:
+                failures = 0
+                continue
+            failures += 1
+            delay_s = _LEFT_DELAY_S if death.orderly else min(_FIRST_DELAY_S * 2 ** (failures - 1), _LONGEST_DELAY_S)
+            _log.warning("worker ended before its time", pid=death.pid, reason=death.reason, next_in_s=delay_s)
+            await trio.sleep(delay_s)
+
+    async def _one_life(self, grace_s: float) -> Death:
+        self.board.clear()
+        self._faults.write_bytes(b"")
+        self._rss_bytes = 0
+        process = self._process = await trio.lowlevel.open_process(
+            _COMMAND, stdin=subprocess.PIPE, start_new_session=True
+        )
+        try:
+            self._tell(self._start)
+            if self._news is not None:
+                self._tell(self._news)
+            code = await process.wait()
+        finally:
+            await self._make_sure(process, grace_s)
+        self.deaths += 1
+        return self._death(process.pid, code)
+
+    async def _make_sure(self, process: trio.Process, grace_s: float) -> None:
+        """Leave nothing behind: neither the worker nor what its tasks started in its group."""
+        with trio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.terminate()
+                with trio.move_on_after(grace_s):
+                    await process.wait()
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody left; only a zombie (macOS)
+                os.killpg(process.pid, signal.SIGKILL)
+            if process.stdin is not None:
+                await process.stdin.aclose()
+
+    def _death(self, pid: int, code: int) -> Death:
+        state = self.board.state
+        kills = oom_kills() if code == -signal.SIGKILL else self._kills
+        evidence = Evidence(
+            returncode=code,
+            oom_kills=(kills[0] - self._kills[0], kills[1] - self._kills[1]),
+            rss_bytes=self._rss_bytes,
+            memory_used=self._memory_used,
+            fault=self._faults.read_text(errors="replace"),
+        )
+        return Death(pid, cause(evidence), self.board, state != boards.STARTING, state == boards.LEAVING and code == 0)
+
+    def look(self) -> None:
+        """Now and then: note what would be evidence, should the worker be killed."""
+        self._kills = oom_kills()
+        self._rss_bytes = rss_bytes(self.pid) if self.pid else 0
+        self._memory_used = memory_used()
+
+    def tell(self, news: News) -> None:
+        """The nanny has a (new) session: pass it on to the worker, and to those that follow it."""
+        self._news = news
+        if self._process is not None:
+            self._tell(news)
+
+    def _tell(self, order: Start | News) -> None:
+        """A line into the worker's pipe, which has room for hundreds; a worker that died meanwhile needs no news."""
+        process = self._process
+        if process is None or process.stdin is None or process.returncode is not None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            os.write(process.stdin.fileno(), orders.encode(order))  # type: ignore[attr-defined]  # on POSIX an FdStream
