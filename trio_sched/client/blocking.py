@@ -20,8 +20,8 @@ from trio_sched.client.calls import find_function, make_call
 from trio_sched.client.functional import Chunk
 from trio_sched.client.functions import Function
 from trio_sched.client.future import Future
-from trio_sched.client.greeting import hello
 from trio_sched.client.line import Line
+from trio_sched.client.lookout import hello
 from trio_sched.client.options import OptionNames, TaskRef, task_number, wire_options
 from trio_sched.transport.connection import Connection, find
 from trio_sched.wire import native
@@ -73,17 +73,17 @@ class Submitter(Executor):
 
     def _submit(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         line = self._line
-        session = line.session
-        if line.warning:
-            line.warn()
+        session, lookout = line.session, line.lookout
+        if lookout.warning:
+            lookout.warn()
         future: Future[Any] = Future(line.origin, function)
         while True:
             call, frames, inputs = make_call(
                 function, args, kwargs, self._wire, future.session, session.max_message_bytes
             )
             with line.lock:
-                if line.trouble is not None:
-                    line.raise_trouble()
+                if lookout.trouble is not None:
+                    lookout.check()
                 number = session.submit(future, call, frames, [needed.number for needed in inputs])
                 if number is not None:
                     future.number = number

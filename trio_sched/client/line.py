@@ -15,43 +15,25 @@ import logging
 import os
 import threading
 import time
-import warnings
 import weakref
 from concurrent import futures
-from typing import Any, Protocol
+from typing import Any
 
 from trio_sched.client.ends import Origin, described
 from trio_sched.client.functions import Functions
 from trio_sched.client.future import Future, settle
-from trio_sched.client.greeting import version_problem
-from trio_sched.client.session import News, Session
-from trio_sched.errors import (
-    NoSchedulerError,
-    SchedulerClosed,
-    SubmissionRefused,
-    TrioSchedError,
-    VersionMismatch,
-    WireError,
-)
-from trio_sched.transport.connection import Connection, is_stale
+from trio_sched.client.lookout import Companion, Lookout, ends_of
+from trio_sched.client.session import Session
+from trio_sched.errors import NoSchedulerError, SchedulerClosed, TrioSchedError, WireError
+from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
 
 GATHER_S = 0.0005
-CLOSING_LOOK_S = 0.2
-"""How often to look whether a scheduler that said it closes has gone."""
 EXIT_FLUSH_S = 5.0
 """How long the interpreter's exit may wait for calls to be handed over."""
 log = logging.getLogger("trio_sched.client")
 _lines: weakref.WeakSet[Line] = weakref.WeakSet()
-
-
-class Companion(Protocol):
-    """A scheduler of our own, which goes when we go."""
-
-    def is_gone(self) -> bool: ...
-    def close(self) -> None: ...
-    def let_go(self) -> None: ...
 
 
 class Line:
@@ -64,15 +46,9 @@ class Line:
         self.session: Session[Future[Any]] = Session(hello, self.functions)
         self.lock = threading.Lock()
         self.origin = Origin(0, self.cancel)
-        self.trouble: Exception | None = None
-        """Why nothing can be submitted; raised by submit."""
-        self.warning = ""
-        """Something to warn the user of, in a thread of the user's."""
-        self._warned: set[str] = set()
-        self.pid = os.getpid()
+        self.lookout = Lookout(connection, hello.python, reconnect_s=reconnect_s, companion=companion)
         self.connection = connection
-        self._python = hello.python
-        self._reconnect_s = reconnect_s
+        self.pid = os.getpid()
         self._companion = companion
         self._dealer = BlockingDealer(connection)
         self._answers: dict[int, futures.Future[Any]] = {}
@@ -82,7 +58,6 @@ class Line:
         self._leave_now = False
         self._leave_cancelling = False
         self._burst = False
-        self._unheard_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="trio_sched client", daemon=True)
 
     # ---- from the user's threads ------------------------------------------------------------------------------------
@@ -106,13 +81,6 @@ class Line:
                 ) from None
             raise
 
-    def warn(self) -> None:
-        """Tell the user what is wrong, but not so much that nothing works; once for each cause."""
-        warning, self.warning = self.warning, ""
-        if warning not in self._warned:
-            self._warned.add(warning)
-            warnings.warn(warning, RuntimeWarning, stacklevel=4)  # where submit was called
-
     def wake(self) -> None:
         self._dealer.wake()
 
@@ -129,7 +97,7 @@ class Line:
         """
         answer: futures.Future[Any] = futures.Future()
         with self.lock:
-            self.raise_trouble(closing=False)
+            self.lookout.check_talking()
             self._answers[self.session.ask(what, task)] = answer
         self.wake()
         try:
@@ -143,17 +111,11 @@ class Line:
             self.session.say(message)
         self.wake()
 
-    def raise_trouble(self, *, closing: bool = True) -> None:
-        """:raises: what keeps us from talking; with `closing`, a scheduler that takes no more is trouble, too."""
-        if self.trouble is not None and (closing or not isinstance(self.trouble, VersionMismatch)):
-            raise self.trouble.with_traceback(None)
-
     def leave(self, *, now: bool, cancel: bool = False) -> None:
         """Take nothing more, and go: `now`, or when every task has ended. With `cancel` the tasks end with us."""
         cancelled: list[Future[Any]] = []
         with self.lock:
-            if not isinstance(self.trouble, TrioSchedError) or isinstance(self.trouble, VersionMismatch):
-                self.trouble = RuntimeError("cannot schedule new futures after shutdown")
+            self.lookout.over(RuntimeError("cannot schedule new futures after shutdown"))
             if cancel:
                 cancelled = list(self.session.tasks.values())
                 self.session.forget_unsent()
@@ -190,18 +152,22 @@ class Line:
         """Serve the line; returns why it ended if that was not asked for."""
         while True:
             now = time.monotonic()
-            leaving = self._send(now)
-            if leaving:
+            if self._send(now):
                 return None
             if self._burst:
                 time.sleep(GATHER_S)
             else:
-                self._dealer.wait(self._patience_s(now))
+                with self.lock:
+                    patience_s = self.lookout.patience_s(self.session, now)
+                self._dealer.wait(patience_s)
             for parts in self._dealer.drain():
-                if (failure := self._take(parts)) is not None:
-                    return failure
-            if (failure := self._look_after(time.monotonic())) is not None:
-                return failure
+                if (why := self._take(parts)) is not None:
+                    return why
+            verdict = self.lookout.look(self.session, time.monotonic())
+            if isinstance(verdict, TrioSchedError):
+                return verdict
+            if verdict:
+                self._reopen()
 
     def _send(self, now: float) -> bool:
         """Send what is due. True: that was the last of it."""
@@ -219,63 +185,27 @@ class Line:
             send([encode(native.Bye(cancel=self._leave_cancelling))])
         return leaving
 
-    def _patience_s(self, now: float) -> float:
-        """How long to sleep at most."""
-        with self.lock:
-            if self.session.busy:
-                return 0.0
-            if self.session.closing is not None:
-                return CLOSING_LOOK_S
-            ping_at = self.session.next_ping_at()
-            return (
-                self.session.heartbeat_s if ping_at is None else max(0.0, min(ping_at - now, self.session.heartbeat_s))
-            )
-
     def _take(self, parts: Any) -> TrioSchedError | None:
         """Handle a message; returns why the line is over, if it is."""
         with self.lock:
             try:
-                news: News[Future[Any]] = self.session.receive(parts, time.monotonic())
+                news = self.session.receive(parts, time.monotonic())
             except WireError as error:
                 log.error("a message from the scheduler was not understood: %s", error)
                 return None
-            if news.welcomed:
-                self._welcome()
-            self._note_versions()
-        if news.ended:
-            settle(news.ended)
-        if news.refused:
-            settle((future, SubmissionRefused(reason)) for future, reason in news.refused)
-        if news.lost:
-            why = SchedulerClosed("the scheduler was replaced by one that does not know this task")
-            settle((future, why) for future in news.lost)
+            why = self.lookout.note(self.session, news, begun=self._begun.done())
+            if news.welcomed and self.origin.session != self.session.number:
+                self.origin = Origin(self.session.number, self.cancel)
+        if news.welcomed and not self._begun.done():
+            self._begun.set_result(None)
+        settle(ends_of(news) if news.refused or news.lost else news.ended)
         for request, data, complaint in news.answers:
             self._answer(request, data, complaint)
         if news.complaint:
             log.error("the scheduler did not take a message: %s", news.complaint)
-        if news.closing is not None:
-            self.trouble = self.trouble or SchedulerClosed(f"the scheduler shuts down: {news.closing}")
         if news.rejoin:
             self._reopen()
-        if news.rejected:
-            kind = SchedulerClosed if self._begun.done() else NoSchedulerError
-            return kind(f"the scheduler refuses this client: {news.rejected}")
-        return None
-
-    def _welcome(self) -> None:
-        self._unheard_since = None
-        if self.origin.session != self.session.number:
-            self.origin = Origin(self.session.number, self.cancel)
-        if not self._begun.done():
-            self._begun.set_result(None)
-
-    def _note_versions(self) -> None:
-        problem, warning = version_problem(self._python, self.session.pythons)
-        if problem and self.trouble is None:
-            self.trouble = VersionMismatch(problem)
-        elif not problem and isinstance(self.trouble, VersionMismatch):
-            self.trouble = None
-        self.warning = warning
+        return why
 
     def _answer(self, request: int, data: Any, error: str) -> None:
         answer = self._answers.pop(request, None)
@@ -284,30 +214,6 @@ class Line:
                 answer.set_exception(TrioSchedError(error))
             else:
                 answer.set_result(data)
-
-    # ---- when the scheduler is gone ---------------------------------------------------------------------------------
-
-    def _look_after(self, now: float) -> TrioSchedError | None:
-        """Open the line anew when it is broken; returns why it is over when there is nobody left at its other end."""
-        session = self.session
-        quiet = session.quiet_s(now) > 1.5 * session.heartbeat_s
-        if (quiet or session.closing is not None) and self._is_gone():
-            reason = f": {session.closing}" if session.closing else f" (process {self.connection.pid})"
-            return SchedulerClosed(f"the scheduler {self.connection.name!r} is gone{reason}")
-        if session.silent(now):
-            if session.closing is not None:
-                return SchedulerClosed(f"the scheduler {self.connection.name!r} shut down: {session.closing}")
-            self._unheard_since = self._unheard_since or now
-            if now - self._unheard_since > self._reconnect_s:
-                return SchedulerClosed(
-                    f"the scheduler {self.connection.name!r} at {self.connection.address} was not heard of for "
-                    f"{self._reconnect_s:.0f} s"
-                )
-            self._reopen()
-        return None
-
-    def _is_gone(self) -> bool:
-        return is_stale(self.connection) or (self._companion is not None and self._companion.is_gone())
 
     def _reopen(self) -> None:
         old = self._dealer
@@ -319,8 +225,7 @@ class Line:
     def _fail(self, why: TrioSchedError) -> None:
         """End everything that still waits for something."""
         with self.lock:
-            if self.trouble is None or isinstance(self.trouble, VersionMismatch):
-                self.trouble = why
+            self.lookout.over(why)
             unfinished = list(self.session.tasks.values())
             self.session.tasks.clear()
         settle((future, why) for future in unfinished)
@@ -335,7 +240,7 @@ class Line:
     def forked(self) -> None:
         """In a forked child: the thread is not here, and the socket is the parent's."""
         self.lock = threading.Lock()
-        self.trouble = RuntimeError(
+        self.lookout.trouble = RuntimeError(
             f"this Client was made in process {self.pid}, of which this one ({os.getpid()}) is a fork; make one here"
         )
         if self._companion is not None:

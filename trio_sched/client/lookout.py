@@ -1,0 +1,180 @@
+"""What both faces need to know about the other end: who we are to it, whether it is there, whether it can run our calls.
+
+A scheduler of this host whose process is gone is found out within a heartbeat; one elsewhere counts as gone when it has
+not been heard of for `reconnect_s`, during which the line is opened anew again and again. A client that finds its
+scheduler gone ends every unfinished task with SchedulerClosed: nobody waits for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from trio_sched.client.ends import Ended
+from trio_sched.client.session import H, News, Session
+from trio_sched.errors import NoSchedulerError, SchedulerClosed, SubmissionRefused, TrioSchedError, VersionMismatch
+from trio_sched.transport.connection import Connection, is_stale
+from trio_sched.wire import native
+
+CLOSING_LOOK_S = 0.2
+"""How often to look whether a scheduler that said it closes has gone."""
+QUIET_PERIODS = 1.5
+"""Heartbeats without a word after which we look whether the scheduler's process is there at all."""
+
+
+class Companion(Protocol):
+    """A scheduler of our own, which goes when we go."""
+
+    def is_gone(self) -> bool: ...
+    def close(self) -> None: ...
+    def let_go(self) -> None: ...
+
+
+class Lookout:
+    """Watches one scheduler for one client. `trouble`: why nothing can be submitted now, to be raised by submit."""
+
+    def __init__(self, connection: Connection, python: str, *, reconnect_s: float, companion: Companion | None) -> None:
+        self.trouble: Exception | None = None
+        self.warning = ""
+        """Something to warn the user of, in the user's thread."""
+        self._connection = connection
+        self._python = python
+        self._reconnect_s = reconnect_s
+        self._companion = companion
+        self._unheard_since: float | None = None
+        self._pythons: list[str] | None = None
+        self._warned: set[str] = set()
+
+    # ---- before a submission ----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """:raises: what keeps us from submitting."""
+        if self.trouble is not None:
+            raise self.trouble.with_traceback(None)
+
+    def check_talking(self) -> None:
+        """:raises: what keeps us from asking."""
+        if self.trouble is not None and not isinstance(self.trouble, VersionMismatch):
+            raise self.trouble.with_traceback(None)
+
+    def warn(self) -> None:
+        """Tell the user, once for each cause, of what may go wrong."""
+        warning, self.warning = self.warning, ""
+        if warning not in self._warned:
+            self._warned.add(warning)
+            warnings.warn(warning, RuntimeWarning, stacklevel=4)  # where submit was called
+
+    def over(self, why: Exception) -> None:
+        """From now on nothing can be submitted. The first cause stays."""
+        if self.trouble is None or isinstance(self.trouble, VersionMismatch):
+            self.trouble = why
+
+    # ---- in the loop ------------------------------------------------------------------------------------------------
+
+    def patience_s(self, session: Session[Any], now: float) -> float:
+        """How long a face may sleep when nobody wakes it."""
+        if session.busy:
+            return 0.0
+        if session.closing is not None:
+            return CLOSING_LOOK_S
+        ping_at = session.next_ping_at()
+        return session.heartbeat_s if ping_at is None else max(0.0, min(ping_at - now, session.heartbeat_s))
+
+    def look(self, session: Session[Any], now: float) -> TrioSchedError | bool:
+        """Why it is over, if it is; else whether the line should be opened anew."""
+        name, closing = self._connection.name, session.closing
+        quiet = session.quiet_s(now) > QUIET_PERIODS * session.heartbeat_s
+        if (quiet or closing is not None) and self._is_gone():
+            return SchedulerClosed(
+                f"the scheduler {name!r} is gone: {closing or f'process {self._connection.pid} died'}"
+            )
+        if not session.silent(now):
+            return False
+        if closing is not None:
+            return SchedulerClosed(f"the scheduler {name!r} shut down: {closing}")
+        self._unheard_since = self._unheard_since or now
+        if now - self._unheard_since > self._reconnect_s:
+            return SchedulerClosed(
+                f"the scheduler {name!r} at {self._connection.address} was not heard of for {self._reconnect_s:.0f} s"
+            )
+        return True
+
+    def _is_gone(self) -> bool:
+        return is_stale(self._connection) or (self._companion is not None and self._companion.is_gone())
+
+    def note(self, session: Session[Any], news: News[Any], *, begun: bool) -> TrioSchedError | None:
+        """Draw the conclusions from a message; returns why it is over, if it is."""
+        if news.welcomed:
+            self._unheard_since = None
+        if session.pythons is not self._pythons:
+            self._pythons = session.pythons
+            self._note_versions()
+        if news.closing is not None:
+            self.over(SchedulerClosed(f"the scheduler shuts down: {news.closing}"))
+        if news.rejected:
+            return (SchedulerClosed if begun else NoSchedulerError)(f"the scheduler refuses us: {news.rejected}")
+        return None
+
+    def _note_versions(self) -> None:
+        problem, self.warning = version_problem(self._python, self._pythons or ())
+        if problem and self.trouble is None:
+            self.trouble = VersionMismatch(problem)
+        elif not problem and isinstance(self.trouble, VersionMismatch):
+            self.trouble = None
+
+
+def ends_of(news: News[H]) -> Iterator[tuple[H, Ended]]:
+    """The futures that a message ends, and how."""
+    yield from news.ended
+    for future, reason in news.refused:
+        yield future, SubmissionRefused(reason)
+    if news.lost:
+        why = SchedulerClosed("the scheduler was replaced by one that does not know this task")
+        for future in news.lost:
+            yield future, why
+
+
+def hello(connection: Connection, *, name: str, weight: float, cancel_on_leave: bool) -> native.Hello:
+    """The first message. Engines run our tasks in our directory and with our sys.path, where they exist."""
+    try:
+        cwd = os.getcwd()
+    except OSError:  # it was removed
+        cwd = ""
+    return native.Hello(
+        role="client",
+        token=connection.token,
+        name=name,
+        host=platform.node(),
+        pid=os.getpid(),
+        python=platform.python_version(),
+        weight=weight,
+        cwd=cwd,
+        path=[entry or cwd for entry in sys.path],
+        cancel_on_leave=cancel_on_leave,
+    )
+
+
+def version_problem(ours: str, theirs: Sequence[str]) -> tuple[str, str]:
+    """(why nothing can be submitted, what to warn of); empty: nothing. `theirs`: the Python versions of the engines.
+
+    Pickled functions hold bytecode, which differs between minor versions, so an engine of another one cannot run them.
+    """
+    minor = _minor(ours)
+    same = [version for version in theirs if _minor(version) == minor]
+    others = ", ".join(sorted(set(theirs) - {ours}))
+    if not others:
+        return "", ""
+    if not same:
+        advice = f"which cannot read calls pickled here; start engines with Python {minor}"
+        return f"this is Python {ours}, but the engines run Python {others}, {advice}", ""
+    if len(same) < len(theirs):
+        return "", f"this is Python {ours}, but some engines run Python {others}; tasks that land there may fail"
+    return "", f"this is Python {ours}, but some engines run Python {others}"
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
