@@ -85,7 +85,8 @@ class AsyncFuture(BaseFuture[T]):
         return self.result().__await__()
 
     def cancel(self) -> bool:
-        """Cancel the task: False if it has ended. Else its future ends with TaskCancelled now, and the scheduler is told."""
+        """Cancel the task: False if it has ended. Else its future ends now, with TaskCancelled, and the scheduler is
+        told."""
         if self._end is not None:
             return False
         self._origin.canceller(self.number)

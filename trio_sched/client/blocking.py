@@ -8,13 +8,12 @@ What an executor has no words for (dependencies, targets, retries, timeouts, pri
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 from trio_sched.client.calls import find_function, make_call
 from trio_sched.client.functional import Chunk
@@ -22,15 +21,9 @@ from trio_sched.client.functions import Function
 from trio_sched.client.future import Future
 from trio_sched.client.line import Line
 from trio_sched.client.lookout import hello
-from trio_sched.client.options import OptionNames, TaskRef, task_number, wire_options
+from trio_sched.client.options import OptionNames, TaskRef, Unpack, task_number, wire_options
 from trio_sched.transport.connection import Connection, find
 from trio_sched.wire import native
-
-if TYPE_CHECKING:
-    if sys.version_info >= (3, 12):
-        from typing import Unpack
-    else:
-        from typing_extensions import Unpack
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,7 +109,7 @@ class Submitter(Executor):
             submitted = [self._submit(function, row, {}) for row in rows]
         else:
             function = find_function(self._line.functions, Chunk(fn))
-            submitted = [self._submit(function, (chunk,), {}) for chunk in _chunks(rows, chunksize)]
+            submitted = [self._submit(function, (chunk,), {}) for chunk in chunks(rows, chunksize)]
         if progress:
             from trio_sched.client.progress import show
 
@@ -196,15 +189,9 @@ class Client(Submitter):
         connect_timeout: float = CONNECT_TIMEOUT_S,
         reconnect_s: float = RECONNECT_S,
     ) -> None:
-        own = None
-        if engines is not None:
-            from trio_sched.client.own import OwnScheduler
+        from trio_sched.client.own import OwnScheduler
 
-            if where is not None:
-                raise TypeError("Client(where, engines=N): either a scheduler that runs, or one of its own")
-            own = OwnScheduler(engines, hwm=hwm, scheme=scheme)
-        elif hwm is not None or scheme is not None:
-            raise TypeError("hwm and scheme are for a scheduler of one's own: Client(engines=N, ...)")
+        own = OwnScheduler.if_asked(where, engines, hwm=hwm, scheme=scheme)
         try:
             connection = own.connection() if own else where if isinstance(where, Connection) else find(where, "client")
             greeting = hello(connection, name=name, weight=weight, cancel_on_leave=cancel_on_leave)
@@ -240,7 +227,8 @@ class View(Submitter):
         self._wire = wire_options(asked)
 
 
-def _chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+def chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows in lists of `size`, the last one perhaps shorter."""
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, size)):
         yield chunk

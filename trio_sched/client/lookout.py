@@ -1,4 +1,4 @@
-"""What both faces need to know about the other end: who we are to it, whether it is there, whether it can run our calls.
+"""What both faces need to know about the other end: who we are to it, whether it is there, whether it can run calls.
 
 A scheduler of this host whose process is gone is found out within a heartbeat; one elsewhere counts as gone when it has
 not been heard of for `reconnect_s`, during which the line is opened anew again and again. A client that finds its

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 from trio_sched.client.ends import BaseFuture
 from trio_sched.wire import native
+
+__all__ = ["OptionNames", "TaskRef", "Unpack", "task_number", "wire_options"]
 
 TaskRef: TypeAlias = "BaseFuture[Any] | str | int"
 """A task: a future of any client of the same scheduler, or an id as shown ("3-17"), or the same as a number."""

@@ -55,6 +55,22 @@ class OwnScheduler:
             start_new_session=True,  # Ctrl-C is for the client, which then closes the pipe
         )
 
+    @classmethod
+    def if_asked(
+        cls, where: object, engines: int | None, *, hwm: int | None, scheme: str | None
+    ) -> OwnScheduler | None:
+        """One, if a client's arguments ask for it.
+
+        :raises TypeError: they contradict each other.
+        """
+        if engines is None:
+            if hwm is not None or scheme is not None:
+                raise TypeError("hwm and scheme are for a scheduler of one's own: Client(engines=N, ...)")
+            return None
+        if where is not None:
+            raise TypeError("Client(where, engines=N): either a scheduler that runs, or one of its own")
+        return cls(engines, hwm=hwm, scheme=scheme)
+
     def connection(self, timeout_s: float = START_TIMEOUT_S) -> Connection:
         """Wait for the connection file.
 

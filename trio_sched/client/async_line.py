@@ -1,0 +1,196 @@
+"""The asynchronous client's connection: two tasks around one session, one that receives and one that sends.
+
+`submit` queues and wakes the sender, which runs when the submitting task next lets go of the event loop: whatever was
+submitted in between goes out in one message. Nothing here raises into the user's block: what goes wrong ends the
+futures that wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+from trio_sched.client.async_future import AsyncFuture
+from trio_sched.client.ends import Origin
+from trio_sched.client.functions import Functions
+from trio_sched.client.lookout import Companion, Lookout, ends_of
+from trio_sched.client.session import Session
+from trio_sched.errors import NoSchedulerError, SchedulerClosed, TrioSchedError, WireError
+from trio_sched.transport.connection import Connection
+from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.wire import native
+from trio_sched.wire.native import Frame
+
+FLUSH_TIMEOUT_S = 5.0
+"""How long leaving may take to hand over what was submitted."""
+log = logging.getLogger("trio_sched.client")
+
+
+class AsyncLine:
+    """A connection to a scheduler within one event loop."""
+
+    def __init__(
+        self, connection: Connection, hello: native.Hello, *, reconnect_s: float, companion: Companion | None
+    ) -> None:
+        self.functions = Functions()
+        self.session: Session[AsyncFuture[Any]] = Session(hello, self.functions)
+        self.origin = Origin(0, self.cancel)
+        self.lookout = Lookout(connection, hello.python, reconnect_s=reconnect_s, companion=companion)
+        self.connection = connection
+        self._socket = ZmqSocket.dealer(connection)
+        self._wake = anyio.Event()
+        self._turned = anyio.Event()
+        """Set and replaced after each message and each turn of the sender: for those who wait for a condition."""
+        self._answers: dict[int, tuple[Any, str]] = {}
+        self._begun = False
+        self._over: TrioSchedError | None = None
+
+    # ---- from the user's tasks --------------------------------------------------------------------------------------
+
+    async def start(self, tasks: TaskGroup, timeout_s: float) -> None:
+        """Connect; the two tasks run in `tasks`.
+
+        :raises NoSchedulerError: nobody answered in time, or the answer was no.
+        """
+        tasks.start_soon(self._receive, name="trio_sched client: receive")
+        tasks.start_soon(self._send, name="trio_sched client: send")
+        with anyio.move_on_after(timeout_s):
+            while not self._begun and self._over is None:
+                await self._turned.wait()
+        if self._over is not None:
+            raise self._over
+        if not self._begun:
+            raise NoSchedulerError(
+                f"the scheduler {self.connection.name!r} at {self.connection.address} did not answer within "
+                f"{timeout_s} s"
+            )
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def cancel(self, counter: int) -> None:
+        """Ask for a task to be cancelled. `Origin.canceller` of our futures."""
+        self.session.cancel((counter,))
+        self._wake.set()
+
+    async def ask(self, what: str, task: int) -> Any:
+        """A view of the scheduler's.
+
+        :raises TrioSchedError: it cannot say, or is gone.
+        """
+        self.lookout.check_talking()
+        request = self.session.ask(what, task)
+        self._wake.set()
+        while request not in self._answers:
+            if self._over is not None:
+                raise self._over
+            await self._turned.wait()
+        data, error = self._answers.pop(request)
+        if error:
+            raise TrioSchedError(error)
+        return data
+
+    async def all_ended(self) -> None:
+        """Wait until every task has ended or was cancelled."""
+        while self.session.waiting:
+            await self._turned.wait()
+
+    async def leave(self, *, cancel: bool) -> None:
+        """Say good-bye, having handed over what was submitted; with `cancel` the tasks end with us."""
+        self.lookout.over(RuntimeError("the client was closed"))
+        if cancel:
+            self.session.forget_unsent()
+        with anyio.move_on_after(FLUSH_TIMEOUT_S):
+            while self._over is None and self.session.welcomed and self.session.unsent:
+                await self._turned.wait()
+        if self._over is None and self.session.welcomed:
+            self.session.say(native.Bye(cancel=cancel))
+            self._send_now(anyio.current_time())
+
+    def close(self) -> None:
+        """Close the socket; end what is left."""
+        self._fail(SchedulerClosed("the client was closed before the task ended"))
+        self._socket.close()
+
+    # ---- the two tasks ----------------------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        while self._over is None:
+            try:
+                messages = await self._socket.receive()
+            except anyio.ClosedResourceError:
+                await anyio.lowlevel.checkpoint()  # opened anew meanwhile, or over
+                continue
+            for parts in messages:
+                self._take(parts)
+            self._turn()
+
+    async def _send(self) -> None:
+        while self._over is None:
+            now = anyio.current_time()
+            self._send_now(now)
+            with anyio.move_on_after(self.lookout.patience_s(self.session, now)):
+                await self._wake.wait()
+            self._wake = anyio.Event()
+            verdict = self.lookout.look(self.session, anyio.current_time())
+            if isinstance(verdict, TrioSchedError):
+                self._fail(verdict)
+            elif verdict:
+                self._reopen()
+            self._turn()
+
+    def _send_now(self, now: float) -> None:
+        out = self.session.outgoing(now)
+        if out:
+            self._socket.send_many([[native.encode(message), *frames] for message, frames in out])
+
+    def _take(self, parts: Sequence[Frame]) -> None:
+        try:
+            news = self.session.receive(parts, anyio.current_time())
+        except WireError as error:
+            log.error("a message from the scheduler was not understood: %s", error)
+            return
+        why = self.lookout.note(self.session, news, begun=self._begun)
+        if news.welcomed:
+            self._begun = True
+            if self.origin.session != self.session.number:
+                self.origin = Origin(self.session.number, self.cancel)
+        for future, end in ends_of(news):
+            future.finish(end)
+        for request, data, complaint in news.answers:
+            self._answers[request] = (data, complaint)
+        if news.complaint:
+            log.error("the scheduler did not take a message: %s", news.complaint)
+        if news.rejoin:
+            self._reopen()
+        if self.session.busy:  # credit came back, or a greeting is due
+            self._wake.set()
+        if why is not None:
+            self._fail(why)
+
+    def _turn(self) -> None:
+        self._turned.set()
+        self._turned = anyio.Event()
+
+    def _reopen(self) -> None:
+        old, self._socket = self._socket, ZmqSocket.dealer(self.connection)
+        old.close()
+        self.session.opened(anyio.current_time())
+        self._wake.set()
+
+    def _fail(self, why: TrioSchedError) -> None:
+        """It is over: end everything that waits."""
+        if self._over is None:
+            self._over = why
+            self.lookout.over(why)
+        unfinished = list(self.session.tasks.values())
+        self.session.tasks.clear()
+        for future in unfinished:
+            future.finish(why)
+        self._wake.set()
+        self._turn()
