@@ -60,6 +60,7 @@ SETTINGS = (
     ),
     Setting("websocket_certificate", str, "Certificate file: TLS."),
     Setting("websocket_key", str, "Key file of the certificate."),
+    Setting("websocket_max_message_bytes", int, "Largest message of a WebSocket client. [16 MiB]"),
     Setting(
         "log_level",
         str,

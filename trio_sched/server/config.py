@@ -79,6 +79,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Origins of pages that may connect; a program that sends none always may."""
     websocket_certificate: str = ""
     websocket_key: str = ""
+    websocket_max_message_bytes: int = 16 << 20
     # logging
     log_level: str = "info"
     log_format: str = "console"
@@ -149,6 +150,7 @@ RULES: dict[str, Rule] = {
     "submissions_per_turn": _at_least(1),
     "shutdown_grace_s": _at_least(0),
     "websocket_port": Rule(lambda value: value is None or 0 <= value < 1 << 16, "it must be from 0 (any) to 65535"),
+    "websocket_max_message_bytes": _at_least(1 << 12),
     "log_level": _one_of(LOG_LEVELS),
     "log_format": _one_of(LOG_FORMATS),
 }

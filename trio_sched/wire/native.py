@@ -8,7 +8,7 @@ speaks the same messages as JSON text or msgpack binary.
 Frames. A pickled call or value is a *body* and any number of out-of-band buffers (pickle protocol 5). A small body
 travels inside its record. `frames` tells how many of the frames behind the message belong to the record, in the order
 of the records; when `body` is empty and `frames` is not 0, the first of them is the body (it was large). Where there
-are no frames (WebSocket), everything travels inside. A call with `inputs` counts their frames in its own `frames`:
+are no frames (WebSocket), a body travels inside its record whatever its size, and its buffers in `attached`. A call with `inputs` counts their frames in its own `frames`:
 first those of the call itself, then those of each input in order (whose `frames` is its own count).
 
 Reliability. Submissions are answered by number: `accepted` counts all of this session's submissions that the scheduler
@@ -91,6 +91,8 @@ class Call(Struct, omit_defaults=True, gc=False):
     attempt: int = 0
     inputs: list[Value] | None = None
     resources: dict[str, float] | None = None
+    attached: list[bytes] | None = None
+    """Its frames, on connections without frames (WebSocket)."""
 
 
 class Value(Struct, omit_defaults=True, gc=False):
@@ -122,6 +124,8 @@ class TaskEnd(Struct, omit_defaults=True, gc=False):
     stdout: str = ""
     stderr: str = ""
     took_s: float = 0.0
+    attached: list[bytes] | None = None
+    """Its frames, on connections without frames (WebSocket)."""
 
 
 # ---- any peer to the scheduler --------------------------------------------------------------------------------------
