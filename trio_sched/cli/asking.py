@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from trio_sched.cli.options import ONLOOKER
 from trio_sched.client.options import task_number
 from trio_sched.errors import ConfigError, NoSchedulerError, TrioSchedError
 from trio_sched.transport.connection import find
@@ -32,7 +33,7 @@ class Conversation:
         self._requests = 0
         self._dealer = BlockingDealer(self.connection)
         try:
-            self._send(native.Hello(role="client", token=self.connection.token, name="trio-sched", pid=os.getpid()))
+            self._send(native.Hello(role="client", token=self.connection.token, name=ONLOOKER, pid=os.getpid()))
             self._expect(native.Welcome)
         except BaseException:
             self._dealer.close()

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+ONLOOKER = "trio-sched"
+"""As what the commands introduce themselves to a scheduler."""
+
 
 def complete_names(incomplete: str) -> list[str]:
     """For shell completion: the names of the schedulers that have connection files here."""

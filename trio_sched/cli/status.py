@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trio_sched.cli.options import Json, Where
+from trio_sched.cli.options import ONLOOKER, Json, Where
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
     from rich.table import Table
 
-OUTCOMES = ("ok", "error", "unreachable", "timeout", "lost", "cancelled")
+RARE = ("error", "unreachable", "timeout", "lost", "cancelled")
+WIDE_COLUMNS = 200
 
 
 def status(
@@ -37,9 +38,18 @@ def _show(view: dict[str, Any], as_json: bool) -> None:
 
         typer.echo(json.dumps(view))
         return
+    _console().print(rendered(view))
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for every column where there is none."""
+    import os
+    import sys
+
     from rich.console import Console
 
-    Console(highlight=False).print(rendered(view))
+    fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if fixed else WIDE_COLUMNS)
 
 
 def _watch(query: Any, every_s: float, as_json: bool) -> None:
@@ -50,10 +60,9 @@ def _watch(query: Any, every_s: float, as_json: bool) -> None:
         while True:
             _show(query("status"), as_json=True)
             time.sleep(every_s)
-    from rich.console import Console
     from rich.live import Live
 
-    with Live(rendered(query("status")), console=Console(highlight=False), auto_refresh=False) as live:
+    with Live(rendered(query("status")), console=_console(), auto_refresh=False) as live:
         while True:
             time.sleep(every_s)
             live.update(rendered(query("status")), refresh=True)
@@ -65,57 +74,58 @@ def rendered(view: dict[str, Any]) -> Group:
     from rich.text import Text
 
     draining = ", draining" if view["draining"] else ""
-    about = f"{view.get('name', '?')}: up {_ago(view['up_s'])}, scheme {view['scheme']}, hwm {view['hwm']}{draining}"
+    about = f"{view['name']}: up {_ago(view['up_s'])}, scheme {view['scheme']}, hwm {view['hwm']}{draining}"
     parts: list[Any] = [Text(about), _tasks(view["tasks"])]
-    parts += [_engines(view["engines"])] if view["engines"] else [Text("no engines: start some with trio-sched engine")]
-    if view["clients"]:
-        parts.append(_clients(view["clients"]))
-    if dropped := {reason: count for reason, count in view["counters"].items() if count}:
-        parts.append(Text("odd things: " + ", ".join(f"{reason} {count}" for reason, count in dropped.items())))
+    parts += [_engines(view["engines"])] if view["engines"] else [Text("no engines; to start some: trio-sched engine")]
+    clients = [row for row in view["clients"] if row.get("name") != ONLOOKER]
+    if clients:
+        parts.append(_clients(clients))
+    if odd := {reason: count for reason, count in view["counters"].items() if count}:
+        parts.append(Text("odd things: " + ", ".join(f"{reason} {count}" for reason, count in odd.items())))
     return Group(*parts)
 
 
 def _table(*columns: str) -> Table:
+    """With `#` behind the names of columns of numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column.removesuffix("#"), justify="right" if column.endswith("#") else "left")
+        table.add_column(column.removesuffix("#"), justify="right" if column.endswith("#") else "left", overflow="fold")
     return table
 
 
 def _tasks(tasks: dict[str, int]) -> Table:
-    names = [name for name in tasks if name not in OUTCOMES] + [name for name in OUTCOMES if name in tasks]
-    table = _table("tasks", *(f"{name}#" for name in names))
-    table.add_row("", *(f"{tasks[name]:,}" for name in names))
+    """States by name; of the ends only those that occurred, and ok."""
+    shown = {name: count for name, count in tasks.items() if count or name not in RARE}
+    table = _table("tasks:", *(f"{name}#" for name in shown))
+    table.add_row("", *(f"{count:,}" for count in shown.values()))
     return table
 
 
 def _engines(engines: list[dict[str, Any]]) -> Table:
-    table = _table("engine#", "name", "host", "pid#", "state", "load#", "hwm#", "slots#", "done#", "free of", "here#")
+    table = _table("engine#", "state", "load#", "slots#", "done#", "free", "process", "here#")
     for row in engines:
         state = row["state"] if row.get("connected", True) else f"{row['state']}, away"
-        free = ", ".join(f"{name} {row['free'].get(name, 0):g}/{amount:g}" for name, amount in row["resources"].items())
-        cells = (row["engine"], row.get("name", ""), row.get("host", ""), row.get("pid", ""), state, row["load"])
-        more = (
-            row["hwm"] if row["hwm"] is not None else "",
-            row["slots"],
-            f"{row['done']:,}",
-            free,
-            _ago(row["here_s"]),
-        )
-        table.add_row(*map(str, (*cells, *more)))
+        load = f"{row['load']}/{row['hwm'] * row['slots']}" if row["hwm"] else str(row["load"])
+        free = " ".join(f"{name} {row['free'].get(name, 0):g}/{amount:g}" for name, amount in row["resources"].items())
+        cells = (row["engine"], state, load, row["slots"], f"{row['done']:,}", free, _process(row), _ago(row["here_s"]))
+        table.add_row(*map(str, cells))
     return table
 
 
 def _clients(clients: list[dict[str, Any]]) -> Table:
-    table = _table("client#", "name", "host", "pid#", "submitted#", "ready#", "undelivered#", "weight#", "")
+    table = _table("client#", "state", "submitted#", "ready#", "undelivered#", "weight#", "process")
     for row in clients:
-        cells = (row["client"], row.get("name", ""), row.get("host", ""), row.get("pid", ""), row.get("submitted", ""))
-        more = (row["ready"], row.get("undelivered", ""), f"{row['weight']:g}", "" if row.get("connected") else "away")
-        table.add_row(*map(str, (*cells, *more)))
+        state = "here" if row.get("connected") else "away"
+        counts = (f"{row.get(name, 0):,}" for name in ("submitted", "ready", "undelivered"))
+        table.add_row(str(row["client"]), state, *counts, f"{row['weight']:g}", _process(row))
     return table
+
+
+def _process(row: dict[str, Any]) -> str:
+    return f"{row.get('pid', '?')} on {row.get('host', '?')}"
 
 
 def _ago(seconds: float) -> str:

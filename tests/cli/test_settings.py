@@ -1,0 +1,102 @@
+"""The scheduler's settings as options: the table is that of `Config`, and what is not given is not passed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from trio_sched.cli.app import run_command_line
+from trio_sched.cli.settings import SCHEMES, SETTINGS, load_config
+from trio_sched.errors import ConfigError
+from trio_sched.server import config as server_config
+from trio_sched.server.config import Config
+
+
+def test_the_table_names_every_setting_once() -> None:
+    assert sorted(setting.name for setting in SETTINGS) == sorted(Config.__struct_fields__)
+    assert len({setting.option for setting in SETTINGS}) == len(SETTINGS)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_types_are_those_of_config(setting: Any) -> None:
+    wanted = get_type_hints(Config)[setting.name]
+    if wanted == tuple[str, ...]:
+        wanted = list[str]
+    assert setting.type in (wanted, *get_args(wanted))
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_help_tells_the_default(setting: Any) -> None:
+    """Where it is a number; as people write it."""
+    default = getattr(Config(), setting.name)
+    if isinstance(default, (int, float)):
+        shown = {1 << 30: "1 GiB", 32 << 20: "32 MiB", 16 << 20: "16 MiB"}.get(
+            default, f"{default:g}" if default < 1 else f"{default:.0f}"
+        )
+        assert f"[{shown}]" in setting.help
+
+
+def test_schemes_are_those_of_the_server() -> None:
+    assert set(SCHEMES) == set(server_config.SCHEMES)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Config:
+    """The Config that `serve` would run with."""
+    found: list[Config] = []
+    monkeypatch.setattr("trio_sched.cli.hosting.host", lambda config, **_: found.append(config))
+    assert run_command_line(["serve", *arguments]) == 0
+    return found[0]
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRIO_SCHED_RUNTIME_DIR")
+    assert given(monkeypatch) == Config()
+
+
+def test_options_win_over_the_environment_which_wins_over_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text('hwm = 1\ngrace_s = 1.0\nname = "file"\n[websocket]\nport = 0\norigins = ["a", "b"]\n')
+    monkeypatch.setenv("TRIO_SCHED_HWM", "2")
+    monkeypatch.setenv("TRIO_SCHED_GRACE_S", "2")
+    config = given(monkeypatch, "--config", str(file), "--hwm", "0", "--websocket-origin", "c")
+    assert (config.hwm, config.grace_s, config.name) == (0, 2.0, "file")
+    assert (config.websocket_port, config.websocket_origins) == (0, ("c",))
+
+
+def test_a_commands_own_defaults_give_way_to_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config(None, {}, log_level="warning").log_level == "warning"
+    assert load_config(None, {"log_level": "info"}, log_level="warning").log_level == "info"
+    monkeypatch.setenv("TRIO_SCHED_LOG_LEVEL", "debug")
+    assert load_config(None, {}, log_level="warning").log_level == "debug"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--hwm", "-3"], "hwm = -3"),
+        (["--scheme", "best"], "scheme = 'best'"),
+        (["--name", "a/b"], "name = 'a/b'"),
+        (["--bind", "http://x"], "address = 'http://x'"),
+        (["--config", "/nowhere.toml"], "/nowhere.toml"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["serve", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_unknown_setting_in_the_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text("hmw = 3\n")
+    with pytest.raises(ConfigError, match="hmw"):
+        load_config(file, {})
+
+
+@pytest.mark.parametrize("text", ["gpu=-1", "gpu=x", "=1", "gpu=inf"])
+def test_wrong_resources(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["up", "--resource", text]) == 2
+    assert repr(text) in capsys.readouterr().err
