@@ -59,19 +59,14 @@ class AsyncTaskGroup(AsyncSubmitter):
         elif not self._open:
             self._changed.set()
 
-    async def _watch(self) -> None:
-        """Wait until the block was left and every task has ended; raise the errors of those that failed first."""
+    async def _watch(self, scope: anyio.CancelScope) -> None:
+        """Wait until the block was left and every task has ended; cancel the block as soon as one fails."""
         while not (self._left and not self._open):
             await self._changed.wait()
             self._changed = anyio.Event()
             if self._failed:
-                raise _Failures("tasks failed", self._errors())
-
-    def _errors(self) -> list[Exception]:
-        """What the failed tasks raised, without mere consequences."""
-        errors = {id(future.error): future.error for future in self._failed}
-        causes = [error for error in errors.values() if not isinstance(error, ImpossibleDependency)]
-        return [error for error in causes or errors.values() if isinstance(error, Exception)]
+                scope.cancel()
+                return
 
     def _leave(self) -> None:
         self._left = True
@@ -91,34 +86,32 @@ class AsyncTaskGroup(AsyncSubmitter):
             future.finish(TaskCancelled(f"task {future.task_id} was cancelled; its engine has not let go of it yet"))
 
 
-class _Failures(ExceptionGroup[Exception]):
-    """What `_watch` raises, so that it can be told from an ExceptionGroup that a task or the block raised."""
-
-    def derive(self, errors: Any) -> Any:
-        return ExceptionGroup(self.message, errors)
-
-
 @asynccontextmanager
 async def task_group(submitter: AsyncSubmitter, cancel_timeout_s: float) -> AsyncIterator[AsyncTaskGroup]:
     """See the top of this file."""
     group = AsyncTaskGroup(submitter, cancel_timeout_s)
+    failed: list[AsyncFuture[Any]] = []
     try:
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(group._watch, name="trio_sched task group")
+                tasks.start_soon(group._watch, tasks.cancel_scope, name="trio_sched task group")
                 yield group
                 group._leave()
         finally:
+            failed = list(group._failed)  # what fails later, fails because we cancel
             await group._cancel_rest()
-    except BaseExceptionGroup as errors:
-        flat = _flat(errors)
-        raise errors.derive(flat).with_traceback(errors.__traceback__) from None
+    except BaseExceptionGroup as raised:
+        raise raised.derive(_causes([*raised.exceptions], failed)).with_traceback(raised.__traceback__) from None
+    except anyio.get_cancelled_exc_class():
+        if not failed:
+            raise
+    if failed:
+        raise BaseExceptionGroup("tasks of the group failed", _causes([], failed))
 
 
-def _flat(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """The tasks' errors beside the block's, each once."""
-    found: dict[int, BaseException] = {}
-    for error in group.exceptions:
-        inner = error.exceptions if isinstance(error, _Failures) else (error,)
-        found.update((id(one), one) for one in inner)
-    return list(found.values())
+def _causes(raised: list[BaseException], failed: list[AsyncFuture[Any]]) -> list[BaseException]:
+    """The block's errors and the tasks', each once, and without those tasks that failed only because another did."""
+    errors = [future.error for future in failed if future.error is not None]
+    causes = [error for error in errors if not isinstance(error, ImpossibleDependency)]
+    consequences = {id(error) for error in errors if causes and isinstance(error, ImpossibleDependency)}
+    return list({id(error): error for error in [*raised, *errors] if id(error) not in consequences}.values())
