@@ -7,6 +7,7 @@ edge stops the loop for ever, which the limit on each receive turns into a failu
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def blocking_load(dealer: BlockingDealer, seconds: float) -> int:
                 handed += 1
                 dealer.wake()
             else:
-                time.sleep(0)
+                os.sched_yield()
 
     feeder = threading.Thread(target=feed)
     feeder.start()

@@ -87,7 +87,7 @@ def test_a_wake_ends_a_wait_that_sleeps(local: Any) -> None:
 
         def wake() -> None:
             while not dealer._asleep:
-                time.sleep(0)
+                os.sched_yield()
             dealer.wake()
 
         thread = threading.Thread(target=wake)
@@ -124,7 +124,7 @@ def test_no_wake_is_lost(local: Any) -> None:
                 inbox.append(number)
                 dealer.wake()
                 if number % 7 == 0:
-                    time.sleep(0)
+                    os.sched_yield()
 
         producers = [threading.Thread(target=produce) for _ in range(threads)]
         for producer in producers:
