@@ -244,9 +244,10 @@ class Died(Struct, tag="died", omit_defaults=True):
     """A nanny saw a worker die. `running`: the full ids it was running, None if unknown."""
 
     engine: int
-    """The engine's session number."""
+    """The engine's session number; 0: the worker died before the nanny learned it, so that `pid` must do."""
     reason: str = ""
     running: list[int] | None = None
+    pid: int = 0
 
 
 # ---- scheduler to any peer ------------------------------------------------------------------------------------------
