@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trio_sched.cli.console import console
 from trio_sched.cli.options import ONLOOKER, Json, Where
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.table import Table
 
 RARE = ("error", "unreachable", "timeout", "lost", "cancelled")
-WIDE_COLUMNS = 200
 
 
 def status(
@@ -38,18 +38,7 @@ def _show(view: dict[str, Any], as_json: bool) -> None:
 
         typer.echo(json.dumps(view))
         return
-    _console().print(rendered(view))
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for every column where there is none."""
-    import os
-    import sys
-
-    from rich.console import Console
-
-    fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if fixed else WIDE_COLUMNS)
+    console().print(rendered(view))
 
 
 def _watch(query: Any, every_s: float, as_json: bool) -> None:
@@ -62,7 +51,7 @@ def _watch(query: Any, every_s: float, as_json: bool) -> None:
             time.sleep(every_s)
     from rich.live import Live
 
-    with Live(rendered(query("status")), console=_console(), auto_refresh=False) as live:
+    with Live(rendered(query("status")), console=console(), auto_refresh=False) as live:
         while True:
             time.sleep(every_s)
             live.update(rendered(query("status")), refresh=True)

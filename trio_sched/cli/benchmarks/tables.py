@@ -19,19 +19,20 @@ class Table(NamedTuple):
 def show(tables: Iterable[Table]) -> None:
     """Print the tables, each with its note below."""
     from rich.box import MARKDOWN
-    from rich.console import Console
     from rich.table import Table as RichTable
 
-    console = Console()
+    from trio_sched.cli.console import console
+
+    out = console()
     for table in tables:
         shown = RichTable(box=MARKDOWN)
         for index, name in enumerate(table.rows[0]):
             shown.add_column(name, justify="right" if index else "left", overflow="fold")
         for row in table.rows:
             shown.add_row(*(_text(value) for value in row.values()))
-        console.print(f"{table.name}: {table.note}", highlight=False)
-        console.print(shown)
-        console.print()
+        out.print(f"{table.name}: {table.note}", soft_wrap=True)
+        out.print(shown)
+        out.print()
 
 
 def as_json(tables: Iterable[Table]) -> str:
