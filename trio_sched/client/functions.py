@@ -180,10 +180,9 @@ def _watch_function(function: types.FunctionType, watches: list[Watch], seen: se
     for index, cell in enumerate(function.__closure__ or ()):
         if not _watch_place(lambda index=index: _in_cell(mine(), index), _content(cell), watches, seen):  # type: ignore[misc]
             return False
-    names = function.__globals__
     for name in set(_names(function.__code__)):
-        look = lambda name=name: names.get(name, _MISSING)  # noqa: E731
-        if not _watch_place(look, names.get(name, _MISSING), watches, seen):
+        found = function.__globals__.get(name, _MISSING)
+        if not _watch_place(_global(mine, name), found, watches, seen):
             return False
     return _watch(function.__defaults__, watches, seen)
 
@@ -214,6 +213,11 @@ def _watch_class(cls: type, watches: list[Watch], seen: set[int]) -> bool:
         if not _watch(inner, watches, seen):
             return False
     return all(_watch(base, watches, seen) for base in cls.__bases__)
+
+
+def _global(reference: Callable[[], Any], name: str) -> Callable[[], Any]:
+    """Looks up a global of a function, without keeping its module's namespace alive."""
+    return lambda: getattr(reference(), "__globals__", {}).get(name, _MISSING)
 
 
 def _attribute_id(reference: Callable[[], Any], name: str) -> Callable[[], int]:
