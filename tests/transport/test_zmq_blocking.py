@@ -19,10 +19,10 @@ from trio_sched.transport.zmq_blocking import BlockingDealer
 WAIT_S = 10.0
 
 
-@pytest.fixture(params=["eventfd", "pipe"])
+@pytest.fixture(params=["eventfd", "socketpair"])
 def alarm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to wake."""
-    if request.param == "pipe":
+    if request.param == "socketpair":
         monkeypatch.setattr(zmq_blocking.sys, "platform", "darwin")
 
 

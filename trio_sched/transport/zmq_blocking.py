@@ -17,10 +17,11 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +32,7 @@ from trio_sched.transport.endpoint import LINGER_MS, connect_dealer
 from trio_sched.transport.multipart import LARGE_BYTES, POLLIN, RECEIVE_LIMIT, SNDMORE, Frame, drain, methods
 
 _ONE = (1).to_bytes(8, sys.byteorder)
-"""What an eventfd takes; a pipe takes anything."""
+"""What an eventfd takes; a socket takes anything."""
 
 
 class BlockingDealer:
@@ -47,9 +48,7 @@ class BlockingDealer:
             raise
         self._receive_frame, self._send_frame, self._option = methods(self._socket)
         self._alarm = _Alarm()
-        self._poll = select.poll()
-        self._poll.register(int(self._socket.get(zmq.FD)), select.POLLIN)
-        self._poll.register(self._alarm.descriptor, select.POLLIN)
+        self._sleep = _sleeper(int(self._socket.get(zmq.FD)), self._alarm.descriptor)
         self._asleep = False
         self._woken = False
         self._closed = False
@@ -91,9 +90,8 @@ class BlockingDealer:
                 left_ms = None if until is None else (until - time.monotonic()) * 1e3
                 if left_ms is not None and left_ms <= 0.0:
                     return False
-                for descriptor, _ in self._poll.poll(left_ms):
-                    if descriptor == self._alarm.descriptor:
-                        self._alarm.clear()
+                if self._alarm.descriptor in self._sleep(left_ms):
+                    self._alarm.clear()
         finally:
             self._asleep = False
 
@@ -123,33 +121,61 @@ class BlockingDealer:
             self._alarm.ring()
 
 
+def _sleeper(*descriptors: int) -> Callable[[float | None], Collection[int]]:
+    """A function that sleeps until one of the descriptors is readable, or for so many milliseconds; returns those that
+    are.
+    """
+    if not hasattr(select, "poll"):  # Windows, where they are sockets
+
+        def sleep(left_ms: float | None) -> Collection[int]:
+            return select.select(descriptors, (), (), None if left_ms is None else left_ms / 1e3)[0]
+
+        return sleep
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return lambda left_ms: [descriptor for descriptor, _ in poll.poll(left_ms)]
+
+
 class _Alarm:
-    """Something to poll beside the socket: an eventfd, or a pipe where there is none. Ringing a closed one does
+    """Something to poll beside the socket: an eventfd, or a socket pair where there is none. Ringing a closed one does
     nothing.
     """
 
     def __init__(self) -> None:
+        self._pair: tuple[socket.socket, ...] = ()
         if sys.platform == "linux":
-            self.descriptor = self._write_end = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         else:
-            self.descriptor, self._write_end = os.pipe()
-            os.set_blocking(self.descriptor, False)
-            os.set_blocking(self._write_end, False)
+            self._pair = socket.socketpair()
+            for end in self._pair:
+                end.setblocking(False)
+            self.descriptor = self._pair[0].fileno()
         self._closing = threading.Lock()
         self._closed = False
 
     def ring(self) -> None:
         with self._closing:  # else the number could be another file's by now
             if not self._closed:
-                with contextlib.suppress(BlockingIOError):  # a full pipe rings already
-                    os.write(self._write_end, _ONE)
+                with contextlib.suppress(BlockingIOError):  # a full pair rings already
+                    if self._pair:
+                        self._pair[1].send(_ONE)
+                    else:
+                        os.write(self.descriptor, _ONE)
 
     def clear(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.read(self.descriptor, 4096)
+            if self._pair:
+                self._pair[0].recv(4096)
+            else:
+                os.read(self.descriptor, 8)
 
     def close(self) -> None:
         with self._closing:
+            if self._closed:
+                return
             self._closed = True
-            for descriptor in {self.descriptor, self._write_end}:
-                os.close(descriptor)
+            for end in self._pair:
+                end.close()
+            if not self._pair:
+                os.close(self.descriptor)
