@@ -51,6 +51,14 @@ def shared(short_dir: Path) -> Iterator[Line]:
 
 
 @pytest.fixture
+def own(scheduler: Scripted) -> Iterator[Line]:
+    """A worker of the test's own, which it may end."""
+    worker = Worker(Start(scheduler.connection, name="own"))
+    yield Line(scheduler, worker, scheduler.engine())
+    worker.stop()
+
+
+@pytest.fixture
 def line(shared: Line) -> Iterator[Line]:
     """The shared one, which must be left with nothing pending."""
     yield shared

@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from trio_sched.engine import orders
-from trio_sched.engine.orders import Start
+from trio_sched.engine.orders import News, Start
 from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire import native, payload
@@ -63,13 +63,14 @@ class Scripted:
         self.instance = instance
         self.heartbeat_s = heartbeat_s
         self.deaf = False
-        """Answer nothing, as if the line were dead."""
-        self.forgetful = False
-        """Resume no session."""
+        """Answer nobody."""
         self.acking = True
         self.limit_bytes = 0
         self.peers: dict[int, Peer] = {}
-        self.pings = 0
+        self.deaf_to: set[bytes] = set()
+        """Addresses that are not heard, as if the line were broken."""
+        self.beats = threading.Semaphore(0)
+        """Released at each beat."""
         self._by_address: dict[bytes, Peer] = {}
         self._next_session = first_session
         self._next_task = 1
@@ -92,20 +93,21 @@ class Scripted:
             self._ready.set()
             while True:
                 for frames in await self._socket.receive():
-                    if not self.deaf:
+                    if not self.deaf and bytes(frames[0]) not in self.deaf_to:
                         self._on_message(bytes(frames[0]), native.decode_from_peer(frames[1]), frames[2:])
                 self._socket.flush()
 
     def _on_message(self, address: bytes, message: Message, frames: Sequence[Frame]) -> None:
         if isinstance(message, Hello):
-            self._welcome(address, message)
+            if address not in self._by_address:
+                self._welcome(address, message)
             return
         peer = self._by_address.get(address)
         if peer is None:
             self._reply(address, native.Error("unknown_peer", "say hello"))
             return
         if isinstance(message, Ping):
-            self.pings += 1
+            self.beats.release()
             self._reply(address, Pong())
             return
         if isinstance(message, Finished):
@@ -116,7 +118,7 @@ class Scripted:
 
     def _welcome(self, address: bytes, hello: Hello) -> None:
         old = self.peers.get(hello.session)
-        resumed = old is not None and hello.scheduler == self.instance and not self.forgetful
+        resumed = old is not None and hello.scheduler == self.instance
         if old is not None and resumed:
             self._by_address.pop(old.address, None)
             peer = old
@@ -236,27 +238,32 @@ class Worker:
     """A real worker process, started as a nanny would start it but for a nanny."""
 
     def __init__(self, start: Start, *, argv: Sequence[str] = ()) -> None:
+        self._said: str | None = None
         command = [sys.executable, "-m", "trio_sched.engine.worker", *argv]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
         assert self.process.stdin
         if not argv:
-            self.process.stdin.write(orders.encode(start))
-            self.process.stdin.flush()
+            self.tell(start)
+
+    def tell(self, order: Start | News) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(orders.encode(order))
+        self.process.stdin.flush()
 
     def wait(self) -> int:
         return self.process.wait(WAIT_S)
 
     def stop(self) -> str:
         """End it whatever it does; what it wrote to its own standard error."""
-        if self.process.poll() is None:
+        if self._said is None:
             self.process.kill()
-        assert self.process.stdin
-        assert self.process.stderr
-        with self.process.stderr as stderr:
-            text = stderr.read().decode()
-        self.process.stdin.close()
-        self.process.wait(WAIT_S)
-        return text
+            assert self.process.stdin
+            assert self.process.stderr
+            with self.process.stderr as stderr:
+                self._said = stderr.read().decode()
+            self.process.stdin.close()
+            self.process.wait(WAIT_S)
+        return self._said
 
 
 class Gate:

@@ -89,7 +89,7 @@ class Link:
         # the session
         self._session, self._secret, self._scheduler = 0, "", ""
         self._told_nanny = 0
-        self._welcomed = False
+        self._welcomed = self._refused = False
         self._heartbeat_s = 2.0
         # results: waiting to be sent, and sent but not counted by the scheduler
         self._unsent: list[Ended] = []
@@ -99,6 +99,7 @@ class Link:
         # times
         self._hello_at = self._ticked_at = self.next_tick_at = monotonic()
         self._unanswered_since: float | None = None
+        self._pings_unanswered = 0
 
     # ---- results ----------------------------------------------------------------------------------------------------
 
@@ -127,11 +128,6 @@ class Link:
         message = encode(Finished([end for end, _ in batch]))
         self._dealer.send([message, *(frame for _, frames in batch for frame in frames)])
 
-    @property
-    def settled(self) -> bool:
-        """Whether the scheduler has everything that we had to tell."""
-        return not self._unsent and not self._unacked
-
     def _count(self, acked: int) -> None:
         for _ in range(min(acked - self._acked, len(self._unacked))):
             self._unacked.popleft()
@@ -142,8 +138,8 @@ class Link:
     def receive(self) -> bool:
         """Handle the messages that are there; False: there was none."""
         if self._posted is not None:
-            self._take_news()
-            self._tell_nanny()
+            self._news, self._posted = self._posted, None
+            self._introduce_nanny()
         messages = self._dealer.drain()
         for frames in messages:
             try:
@@ -201,7 +197,7 @@ class Link:
             self._unacked.clear()
             self.flush()
         self.next_tick_at = 0.0
-        self._tell_nanny()
+        self._introduce_nanny()
 
     def _drop_everything(self) -> None:
         self.generation += 1
@@ -222,13 +218,14 @@ class Link:
             if self._welcomed or monotonic() - self._hello_at > self._heartbeat_s:
                 self.hello()
         elif error.kind in FATAL:
+            self._refused = True
             self.leaving = f"the scheduler refuses this engine: {error.message}"
             say(self.leaving)
         else:
             say(f"the scheduler reports: {error.message} ({error.kind})")
 
     def _on_pong(self, pong: Pong, frames: list[Frame]) -> None:
-        """Hearing it was all."""
+        self._pings_unanswered -= 1
 
     # ---- who we are -------------------------------------------------------------------------------------------------
 
@@ -236,8 +233,9 @@ class Link:
         """Introduce ourselves, as who we were if we were somebody."""
         self._welcomed = False
         self._hello_at = monotonic()
-        self._take_news()
-        self._told_nanny = self._nanny_of(self._scheduler)
+        self._news, self._posted = self._posted or self._news, None
+        self._pings_unanswered = 0
+        self._told_nanny = self._news.nanny if self._news else 0
         self._send(
             Hello(
                 role="engine",
@@ -262,22 +260,23 @@ class Link:
         ended = (end.id for end, _ in (*self._unacked, *self._unsent))
         return [*self.running(), *queued, *ended]
 
-    def _nanny_of(self, scheduler: str) -> int:
-        """Our nanny's session with that scheduler instance, 0: none that we know of. To begin with any will do."""
-        news = self._news
-        return news.nanny if news is not None and scheduler in ("", news.scheduler) else 0
-
-    def _take_news(self) -> None:
-        self._news, self._posted = self._posted or self._news, None
-
     def post(self, news: News) -> None:
         """From any thread: the nanny has a (new) session."""
         self._posted = news
         self.wake()
 
-    def _tell_nanny(self) -> None:
-        if self._welcomed and self._told_nanny != self._nanny_of(self._scheduler):
-            self.hello()
+    @property
+    def _watched(self) -> bool:
+        """Whether the scheduler takes our nanny's beats for ours."""
+        news = self._news
+        return news is not None and (news.nanny, news.scheduler) == (self._told_nanny, self._scheduler)
+
+    def _introduce_nanny(self) -> None:
+        """The scheduler was restarted, and we were back before our nanny: say hello again now that we know its new
+        number. Through a new socket, since one that is welcomed need not say hello."""
+        news = self._news
+        if self._welcomed and news is not None and news.scheduler == self._scheduler and not self._watched:
+            self._reopen()
 
     # ---- staying in touch -------------------------------------------------------------------------------------------
 
@@ -287,7 +286,7 @@ class Link:
         Without a nanny our beats are all that the scheduler hears while we work; with one, we ask only now and then.
         """
         now = monotonic()
-        every_s = self._heartbeat_s if self._told_nanny == 0 else 2 * self._heartbeat_s
+        every_s = 2 * self._heartbeat_s if self._watched else self._heartbeat_s
         paused = now - self._ticked_at > 2 * every_s
         self._ticked_at = now
         self.next_tick_at = now + every_s
@@ -297,9 +296,13 @@ class Link:
         if silent_since is not None and now - silent_since > MISSED * self._heartbeat_s:
             self._reopen()
         elif self._welcomed:
-            self._send(Ping())
+            self._ping()
             if self._unanswered_since is None:
                 self._unanswered_since = now
+
+    def _ping(self) -> None:
+        self._pings_unanswered += 1
+        self._send(Ping())
 
     def _reopen(self) -> None:
         self._dealer.close()
@@ -317,12 +320,15 @@ class Link:
         self._dealer.wake()
 
     def bye(self, patience_s: float) -> None:
-        """Tell what there is to tell, say good-bye and close. Waits at most `patience_s` for our results to be
-        counted.
-        """
+        """Tell what there is to tell, say good-bye and close. Waits at most `patience_s` for the answer to a hello, and
+        for our results to arrive: a scheduler that answers a beat has read what was sent before it."""
         until = monotonic() + patience_s
         self.flush()
-        while self._welcomed and self._unacked and (left_s := until - monotonic()) > 0:
+        if self._unacked and self._welcomed:
+            self._ping()
+        while not self._refused and (not self._welcomed or (self._unacked and self._pings_unanswered)):
+            if (left_s := until - monotonic()) <= 0:
+                break
             self._dealer.wait(left_s)
             self.receive()
         if self._session:

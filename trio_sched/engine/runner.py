@@ -44,6 +44,7 @@ class Runner:
         """Functions that no task has asked for yet, by digest."""
         self._by_name: dict[str, Function] = {}
         self._places: dict[int, Place] = {}
+        self._loading = threading.Lock()
         self._session = 0
         self._home = _current_directory()
         self._loops = threading.local()
@@ -73,7 +74,7 @@ class Runner:
         try:
             if call.id >> SESSION_SHIFT != self._session:
                 self._move(call.id >> SESSION_SHIFT)
-            function = self._functions.get(call.fn) or self._load(call)
+            function = self._functions.get(call.fn) or self._find(call)
             what = "an argument"
             if frames or call.inputs or call.call:
                 args, kwargs = _arguments(call, frames)
@@ -99,9 +100,13 @@ class Runner:
         del value
         return ends.of_value(call, box.pop(), took_s, self.limit_bytes)
 
-    def _load(self, call: Call) -> Function:
+    def _find(self, call: Call) -> Function:
         if call.call:
             return self._by_name.get(call.call) or self._load_by_name(call.call)
+        with self._loading:
+            return self._functions.get(call.fn) or self._load(call)
+
+    def _load(self, call: Call) -> Function:
         pickled = self._pickled.get(call.fn)
         if pickled is None:
             raise LookupError(f"the scheduler did not send the function with digest {call.fn.hex()!r}")

@@ -1,0 +1,167 @@
+"""A worker with several slots."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trio_sched.engine.orders import News, Start
+from trio_sched.engine.pool import fits
+from trio_sched.wire.native import Bye, Closing, Hello, Recall, Recalled
+
+from .conftest import Line
+from .scripted import Gate, Scripted, Worker, pass_gate
+
+
+@pytest.fixture(scope="module")
+def pool(short_dir: Path) -> Iterator[Line]:
+    scheduler = Scripted(f"ipc://{short_dir}/pool.sock")
+    worker = Worker(Start(scheduler.connection, name="pool", slots=2, hwm=4, resources={"gpu": 1.0, "mem": 0.3}))
+    yield Line(scheduler, worker, scheduler.engine())
+    said = worker.stop()
+    scheduler.close()
+    assert said == ""
+
+
+@pytest.fixture
+def gates(short_dir: Path) -> list[Gate]:
+    return [Gate(short_dir) for _ in range(3)]
+
+
+def gated(scheduler: Scripted, gate: Gate, **resources: float) -> Any:
+    call, functions, frames = scheduler.call(pass_gate, *gate.pipes)
+    call.resources = resources or None
+    return call, functions, frames
+
+
+def test_it_says_what_it_offers(pool: Line) -> None:
+    hello = pool.peer.hello
+    assert (hello.slots, hello.hwm, hello.resources) == (2, 4, {"gpu": 1.0, "mem": 0.3})
+
+
+def test_slots_run_at_once_and_only_so_many(pool: Line, gates: list[Gate]) -> None:
+    scheduler = pool.scheduler
+    one, two, three = scheduler.assign(pool.peer, *(gated(scheduler, gate) for gate in gates))
+    gates[0].entered()
+    gates[1].entered()
+    scheduler.send(pool.peer, Recall([one, two]))
+    assert scheduler.expect(Recalled).kept == [one, two]
+    gates[1].release()
+    gates[2].entered()
+    gates[0].release()
+    gates[2].release()
+    assert scheduler.answers(pool.peer, one, two, three)[0].end.id == two
+    assert scheduler.nothing_came()
+
+
+def test_r16_a_task_starts_only_when_its_resources_fit(pool: Line, gates: list[Gate]) -> None:
+    scheduler = pool.scheduler
+    holder, waiting, passing = gates
+    first, second, third = scheduler.assign(
+        pool.peer,
+        gated(scheduler, holder, gpu=1.0, mem=0.1),
+        gated(scheduler, waiting, gpu=0.5),
+        gated(scheduler, passing, mem=0.2),
+    )
+    holder.entered()
+    passing.entered()  # ahead of the one that does not fit
+    passing.release()
+    assert scheduler.answers(pool.peer, third)[0].end.outcome == "ok"
+    scheduler.send(pool.peer, Recall([second]))
+    assert scheduler.expect(Recalled).given == [second]  # still not begun
+    (second,) = scheduler.assign(pool.peer, gated(scheduler, waiting, gpu=0.5))
+    holder.release()
+    waiting.entered()
+    waiting.release()
+    scheduler.answers(pool.peer, first, second)
+
+
+def test_output_goes_with_the_task_of_its_thread(pool: Line, gates: list[Gate]) -> None:
+    def talk(name: str, came: str, go: str) -> None:
+        print("begin", name)
+        with open(came, "w"):
+            pass
+        with open(go) as pipe:
+            pipe.read()
+        print("end", name, file=sys.stderr)
+
+    scheduler = pool.scheduler
+    calls = [scheduler.call(talk, name, *gate.pipes) for name, gate in zip("ab", gates, strict=False)]
+    a, b = scheduler.assign(pool.peer, *calls)
+    gates[0].entered()
+    gates[1].entered()
+    gates[1].release()
+    gates[0].release()
+    ends = {got.end.id: got.end for got in scheduler.answers(pool.peer, a, b)}
+    assert (ends[a].stdout, ends[a].stderr) == ("begin a\n", "end a\n")
+    assert (ends[b].stdout, ends[b].stderr) == ("begin b\n", "end b\n")
+
+
+def test_many_short_tasks_all_answer(pool: Line) -> None:
+    scheduler = pool.scheduler
+    tasks = [t for _ in range(50) for t in scheduler.assign(pool.peer, *(scheduler.call(int, "7") for _ in range(10)))]
+    got = scheduler.answers(pool.peer, *tasks)
+    assert {g.value for g in got} == {7}
+    assert sorted(g.end.id for g in got) == tasks
+
+
+def test_it_comes_back_holding_what_it_runs(pool: Line, gates: list[Gate]) -> None:
+    scheduler = pool.scheduler
+    one, two = scheduler.assign(pool.peer, *(gated(scheduler, gate) for gate in gates[:2]))
+    gates[0].entered()
+    gates[1].entered()
+    scheduler.forget(pool.peer)
+    assert sorted(scheduler.expect(Hello).holding) == [one, two]
+    gates[0].release()
+    gates[1].release()
+    scheduler.answers(pool.peer, one, two)
+
+
+def test_closing_lets_running_tasks_end(scheduler: Scripted, gates: list[Gate]) -> None:
+    worker = Worker(Start(scheduler.connection, slots=2))
+    peer = scheduler.engine()
+    one, two, _ = scheduler.assign(peer, *(gated(scheduler, gate) for gate in gates))
+    gates[0].entered()
+    gates[1].entered()
+    scheduler.send(peer, Closing("enough"))
+    os.kill(worker.process.pid, signal.SIGTERM)  # twice does no harm
+    gates[0].release()
+    gates[1].release()
+    scheduler.answers(peer, one, two)
+    scheduler.expect(Bye)
+    assert worker.wait() == 0
+    assert worker.stop() == ""
+
+
+def test_the_lifeline_of_a_busy_pool(scheduler: Scripted, gate: Gate) -> None:
+    worker = Worker(Start(scheduler.connection, slots=2, nanny=True))
+    worker.tell(News(99, "one"))
+    peer = scheduler.engine()
+    scheduler.assign(peer, gated(scheduler, gate))
+    gate.entered()
+    assert worker.process.stdin
+    worker.process.stdin.close()
+    assert scheduler.expect(Bye, peer).reason == "its nanny is gone"
+    worker.wait()
+    worker.stop()
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "verdict"),
+    [
+        (None, {}, True),
+        ({}, {}, True),
+        ({"gpu": 1}, {}, False),
+        ({"gpu": 1}, {"gpu": 1}, True),
+        ({"gpu": 1, "mem": 2}, {"gpu": 1, "mem": 1}, False),
+        ({"x": 0.3}, {"x": 0.1 + 0.2 - 1e-12}, True),
+    ],
+)
+def test_r16_fits(asked: dict[str, float] | None, free: dict[str, float], verdict: bool) -> None:
+    assert fits(asked, free) is verdict
