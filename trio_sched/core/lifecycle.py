@@ -166,9 +166,11 @@ class Lifecycle:
         self.pools.push(task, pool)
 
     def _wait(self, task: Task, now: float) -> None:
-        """Let a task wait for dependencies, but fail when the last of its targets goes (R7)."""
+        """Let a task wait for dependencies, but fail when the last of its targets goes (R7), or of the engines that a
+        settled `follow` leaves (R6).
+        """
         task.state = WAITING
-        targets = task.spec.targets
+        targets = task.spec.targets if task.needs is None or task.needs.follow else self._place_of(task)
         if targets is None:
             return
         pool = self.pools.find(targets, task.spec.resources)
@@ -263,8 +265,10 @@ class Lifecycle:
     def _followed(self, task: Task, now: float) -> None:
         """One more of the tasks that it follows ended: it may be able to go now, or its set of engines has grown."""
         needs = cast(Needs, task.needs)
-        if task.engine is not None or task.state is DELAYED or not needs.met(task.spec):
-            return  # on an engine or in a backoff it matters when the task comes back
+        if task.engine is not None or task.state is DELAYED:
+            return  # it matters when the task comes back
+        if needs.follow and not needs.met(task.spec):
+            return
         if task.queue is not None and task.queue.pool.targets == self._place_of(task):
             return
         self._leave_place(task)
@@ -306,11 +310,11 @@ class Lifecycle:
             edges = self.waiters.pop(task_id, None)
             if edges is not None:
                 self._settling.append((task_id, edges, outcome, engine))
+        if task.spec.inputs:  # before it is remembered itself, so that what it alone needed is forgotten first
+            self.archive.release(task.spec.inputs)
         self.archive.add(task_id, ended)
         if client.gone:
             self.archive.received(client.id, (task_id,))
-        if task.spec.inputs:
-            self.archive.release(task.spec.inputs)
 
     def _impossible(self, task: Task, now: float, reason: str) -> None:
         self._end(task, now, "unreachable", error="ImpossibleDependency", reason=reason)

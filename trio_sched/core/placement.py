@@ -71,7 +71,7 @@ class Ordered:
         chosen: Engine | None = None
         while heap:
             load, used, engine = heap[0]
-            if engine.used != used or (by_load and engine.load != load) or engine.id not in room:
+            if engine.used != used or (by_load and engine.load != load) or room.get(engine.id) is not engine:
                 heappop(heap)
             elif engine.id in barred:
                 passed.append(heappop(heap))
@@ -210,7 +210,8 @@ class Weighted:
 
 
 class Dealt:
-    """`pure`: in turn, in the order of joining; whether there is room is not looked at.
+    """`pure`: in turn, in the order of joining; whether there is room is not looked at, but an engine that declined the
+    task is passed over (R19).
 
     Its `pick` moves the turn on.
     """
@@ -232,14 +233,19 @@ class Dealt:
             self._numbers.remove(engine.number)
 
     def any_but(self, barred: frozenset[EngineId]) -> bool:
-        return bool(self._numbers)
+        if not barred:
+            return bool(self._numbers)
+        return any(engine.id not in barred for engine in self._engines.values())
 
     def pick(self, barred: frozenset[EngineId]) -> Engine | None:
-        if not self._numbers:
-            return None
-        place = bisect_right(self._numbers, self._last)
-        self._last = self._numbers[place % len(self._numbers)]
-        return self._engines[self._last]
+        numbers = self._numbers
+        place = bisect_right(numbers, self._last)
+        for step in range(len(numbers)):
+            engine = self._engines[numbers[(place + step) % len(numbers)]]
+            if engine.id not in barred:
+                self._last = engine.number
+                return engine
+        return None
 
 
 def _any_but(engines: Collection[EngineId], barred: frozenset[EngineId]) -> bool:

@@ -205,13 +205,18 @@ class Scheduler(Lifecycle):
     def _held(self, engine: EngineId, task_id: TaskId, attempt: int | None, what: str) -> Task | None:
         """The task, if it is this engine's to answer for (R17); it is taken off the engine."""
         task = self.tasks.get(task_id)
-        holder = None if task is None else task.engine
-        if task is None or holder is None or holder.id != engine or (attempt is not None and attempt != task.attempt):
+        if task is None or not self._is_of(task, engine, attempt):
             self._count(what)
             return None
+        holder = cast(Engine, task.engine)
         holder.give_back(task)
         self.pools.changed(holder)
         return task
+
+    def _is_of(self, task: Task, engine: EngineId, attempt: int | None) -> bool:
+        """Whether it is this engine, and for this attempt, that answers for the task (R17)."""
+        holder = task.engine
+        return holder is not None and holder.id == engine and (attempt is None or attempt == task.attempt)
 
     def _task_finished(self, event: TaskFinished, now: float) -> None:
         task = self._held(event.engine, event.task, event.attempt, "stray_result")
@@ -239,9 +244,9 @@ class Scheduler(Lifecycle):
         self._requeue(task, now, fresh_clock=False)
 
     def _recall_answered(self, event: RecallAnswered, now: float) -> None:
-        task = self.tasks.get(event.task)
         if not event.recalled:
-            if task is None or task.engine is None or task.engine.id != event.engine:
+            task = self.tasks.get(event.task)
+            if task is None or not self._is_of(task, event.engine, event.attempt):
                 self._count("stray_recall")
             elif task.state is RECALLING:
                 task.state = ASSIGNED
@@ -310,15 +315,16 @@ class Scheduler(Lifecycle):
         engine.outstanding.clear()
         for task in orphans:
             self._orphaned(task, engine, task.id in running, now)
-        for pool in targeting:
-            self._recheck(pool, now)
+        self._recheck(targeting, now)
 
-    def _recheck(self, pool: Pool, now: float) -> None:
-        """A target of this pool is gone: tasks for which it was the last end, or wait for more to follow (R6, R7)."""
-        hopeless = [task for task in pool.bound.values() if pool.hopeless(task.refused)]
-        for queue in pool.queues.values():
-            if pool.hopeless(queue.refused):
-                hopeless.extend(queue.tasks())
+    def _recheck(self, pools: list[Pool], now: float) -> None:
+        """A target of these is gone: tasks for which it was the last end, or wait for more to follow (R6, R7)."""
+        hopeless: list[Task] = []
+        for pool in pools:
+            hopeless += [task for task in pool.bound.values() if pool.hopeless(task.refused)]
+            for queue in pool.queues.values():
+                if pool.hopeless(queue.refused):
+                    hopeless += queue.tasks()
         for task in sorted(hopeless, key=_submission):
             self._leave_place(task)
             self._queue(task, now)
