@@ -1,0 +1,676 @@
+"""docs/rules.md a second time: plainly and slowly, to be the oracle for the fast core.
+
+One list of tasks, one list of engines, and every question answered by looking at all of them. No queues, no heaps, no
+counts that must be kept right. Where the two disagree, read the rule; one of them is wrong.
+
+Schemes that draw at random cannot be computed twice: `handle` is told what the real scheduler did (`follow`), checks
+that each engine it chose was one it might choose (R11), and goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Effect, Publish, RecallTask, Refuse
+from trio_sched.core.events import (
+    SESSION_SHIFT,
+    CancelRequested,
+    ClientId,
+    ClientJoined,
+    ClientLeft,
+    Dependency,
+    DependencyUnmet,
+    DrainRequested,
+    EngineId,
+    EngineJoined,
+    EngineLost,
+    EngineReturned,
+    Event,
+    RecallAnswered,
+    ResultsReceived,
+    TaskFinished,
+    TaskId,
+    TaskSpec,
+    TaskSubmitted,
+    TimePassed,
+)
+
+RANDOM_SCHEMES = frozenset({"plainrandom", "twobin", "weighted"})
+
+
+@dataclass(eq=False)
+class NaiveClient:
+    id: ClientId
+    weight: float
+    number: int
+    virtual_time: float = 0.0
+    left: bool = False
+
+
+@dataclass(eq=False)
+class NaiveEngine:
+    id: EngineId
+    slots: int
+    room: float
+    offers: dict[str, float]
+    number: int
+    tasks: list[NaiveTask] = field(default_factory=list)  # outstanding, in the order of assignment
+    running: list[NaiveTask] = field(default_factory=list)  # those that hold their resources (R16)
+    draining: bool = False
+    gone_at: float | None = None  # while lost: the end of its grace period
+    known_running: frozenset[TaskId] | None = None
+
+    def free(self, name: str) -> float:
+        return self.offers.get(name, 0.0) - sum(dict(task.spec.resources).get(name, 0.0) for task in self.running)
+
+    def fits(self, spec: TaskSpec) -> bool:
+        return all(amount <= self.free(name) for name, amount in spec.resources)
+
+    def could_fit(self, spec: TaskSpec) -> bool:
+        return all(amount <= self.offers.get(name, 0.0) for name, amount in spec.resources)
+
+
+@dataclass(eq=False)
+class NaiveTask:
+    id: TaskId
+    client: NaiveClient
+    payload: Any
+    spec: TaskSpec
+    number: int
+    retries_left: int
+    deadline: float | None
+    owed: int = 1  # accepted submissions
+    state: str = "waiting"  # "waiting", "assigned", "ended"
+    queued: bool = False  # in the ready queues
+    engine: NaiveEngine | None = None
+    attempt: int = 0
+    failed_on: set[EngineId] = field(default_factory=set)
+    declined_by: set[EngineId] = field(default_factory=set)
+    ran_on: EngineId | None = None  # its last attempt that ran and ended
+    crashes: int = 0
+    held_until: float | None = None
+    asked_back: str = ""  # while assigned: "cancelling", "recalling"
+    ends: dict[TaskId, tuple[str, EngineId | None]] = field(default_factory=dict)  # of what it depends on
+    end: DeliverResult | None = None
+    received: bool = False
+    dropped: bool = False
+
+    @property
+    def depends_on(self) -> set[TaskId]:
+        after, follow = self.spec.after or Dependency(), self.spec.follow or Dependency()
+        return {*after.tasks, *follow.tasks, *self.spec.inputs}
+
+
+class Naive:
+    """The rules as docs/rules.md has them; `monitored` and `handle` as `Scheduler` has them."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self.monitored = False
+        self.draining = False
+        self.now = 0.0
+        self.clients: list[NaiveClient] = []
+        self.engines: list[NaiveEngine] = []  # registered, in the order in which they joined
+        self.engines_joined = 0
+        self.line: list[NaiveEngine] = []  # least recently used first
+        self.tasks: list[NaiveTask] = []  # in submission order
+        self.ended: list[NaiveTask] = []  # in the order in which they ended
+        self.seen: dict[int, int] = {}  # session -> highest counter
+        self.numbers = 0
+        self.last_sent = 0.0
+        self.last_dealt = -1
+        self.to_settle: list[NaiveTask] = []
+        self.effects: list[Effect] = []
+        self.real: list[Effect] = []
+
+    def handle(self, event: Event, now: float, follow: Iterable[Effect] = ()) -> list[Effect]:
+        """The effects of `event`. `follow`: those of the real scheduler, for schemes that draw at random."""
+        self.now, self.effects, self.real = now, [], list(follow)
+        getattr(self, HANDLERS[type(event)])(event)
+        self.settle()
+        self.send()
+        self.drop_results()
+        return self.effects
+
+    def next_deadline(self) -> float | None:
+        times = [engine.gone_at for engine in self.engines]
+        times += [task.held_until for task in self.waiting()]
+        times += [task.deadline for task in self.waiting()]
+        return min((time for time in times if time is not None), default=None)
+
+    # ---- what can be asked ------------------------------------------------------------------------------------------
+
+    def find(self, task: TaskId) -> NaiveTask | None:
+        return next((t for t in self.tasks if t.id == task), None)
+
+    def find_engine(self, engine: EngineId) -> NaiveEngine | None:
+        return next((e for e in self.engines if e.id == engine), None)
+
+    def find_client(self, client: ClientId) -> NaiveClient | None:
+        return next((c for c in self.clients if c.id == client and not c.left), None)
+
+    def waiting(self) -> list[NaiveTask]:
+        return [task for task in self.tasks if task.state == "waiting"]
+
+    def unfinished(self) -> list[NaiveTask]:
+        return [task for task in self.tasks if task.state != "ended"]
+
+    def needed(self, task: NaiveTask) -> bool:
+        return any(task.id in other.spec.inputs for other in self.unfinished())
+
+    # ---- dependencies (R2-R9) ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def counts(dependency: Dependency, outcome: str) -> bool:
+        return dependency.success if outcome == "ok" else dependency.failure
+
+    def met(self, task: NaiveTask, dependency: Dependency) -> bool:
+        good = [name in task.ends and self.counts(dependency, task.ends[name][0]) for name in dependency.tasks]
+        return not good or (all(good) if dependency.all else any(good))
+
+    def never(self, task: NaiveTask, dependency: Dependency) -> bool:
+        bad = [name in task.ends and not self.counts(dependency, task.ends[name][0]) for name in dependency.tasks]
+        return bool(bad) and (any(bad) if dependency.all else all(bad))
+
+    @staticmethod
+    def by_results(task: NaiveTask) -> Dependency:
+        return Dependency(tasks=task.spec.inputs)
+
+    def places(self, task: NaiveTask) -> set[EngineId] | None:
+        """The engines that `follow` allows by now; None: any."""
+        follow = task.spec.follow
+        if follow is None or not follow.tasks:
+            return None
+        ended = [task.ends[name] for name in follow.tasks if name in task.ends]
+        if follow.all and len(ended) < len(follow.tasks):
+            return set()
+        return {engine for outcome, engine in ended if engine is not None and self.counts(follow, outcome)}
+
+    def follow_broken(self, task: NaiveTask) -> bool:
+        follow = task.spec.follow
+        if follow is None or not follow.tasks:
+            return False
+        ended = [task.ends[name] for name in follow.tasks if name in task.ends]
+        if follow.all and (
+            any(not self.counts(follow, outcome) or engine is None for outcome, engine in ended)
+            or len({engine for _, engine in ended}) > 1
+        ):
+            return True
+        return len(ended) == len(follow.tasks) and not any(self.allows(task, engine) for engine in self.engines)
+
+    def allows(self, task: NaiveTask, engine: NaiveEngine) -> bool:
+        """Registered, among the targets, where `follow` says, and not excluded for good."""
+        places, targets = self.places(task), task.spec.targets
+        return (
+            engine.id not in self.excluded_for_good(task)
+            and (targets is None or engine.id in targets)
+            and (places is None or engine.id in places)
+        )
+
+    @staticmethod
+    def excluded_for_good(task: NaiveTask) -> set[EngineId]:
+        return task.declined_by if task.spec.same_engine else task.declined_by | task.failed_on
+
+    def no_target_left(self, task: NaiveTask) -> bool:
+        gone = self.excluded_for_good(task)
+        targets = task.spec.targets
+        return targets is not None and not any(e.id in targets and e.id not in gone for e in self.engines)
+
+    def impossible(self, task: NaiveTask) -> bool:
+        after = task.spec.after or Dependency()
+        return (
+            self.never(task, after)
+            or self.never(task, self.by_results(task))
+            or self.follow_broken(task)
+            or self.no_target_left(task)
+        )
+
+    def ready(self, task: NaiveTask) -> bool:
+        after = task.spec.after or Dependency()
+        places = self.places(task)
+        return (
+            task.state == "waiting"
+            and task.held_until is None
+            and self.met(task, after)
+            and self.met(task, self.by_results(task))
+            and (places is None or any(self.allows(task, engine) for engine in self.engines))
+        )
+
+    def invalid(self, task: NaiveTask) -> bool:
+        """An id that is the task itself or not known, or an input whose result is no longer there."""
+        if any(name == task.id or self.find(name) is None for name in task.depends_on):
+            return True
+        inputs = [self.find(name) for name in task.spec.inputs]
+        return any(t.dropped and t.end.outcome == "ok" for t in inputs if t is not None and t.end is not None)
+
+    # ---- the four steps ---------------------------------------------------------------------------------------------
+
+    def look(self, task: NaiveTask) -> None:
+        """Something changed for this task: it may be impossible now, or runnable (or no longer)."""
+        if task.state == "waiting" and self.impossible(task):
+            self.end(task, "unreachable", error="ImpossibleDependency")
+        elif self.ready(task) and not task.queued:
+            self.join(task)
+        elif not self.ready(task):
+            task.queued = False
+
+    def settle(self) -> None:
+        """The cascade (R4): first ended, first settled."""
+        while self.to_settle:
+            ended = self.to_settle.pop(0)
+            for task in self.waiting():
+                if ended.id in task.depends_on and ended.id not in task.ends:
+                    task.ends[ended.id] = (ended.end.outcome, ended.end.engine)
+                    self.look(task)
+
+    def send(self) -> None:
+        while self.send_one():
+            pass
+
+    def join(self, task: NaiveTask) -> None:
+        """R15: a client that becomes active starts at the larger of its own virtual time and the current one."""
+        client = task.client
+        active = [t.client.virtual_time for t in self.waiting() if t.queued]
+        if not any(t.queued and t.client is client for t in self.tasks):
+            client.virtual_time = max(client.virtual_time, min(active) if active else self.last_sent)
+        task.queued = True
+
+    # ---- dispatch (R10-R16) -----------------------------------------------------------------------------------------
+
+    def send_one(self) -> bool:
+        if self.draining:
+            return False
+        able = [(task, engines) for task in self.waiting() if task.queued and (engines := self.candidates(task))]
+        if not able:
+            return False
+        task, engines = min(able, key=lambda pair: self.turn(pair[0]))
+        self.assign(task, self.choose(task, engines))
+        return True
+
+    @staticmethod
+    def turn(task: NaiveTask) -> tuple[float, float, int, int]:
+        return (-task.spec.priority, task.client.virtual_time, task.client.number, task.number)
+
+    def candidates(self, task: NaiveTask) -> list[NaiveEngine]:
+        """The engines that may take the task, the least recently used first."""
+        return [engine for engine in self.line if self.may_take(engine, task)]
+
+    def may_take(self, engine: NaiveEngine, task: NaiveTask) -> bool:
+        if engine.draining or engine.gone_at is not None or not self.allows(task, engine):
+            return False
+        if engine.id in task.failed_on and not self.may_go_back(task):
+            return False
+        if self.settings.scheme == "pure":
+            return True
+        return len(engine.tasks) < engine.room and engine.fits(task.spec)
+
+    def may_go_back(self, task: NaiveTask) -> bool:
+        """R18: no registered engine on which it has not failed matches."""
+        return task.spec.same_engine and not any(
+            self.allows(task, engine) and engine.could_fit(task.spec) and engine.id not in task.failed_on
+            for engine in self.engines
+        )
+
+    def choose(self, task: NaiveTask, engines: list[NaiveEngine]) -> NaiveEngine:
+        scheme = self.settings.scheme
+        if scheme == "leastload":
+            return min(engines, key=lambda engine: len(engine.tasks))  # the first of several: the least recently used
+        if scheme == "lru":
+            return engines[0]
+        if scheme == "pure":
+            turn = sorted(engines, key=lambda engine: (engine.number <= self.last_dealt, engine.number))
+            self.last_dealt = turn[0].number
+            return turn[0]
+        assert scheme in RANDOM_SCHEMES, scheme
+        attempt = (task.id, task.attempt + 1)
+        sent = [e.engine for e in self.real if isinstance(e, AssignTask) and (e.task, e.attempt) == attempt]
+        chosen = [engine for engine in engines if engine.id in sent]
+        assert len(chosen) == 1, f"{task.id} may go to {[e.id for e in engines]}, was sent to {sent}"
+        return chosen[0]
+
+    def assign(self, task: NaiveTask, engine: NaiveEngine) -> None:
+        client = task.client
+        self.last_sent = max(self.last_sent, client.virtual_time)
+        client.virtual_time += 1 / client.weight
+        self.line.remove(engine)
+        self.line.append(engine)
+        task.state, task.queued, task.engine = "assigned", False, engine
+        task.attempt += 1
+        task.asked_back = ""
+        engine.tasks.append(task)
+        if len(engine.running) < engine.slots:
+            engine.running.append(task)
+        self.effects.append(self.assignment(task))
+        self.publish("assigned", task, engine.id)
+
+    def assignment(self, task: NaiveTask) -> AssignTask:
+        inputs = tuple(self.find(name).end.result for name in task.spec.inputs)
+        return AssignTask(task.engine.id, task.id, task.attempt, task.payload, inputs)
+
+    # ---- ends -------------------------------------------------------------------------------------------------------
+
+    def end(self, task: NaiveTask, outcome: str, on: Any = None, result: Any = None, error: str = "") -> None:
+        """The task ends, perhaps on an engine; what depends on it is settled in its turn."""
+        task.state, task.queued = "ended", False
+        on = task.ran_on if on is None else on
+        task.end = DeliverResult(task.client.id, task.id, outcome, on, result, error)
+        if task.client.left:
+            task.received = True
+        else:
+            self.effects += [task.end] * task.owed
+        self.publish("finished", task, on, outcome)
+        self.ended.append(task)
+        self.to_settle.append(task)
+        self.forget()
+
+    def take_back(self, task: NaiveTask) -> NaiveEngine:
+        """The engine no longer has the task; the longest waiting of its others that fits takes its place (R16)."""
+        engine = task.engine
+        task.state, task.engine = "waiting", None
+        engine.tasks.remove(task)
+        if task in engine.running:
+            engine.running.remove(task)
+        for other in engine.tasks:
+            if other not in engine.running and len(engine.running) < engine.slots and engine.fits(other.spec):
+                engine.running.append(other)
+        return engine
+
+    def fail(self, task: NaiveTask, outcome: str, on: EngineId, result: Any = None, error: str = "") -> None:
+        """R18: again, if retries are left."""
+        if task.retries_left <= 0:
+            self.end(task, outcome, on, result, error)
+            return
+        task.retries_left -= 1
+        task.ran_on = on
+        if outcome == "error":
+            task.failed_on.add(on)
+        if task.spec.timeout_s:
+            task.deadline = self.now + task.spec.timeout_s
+        if task.spec.backoff_s:
+            nth = task.spec.retries - task.retries_left
+            task.held_until = self.now + task.spec.backoff_s * 2 ** (nth - 1)
+        self.look(task)
+
+    def forget(self) -> None:
+        """R22, at the end of a task: the two oldest are looked at."""
+        for _ in range(2):
+            if len(self.ended) <= self.settings.keep_finished:
+                return
+            oldest = self.ended.pop(0)
+            if self.needed(oldest):
+                self.ended.append(oldest)
+            else:
+                self.tasks.remove(oldest)
+
+    def drop_results(self) -> None:
+        """R22, R9: those that were received and that nobody needs any more."""
+        for task in self.ended:
+            if task.received and not self.needed(task):
+                task.dropped = True
+
+    def publish(self, what: Any, task: Any = None, engine: Any = None, outcome: Any = None) -> None:
+        if self.monitored:
+            client = task.client.id if task is not None else None
+            self.effects.append(Publish(what, task.id if task is not None else None, engine, client, outcome))
+
+    # ---- clients ----------------------------------------------------------------------------------------------------
+
+    def client_joined(self, event: ClientJoined) -> None:
+        if self.find_client(event.client) is None:
+            self.clients.append(NaiveClient(event.client, event.weight, len(self.clients)))
+
+    def client_left(self, event: ClientLeft) -> None:
+        client = self.find_client(event.client)
+        if client is None:
+            return
+        client.left = True
+        for task in list(self.tasks):
+            if task.client is client:
+                task.received = task.received or task.state == "ended"
+                if event.cancel:
+                    self.cancel(task)
+
+    def task_submitted(self, event: TaskSubmitted) -> None:
+        client, task = self.find_client(event.client), self.find(event.task)
+        refused = self.why_refused(event)
+        if client is not None and isinstance(event.task, int) and event.task >> SESSION_SHIFT == event.client:
+            session = event.task >> SESSION_SHIFT
+            self.seen[session] = max(self.seen.get(session, -1), event.task)
+        if refused:
+            self.effects.append(Refuse(event.client, event.task, refused))
+            return
+        self.effects.append(Accept(event.client, event.task))
+        if task is not None:
+            task.owed += 1
+            if task.end is not None:
+                self.effects.append(task.end)
+            return
+        spec = event.spec
+        deadline = self.now + spec.timeout_s if spec.timeout_s else None
+        task = NaiveTask(event.task, client, event.payload, spec, self.numbers, spec.retries, deadline)
+        self.numbers += 1
+        invalid = self.invalid(task)
+        self.tasks.append(task)
+        self.publish("submitted", task)
+        if invalid:
+            self.end(task, "unreachable", error="InvalidDependency")
+            return
+        for name in task.depends_on:
+            other = self.find(name)
+            if other.end is not None and other not in self.to_settle:
+                task.ends[name] = (other.end.outcome, other.end.engine)
+        self.look(task)
+
+    def why_refused(self, event: TaskSubmitted) -> str:
+        spec, task = event.spec, self.find(event.task)
+        if self.find_client(event.client) is None:
+            return "no such client"
+        if task is not None:
+            if task.client.id != event.client:
+                return "another session's"
+            return "received and dropped" if task.dropped else ""
+        if isinstance(event.task, int) and isinstance(event.client, int):
+            session = event.task >> SESSION_SHIFT
+            if session != event.client:
+                return "another session's"
+            if event.task <= self.seen.get(session, -1):
+                return "forgotten"
+        if self.draining:
+            return "draining"
+        for dependency in (spec.after, spec.follow):
+            if dependency is not None and not dependency.success and not dependency.failure:
+                return "neither success nor failure"
+        edges = [id for dependency in (spec.after, spec.follow) if dependency for name in dependency.tasks]
+        if len(edges) + len(spec.inputs) > self.settings.max_dependencies:
+            return "too many dependencies"
+        asks = edges or spec.inputs or spec.targets is not None or spec.resources or spec.retries or spec.timeout_s
+        if self.settings.scheme == "pure" and asks:
+            return "pure"
+        return ""
+
+    def results_received(self, event: ResultsReceived) -> None:
+        for name in event.tasks:
+            task = self.find(name)
+            if task is not None and task.client.id == event.client and task.state == "ended":
+                task.received = True
+
+    def cancel_requested(self, event: CancelRequested) -> None:
+        task = self.find(event.task)
+        if task is not None and event.client in (None, task.client.id):
+            self.cancel(task)
+
+    def cancel(self, task: NaiveTask) -> None:
+        if task.state == "waiting":
+            self.end(task, "cancelled", error="TaskCancelled")
+        elif task.state == "assigned":
+            self.ask_back(task, "cancelling")
+
+    def ask_back(self, task: NaiveTask, why: str) -> None:
+        """Once; while the engine is lost it is not asked."""
+        if not task.asked_back and task.engine.gone_at is None:
+            self.effects.append(RecallTask(task.engine.id, task.id, task.attempt))
+        if task.asked_back != "cancelling":
+            task.asked_back = why
+
+    # ---- engines ----------------------------------------------------------------------------------------------------
+
+    def engine_joined(self, event: EngineJoined) -> None:
+        if self.find_engine(event.engine) is not None:
+            return
+        self.engines_joined += 1
+        hwm = self.settings.hwm if event.hwm is None else event.hwm
+        room = hwm * event.slots if hwm else float("inf")
+        engine = NaiveEngine(event.engine, event.slots, room, dict(event.resources), self.engines_joined)
+        self.engines.append(engine)
+        self.line.insert(0, engine)
+        self.publish("engine_joined", engine=engine.id)
+
+    def drain_requested(self, event: DrainRequested) -> None:
+        if event.engine is None:
+            self.draining = True
+        for engine in self.engines:
+            if event.engine in (None, engine.id):
+                engine.draining = True
+                for task in engine.tasks:
+                    if task not in engine.running:
+                        self.ask_back(task, "recalling")
+
+    def assigned(self, event: TaskFinished | DependencyUnmet | RecallAnswered) -> NaiveTask | None:
+        """R17: the task, if it is this engine and this attempt that it is assigned to."""
+        task = self.find(event.task)
+        if task is None or task.engine is None or task.engine.id != event.engine:
+            return None
+        return task if event.attempt in (None, task.attempt) else None
+
+    def task_finished(self, event: TaskFinished) -> None:
+        task = self.assigned(event)
+        if task is None:
+            return
+        self.take_back(task)
+        if task.asked_back == "cancelling":
+            self.end(task, "cancelled", event.engine, error="TaskCancelled")
+        elif event.outcome == "error":
+            self.fail(task, "error", event.engine, event.result)
+        else:
+            self.end(task, event.outcome, event.engine, event.result)
+
+    def dependency_unmet(self, event: DependencyUnmet) -> None:
+        task = self.assigned(event)
+        if task is not None:
+            self.take_back(task)
+            task.declined_by.add(event.engine)
+            self.back(task, event.engine)
+
+    def recall_answered(self, event: RecallAnswered) -> None:
+        task = self.assigned(event)
+        if task is None:
+            return
+        if event.recalled:
+            self.take_back(task)
+            self.back(task)
+        elif task.asked_back == "recalling":
+            task.asked_back = ""
+
+    def back(self, task: NaiveTask, on: EngineId | None = None) -> None:
+        """Unblamed, to its old place and its old clock; a cancelled one ends."""
+        if task.asked_back == "cancelling":
+            self.end(task, "cancelled", on, error="TaskCancelled")
+        else:
+            self.look(task)
+
+    def engine_returned(self, event: EngineReturned) -> None:
+        engine = self.find_engine(event.engine)
+        if engine is None or engine.gone_at is None:
+            return
+        engine.gone_at = engine.known_running = None
+        for task in engine.tasks:
+            if task.asked_back:
+                self.effects.append(RecallTask(engine.id, task.id, task.attempt))
+            elif task.id not in event.holding:
+                self.effects.append(self.assignment(task))
+
+    def engine_lost(self, event: EngineLost) -> None:
+        engine = self.find_engine(event.engine)
+        if engine is None or (engine.gone_at is not None and not event.confirmed):
+            return
+        if event.running is not None:
+            engine.known_running = frozenset(event.running)
+        if event.confirmed or not self.settings.grace_s:
+            self.unregister(engine)
+        else:
+            engine.gone_at = self.now + self.settings.grace_s
+
+    def unregister(self, engine: NaiveEngine) -> None:
+        """R20: its tasks in the order of assignment; then those that needed this engine (R6, R7)."""
+        self.engines.remove(engine)
+        self.line.remove(engine)
+        self.publish("engine_lost", engine=engine.id)
+        known = engine.known_running
+        ran = {task.id for task in engine.running} if known is None else known
+        for task in engine.tasks:
+            task.state, task.engine = "waiting", None
+            self.orphaned(task, engine, task.id in ran)
+        for task in self.waiting():
+            self.look(task)
+
+    def orphaned(self, task: NaiveTask, engine: NaiveEngine, running: bool) -> None:
+        limit = task.spec.crash_limit
+        task.crashes += running
+        if running or (limit is None and task.asked_back != "cancelling"):
+            task.ran_on = engine.id
+        if task.asked_back == "cancelling":
+            self.end(task, "cancelled", error="TaskCancelled")
+        elif limit is None or (running and task.crashes > limit):
+            self.fail(task, "lost", engine.id, error="EngineError")
+        else:
+            self.look(task)
+
+    # ---- time (R21) -------------------------------------------------------------------------------------------------
+
+    def time_passed(self, event: TimePassed) -> None:
+        over = [engine for engine in self.engines if engine.gone_at is not None and engine.gone_at <= self.now]
+        for engine in sorted(over, key=lambda engine: engine.gone_at):
+            self.unregister(engine)
+        self.settle()
+        held = [task for task in self.waiting() if task.held_until is not None and task.held_until <= self.now]
+        for task in sorted(held, key=lambda task: (task.held_until, task.number)):
+            task.held_until = None
+            self.look(task)
+        self.send()
+        due = [task for task in self.waiting() if task.deadline is not None and task.deadline <= self.now]
+        for task in sorted(due, key=lambda task: (task.deadline, task.number)):
+            self.end(task, "timeout", error="TaskTimeout")
+
+
+HANDLERS = {
+    CancelRequested: "cancel_requested",
+    ClientJoined: "client_joined",
+    ClientLeft: "client_left",
+    DependencyUnmet: "dependency_unmet",
+    DrainRequested: "drain_requested",
+    EngineJoined: "engine_joined",
+    EngineLost: "engine_lost",
+    EngineReturned: "engine_returned",
+    RecallAnswered: "recall_answered",
+    ResultsReceived: "results_received",
+    TaskFinished: "task_finished",
+    TaskSubmitted: "task_submitted",
+    TimePassed: "time_passed",
+}
+
+
+def without_words(effects: Iterable[Effect]) -> list[Effect]:
+    """What two schedulers must agree on: all but the reasons, and but what monitors are told."""
+    plain: list[Effect] = []
+    for effect in effects:
+        if isinstance(effect, Refuse):
+            plain.append(Refuse(effect.client, effect.task, ""))
+        elif isinstance(effect, DeliverResult):
+            plain.append(msgspec.structs.replace(effect, reason=""))
+        elif not isinstance(effect, Publish):
+            plain.append(effect)
+    return plain

@@ -1,0 +1,182 @@
+"""Stories about the scheduler: one method for each thing that can happen, answering with what is to be done.
+
+    story = Story()
+    story.engine("E")
+    assert story.submit("a") == [accepted("a"), sent("a", "E")]
+    assert story.ok("a") == [delivered("a", "ok", "E")]
+
+Effects come without their words (`story.words` has the last ones). After each event the scheduler's state is checked.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from numpy.random import default_rng
+
+from trio_sched.core import invariants
+from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Effect, RecallTask, Refuse
+from trio_sched.core.events import (
+    CancelRequested,
+    ClientId,
+    ClientJoined,
+    ClientLeft,
+    Dependency,
+    DependencyUnmet,
+    DrainRequested,
+    EngineId,
+    EngineJoined,
+    EngineLost,
+    EngineReturned,
+    Event,
+    RecallAnswered,
+    ResultsReceived,
+    TaskFinished,
+    TaskId,
+    TaskSpec,
+    TaskSubmitted,
+    TimePassed,
+)
+from trio_sched.core.scheduler import Scheduler, Settings
+
+from .naive import without_words
+
+FIRST = 1
+"""The attempt of a task's first assignment."""
+
+
+class Story:
+    """A scheduler, a clock, and a client "me". Keywords are those of `Settings`; here hwm is 1 unless given."""
+
+    def __init__(self, *, seed: int = 1, check: bool = True, **settings: Any) -> None:
+        self.scheduler = Scheduler(Settings(**{"hwm": 1, **settings}), random.Random(seed), default_rng(seed))
+        self.now = 0.0
+        self.checked = check
+        self.where: dict[TaskId, AssignTask] = {}
+        self.words: list[str] = []
+        self.client("me")
+
+    def happens(self, event: Event) -> list[Effect]:
+        effects = self.scheduler.handle(event, self.now)
+        if self.checked:
+            invariants.check(self.scheduler)
+        self.where.update({effect.task: effect for effect in effects if isinstance(effect, AssignTask)})
+        self.words = [effect.reason for effect in effects if isinstance(effect, (DeliverResult, Refuse))]
+        return without_words(effects)
+
+    # ---- clients ----------------------------------------------------------------------------------------------------
+
+    def client(self, client: ClientId, weight: float = 1.0) -> list[Effect]:
+        return self.happens(ClientJoined(client, weight))
+
+    def submit(self, task: TaskId, client: ClientId = "me", **asks: Any) -> list[Effect]:
+        """`after` and `follow` may be a Dependency, or ids."""
+        for name in asks.keys() & {"after", "follow"}:
+            if not isinstance(asks[name], Dependency):
+                asks[name] = Dependency(tuple(asks[name]))
+        if "targets" in asks:
+            asks["targets"] = frozenset(asks["targets"])
+        return self.happens(TaskSubmitted(client, task, f"call {task}", TaskSpec(**asks)))
+
+    def cancel(self, task: TaskId, client: ClientId | None = "me") -> list[Effect]:
+        return self.happens(CancelRequested(task, client))
+
+    def received(self, *tasks: TaskId, client: ClientId = "me") -> list[Effect]:
+        return self.happens(ResultsReceived(client, tasks))
+
+    def leave(self, client: ClientId = "me", cancel: bool = False) -> list[Effect]:
+        return self.happens(ClientLeft(client, cancel))
+
+    # ---- engines ----------------------------------------------------------------------------------------------------
+
+    def engine(self, engine: EngineId, slots: int = 1, hwm: int | None = None, **offers: float) -> list[Effect]:
+        return self.happens(EngineJoined(engine, slots, hwm, tuple(sorted(offers.items()))))
+
+    def lost(
+        self, engine: EngineId, confirmed: bool = False, running: tuple[TaskId, ...] | None = None
+    ) -> list[Effect]:
+        return self.happens(EngineLost(engine, "gone", confirmed, running))
+
+    def died(self, engine: EngineId, *running: TaskId) -> list[Effect]:
+        """Its nanny saw it, and knows what it was running."""
+        return self.lost(engine, True, running)
+
+    def returned(self, engine: EngineId, *holding: TaskId) -> list[Effect]:
+        return self.happens(EngineReturned(engine, frozenset(holding)))
+
+    def drain(self, engine: EngineId | None = None) -> list[Effect]:
+        return self.happens(DrainRequested(engine))
+
+    def finished(self, task: TaskId, outcome: Any, engine: EngineId, attempt: int | None = None) -> list[Effect]:
+        return self.happens(TaskFinished(engine, task, outcome, f"{outcome} {task}", "", attempt))
+
+    def ok(self, task: TaskId) -> list[Effect]:
+        """The engine that was sent the task last answers."""
+        return self.finished(task, "ok", self.where[task].engine, self.where[task].attempt)
+
+    def error(self, task: TaskId) -> list[Effect]:
+        return self.finished(task, "error", self.where[task].engine, self.where[task].attempt)
+
+    def aborted(self, task: TaskId) -> list[Effect]:
+        return self.finished(task, "cancelled", self.where[task].engine, self.where[task].attempt)
+
+    def declined(self, task: TaskId) -> list[Effect]:
+        return self.happens(DependencyUnmet(self.where[task].engine, task, "", self.where[task].attempt))
+
+    def given_back(self, task: TaskId) -> list[Effect]:
+        return self.happens(RecallAnswered(self.where[task].engine, task, True, self.where[task].attempt))
+
+    def kept(self, task: TaskId) -> list[Effect]:
+        return self.happens(RecallAnswered(self.where[task].engine, task, False, self.where[task].attempt))
+
+    # ---- time -------------------------------------------------------------------------------------------------------
+
+    def wait(self, seconds: float) -> list[Effect]:
+        """The auditor sleeps as long as it may, and wakes whenever something is due."""
+        until, effects = self.now + seconds, []
+        while (deadline := self.scheduler.next_deadline()) is not None and deadline <= until:
+            self.now = max(self.now, deadline)
+            effects += self.happens(TimePassed())
+            after = self.scheduler.next_deadline()
+            assert after is None or after > self.now, "a deadline stays behind"
+        self.now = until
+        return effects + self.happens(TimePassed())
+
+
+# ---- effects ------------------------------------------------------------------------------------------------------------
+
+
+def accepted(task: TaskId, client: ClientId = "me") -> Accept:
+    return Accept(client, task)
+
+
+def refused(task: TaskId, client: ClientId = "me") -> Refuse:
+    return Refuse(client, task, "")
+
+
+def sent(task: TaskId, engine: EngineId, attempt: int = FIRST, inputs: tuple[Any, ...] = ()) -> AssignTask:
+    return AssignTask(engine, task, attempt, f"call {task}", inputs)
+
+
+def recalled(task: TaskId, engine: EngineId, attempt: int = FIRST) -> RecallTask:
+    return RecallTask(engine, task, attempt)
+
+
+def delivered(task: TaskId, outcome: Any, engine: EngineId, client: ClientId = "me") -> DeliverResult:
+    """What the engine sent."""
+    return DeliverResult(client, task, outcome, engine, f"{outcome} {task}")
+
+
+OUTCOMES = {
+    "ImpossibleDependency": "unreachable",
+    "InvalidDependency": "unreachable",
+    "TaskTimeout": "timeout",
+    "EngineError": "lost",
+    "TaskCancelled": "cancelled",
+}
+
+
+def failed(task: TaskId, error: str, engine: EngineId | None = None, client: ClientId = "me") -> DeliverResult:
+    """What the scheduler itself decided; `engine` is the one on which the task last ran."""
+    return DeliverResult(client, task, OUTCOMES[error], engine, None, error)  # type: ignore[arg-type]  # from the table
