@@ -53,12 +53,8 @@ class Actor:
 
     def step(self, now: float) -> None:
         """One turn over what is in the inbox, and what follows from it."""
-        outbox = self._outbox
-        outbox.take(self.turn(self._inbox.take(), now))
-        outbox.flush(now)
-        if outbox.followups:
-            followups, outbox.followups = outbox.followups, []
-            self._inbox.add_notifications(followups)
+        self._outbox.take(self.turn(self._inbox.take(), now))
+        self._outbox.flush(now)
         self._moved(self._scheduler.next_deadline())
 
     async def run(self) -> None:

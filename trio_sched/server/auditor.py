@@ -15,16 +15,20 @@ from trio_sched.server.alarm import Alarm
 from trio_sched.server.config import Config
 from trio_sched.server.happenings import Event, Left, LinkLost
 from trio_sched.server.hub import Hub
+from trio_sched.server.outbox import Outbox
 from trio_sched.server.sessions import ClientSession, EngineSession, Session, Sessions
 
 
 class Auditor:
     """Tells the actor that time has passed."""
 
-    def __init__(self, hub: Hub, config: Config, sessions: Sessions, tidy: Callable[[], None], now: float) -> None:
+    def __init__(
+        self, hub: Hub, config: Config, sessions: Sessions, outbox: Outbox, tidy: Callable[[], None], now: float
+    ) -> None:
         self._hub = hub
         self._config = config
         self._sessions = sessions
+        self._outbox = outbox
         self._tidy = tidy
         self._patience_s = config.heartbeat_s * config.missed_heartbeats
         self._awake_since = now
@@ -56,8 +60,9 @@ class Auditor:
         if now - self._next_round > period_s:
             self._awake_since = now
         self._next_round = now + period_s
+        events = [event for session in self._sessions for event in self._judge(session, now)]
         self._tidy()
-        return [event for session in self._sessions for event in self._judge(session, now)]
+        return events
 
     def _judge(self, session: Session, now: float) -> list[Event]:
         """What is to be said about a session now."""
@@ -68,10 +73,18 @@ class Auditor:
             return [Left(session, "nobody came back for its results")]
         silent_s = now - max(self._heard(session), self._awake_since)
         if silent_s <= self._patience_s:
+            self._probe(session, now)
             return []
         if isinstance(session, ClientSession) and session.cancel_on_leave:
             return [Left(session, f"nothing was heard from it for {silent_s:.3g} s", cancel=True)]
         return [LinkLost(session.link, f"nothing was heard from it for {silent_s:.3g} s")]
+
+    def _probe(self, session: Session, now: float) -> None:
+        """An engine that only its nanny speaks for may be dead all the same: its Bye, or the report of its death, got
+        lost."""
+        if isinstance(session, EngineSession) and now - max(session.last_heard(), session.probed_at) > self._patience_s:
+            session.probed_at = now
+            self._outbox.probe(session)
 
     def _heard(self, session: Session) -> float:
         if isinstance(session, EngineSession):

@@ -93,9 +93,10 @@ Event: TypeAlias = CoreEvent | ServerEvent
 
 
 class Welcomed(Struct, frozen=True, gc=False):
-    """Answer a Hello; on a resumed session, send again what is behind `received`."""
+    """Answer the Hello on this link; on a resumed session, send again what is behind `received`."""
 
     session: Session
+    link: Link
     resumed: bool
     received: int = 0
 

@@ -1,6 +1,6 @@
 """The native front: clients, engines and nannies on one ZeroMQ ROUTER.
 
-One task, the pump, drains the socket and hands each batch to the hub, with a checkpoint in between. A peer is known
+One task, the pump, drains the socket and hands each batch to the hub; each receive is a checkpoint. A peer is known
 by the routing id that ZeroMQ gave its connection, as long as that lasts; who it is comes from its Hello.
 """
 
@@ -76,28 +76,33 @@ class NativeFront:
 
     async def run(self, hub: Hub, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
         """See Front."""
+        socket = self.listen(hub)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(socket.authenticate)
+                task_status.started({"native": socket.address})
+                while True:  # the pump
+                    self.take(await socket.receive(), hub, trio.current_time())
+        finally:
+            socket.close()
+
+    def listen(self, hub: Hub) -> RouterSocket:
+        """Bind the socket."""
         identity = hub.identity
         keys = identity.keys.for_server() if identity.keys else None
         socket = self._open_router(identity.address, keys=keys, max_message_bytes=self._config.max_message_bytes)
         self._socket = socket
         hub.on_flush(socket.flush)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(socket.authenticate)
-                task_status.started({"native": socket.address})
-                await self._pump(socket, hub)
-        finally:
-            socket.close()
+        return socket
 
-    async def _pump(self, socket: RouterSocket, hub: Hub) -> None:
+    def take(self, batch: Sequence[Sequence[Frame]], hub: Hub, now: float) -> None:
+        """Hand on a batch of messages as they came from the socket."""
         links = self._links
-        while True:
-            messages: list[Raw] = []
-            for frames in await socket.receive():
-                routing_id: Any = frames[0]
-                link = links.get(routing_id) or self._stranger(routing_id)
-                messages.append((link, frames[1:]))
-            hub.receive(messages, trio.current_time())
+        messages: list[Raw] = []
+        for frames in batch:
+            routing_id: Any = frames[0]
+            messages.append((links.get(routing_id) or self._stranger(routing_id), frames[1:]))
+        hub.receive(messages, now)
 
     def _stranger(self, routing_id: bytes) -> NativeLink:
         strangers = self._strangers

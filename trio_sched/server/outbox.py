@@ -24,7 +24,7 @@ from trio_sched.core.events import SESSION_SHIFT, RecallAnswered
 from trio_sched.server.alarm import Alarm
 from trio_sched.server.config import Config
 from trio_sched.server.functions import Functions
-from trio_sched.server.happenings import Effect, Event, LinkLost, Tell, TellEngines, Welcomed
+from trio_sched.server.happenings import Effect, LinkLost, Tell, TellEngines, Welcomed
 from trio_sched.server.hub import Hub
 from trio_sched.server.parcels import chunks, end_of, with_inputs
 from trio_sched.server.sessions import ClientSession, EngineSession, Parcel, Session, Sessions
@@ -72,8 +72,6 @@ class Outbox:
         """Those whose results, or accepted count, wait for the alarm."""
         self._happened: list[Happened] = []
         self.watchers: dict[int, ClientSession] = {}
-        self.followups: list[Event] = []
-        """What came to light while sending; the actor takes it as its next batch."""
         self.alarm = Alarm(self.flush_gathered)
         self._credit_step = max(1, config.credit // CREDIT_STEPS)
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -150,7 +148,7 @@ class Outbox:
         for at, (call, _) in enumerate(engine.calls):
             if call.id == effect.task:  # never sent, so the engine cannot answer for it
                 del engine.calls[at]
-                self.followups.append(RecallAnswered(effect.engine, effect.task, True, effect.attempt))
+                self._hub.inbox.add_notifications([RecallAnswered(effect.engine, effect.task, True, effect.attempt)])
                 return
         engine.recalls.append(effect.task)  # type: ignore[arg-type]
         self._engines[engine.number] = engine
@@ -171,6 +169,8 @@ class Outbox:
 
     def _welcome(self, effect: Welcomed) -> None:
         session = effect.session
+        if session.link is not effect.link:
+            return  # it said Hello on yet another link meanwhile, and will be answered there
         config = self._config
         welcome = Welcome(
             session.number,
@@ -216,7 +216,7 @@ class Outbox:
             return 0
         size = link.send(message, frames)
         if not size:
-            self.followups.append(LinkLost(link, "its connection is gone"))
+            self._hub.inbox.add_notifications([LinkLost(link, "its connection is gone")])
         return size
 
     # ---- flushing ---------------------------------------------------------------------------------------------------
@@ -349,6 +349,10 @@ class Outbox:
         """Tell an engine by itself what arrived, if it does not know."""
         if engine.acked_told != engine.taken:
             self._send(engine, Acked(self._ack(engine)))
+
+    def probe(self, engine: EngineSession) -> None:
+        """Send something harmless, to learn whether it is still connected: a dead process cannot be sent to."""
+        self._send(engine, Acked(self._ack(engine)))
 
     # ---- monitors ---------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trio_sched.core.effects import Refuse
+from trio_sched.core.effects import RecallTask, Refuse
 from trio_sched.core.events import (
     ClientJoined,
     ClientLeft,
@@ -19,6 +19,7 @@ from trio_sched.core.events import (
     EngineJoined,
     EngineLost,
     EngineReturned,
+    RecallAnswered,
     ResultsReceived,
 )
 from trio_sched.core.scheduler import Scheduler
@@ -79,20 +80,18 @@ class Reception:
 
     def _greeted(self, event: Greeted, now: float) -> list[Effect]:
         link, hello = event.link, event.hello
-        if (
-            link.session is not None
-        ):  # it lost patience, but its Welcome is on its way; a second one would resume for nothing
-            return []
+        if link.session is not None and hello.session != link.session.number:
+            return []  # it lost patience, but its Welcome is on its way
         session = self._sessions.find(hello)
         if isinstance(session, EngineSession) and session.number not in self._scheduler.engines:
             session = None  # its grace period is over: what it had was given to others
         if session is None:
             session = self._sessions.open(hello, now)
             session.bind(link)
-            return [Welcomed(session, False), *self._joined(session, hello, now)]
+            return [Welcomed(session, link, False), *self._joined(session, hello, now)]
         was_here = session.link is not None
         session.bind(link)
-        return [Welcomed(session, True, hello.received), *self._returned(session, hello, was_here, now)]
+        return [Welcomed(session, link, True, hello.received), *self._returned(session, hello, was_here, now)]
 
     def _joined(self, session: Session, hello: Hello, now: float) -> list[Effect]:
         if isinstance(session, ClientSession):
@@ -120,7 +119,14 @@ class Reception:
         session.lost = False
         session.functions.clear()  # what was on the old link may not have come through
         session.places.clear()
-        effects += self._core(EngineReturned(session.number, frozenset(hello.holding)), now)
+        holding = frozenset(hello.holding)
+        for effect in self._core(EngineReturned(session.number, holding), now):
+            if isinstance(effect, RecallTask) and effect.task not in holding:
+                # The assignment got lost, so the engine cannot give the task back; it will never run there.
+                answer = RecallAnswered(session.number, effect.task, True, effect.attempt)
+                effects += self._core(answer, now)
+            else:
+                effects.append(effect)
         effects.append(TellEngines())
         return effects
 

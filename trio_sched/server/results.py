@@ -89,6 +89,8 @@ class Results(Reader):
 
     def _died(self, nanny: NannySession, message: Died) -> None:
         engine = self._sessions.engines.get(message.engine)
+        if engine is None and message.pid and not message.engine:
+            engine = self._sessions.engine_of(nanny, message.pid)
         if engine is None or engine.nanny != nanny.number:
             self.hub.note("death_of_unknown", engine=message.engine, nanny=nanny.number)
             return

@@ -56,7 +56,7 @@ async def serve(
     :raises ConfigError: the runtime directory or the address will not do.
     """
     config = config or Config()
-    server = Server(config, trio.current_time())
+    server = Server(config, new_identity(config), trio.current_time())
     shields: list[trio.CancelScope] = []
     try:
         async with trio.open_nursery() as nursery:
@@ -111,9 +111,9 @@ def _the_one_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 class Server:
     """The parts of one scheduler, put together."""
 
-    def __init__(self, config: Config, now: float) -> None:
+    def __init__(self, config: Config, identity: Identity, now: float) -> None:
         self.config = config
-        self.identity = new_identity(config)
+        self.identity = identity
         rng = random.Random(config.seed)
         self.scheduler = Scheduler(config.settings(), rng, _generator(config))
         self.sessions = Sessions()
@@ -124,7 +124,7 @@ class Server:
         about = {"name": config.name, "scheduler": self.identity.instance}
         self.queries = Queries(self.scheduler, self.sessions, self.hub.counters, about, now)
         self._reception = Reception(self.scheduler, self.sessions, functions, self.outbox, self.queries)
-        self.auditor = Auditor(self.hub, config, self.sessions, self._tidy, now)
+        self.auditor = Auditor(self.hub, config, self.sessions, self.outbox, self._tidy, now)
         self.actor = Actor(self.scheduler, self._reception, self.inbox, self.outbox, self._after_turn)
         intake = Intake(self.hub, config, functions, self.outbox, self.stop)
         results = Results(self.hub, self.sessions, self.outbox)
@@ -205,7 +205,8 @@ class Running:
     """A scheduler that is running: what `nursery.start(serve, ...)` returns."""
 
     def __init__(self, server: Server, client: Connection, engine: Connection, addresses: Mapping[str, str]) -> None:
-        self._server = server
+        self.server = server
+        """Its parts, for tests to look into."""
         self.connection = client
         """For clients."""
         self.engine_connection = engine
@@ -216,11 +217,11 @@ class Running:
 
     def stop(self, reason: str = "it was told to stop") -> None:
         """Shut down in good order (R29): `serve` returns when it is done. Only from the event loop's thread."""
-        self._server.stop(reason)
+        self.server.stop(reason)
 
     def status(self) -> Any:
         """What `Query("status")` answers: plain data."""
-        return self._server.queries.answer("status", 0, trio.current_time())
+        return self.server.queries.answer("status", 0, trio.current_time())
 
 
 async def stop_on_signals(

@@ -160,6 +160,7 @@ class EngineSession(Session):
         "lost",
         "nanny",
         "places",
+        "probed_at",
         "recalls",
         "resources",
         "sizes",
@@ -176,6 +177,7 @@ class EngineSession(Session):
         self.slots = hello.slots
         self.hwm = hello.hwm
         self.resources = hello.resources
+        self.probed_at = now
         self.lost = False
         """The core was told that it is lost, and it has not returned."""
         # results'
@@ -252,6 +254,13 @@ class Sessions:
         """It ended for good."""
         session.unbind(now)
         self._table(session.role).pop(session.number, None)
+
+    def engine_of(self, nanny: NannySession, pid: int) -> EngineSession | None:
+        """The engine that is this process of this nanny's."""
+        for engine in self.engines.values():
+            if engine.pid == pid and engine.nanny == nanny.number:
+                return engine
+        return None
 
     def pythons(self) -> list[str]:
         """The Python versions of the engines that are here."""

@@ -1,0 +1,264 @@
+"""The whole server under random load and random faults, without Trio: one seed decides everything, and repeats it.
+
+Server, network and peers are the real ones and those of this package; only who does something next is drawn. The
+first phase looks for *safety*: connections are cut or fall silent, engines die with their tasks or leave, clients
+vanish and come back, tasks are cancelled, results repeated, garbage sent; the core's invariants are checked all
+along. The second phase looks for *liveness*: faults end, everyone comes back, and then every submission that was
+accepted must have exactly one end, and nothing may be left over.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trio_sched.core.invariants import check
+from trio_sched.errors import InvariantError
+from trio_sched.server.config import Config
+from trio_sched.server.identity import Identity
+from trio_sched.server.native import NativeFront
+from trio_sched.server.serve import Server
+from trio_sched.testing.memory import MemoryNetwork
+from trio_sched.testing.peers import FakeClient, FakeEngine, FakeNanny, FakePeer
+from trio_sched.wire import native
+
+ADDRESS = "memory://simulated"
+_STEPS_TO_SETTLE = 20_000
+
+
+class Simulator:
+    """One run: `Simulator(seed).run()`. Raises InvariantError, naming the seed, when anything is wrong."""
+
+    def __init__(self, seed: int, *, clients: int = 3, engines: int = 4, steps: int = 2_000, **settings: Any) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.did: Counter[str] = Counter()
+        """What happened how often."""
+        self._steps = steps
+        self._config = Config(seed=seed, **{"hwm": self.rng.choice((1, 2, 10)), "credit": 50, **settings})
+        tokens = {"client": "client's", "engine": "engine's"}
+        identity = Identity("simulated", str(seed), ADDRESS, Path(), tokens, None)  # type: ignore[arg-type]
+        self.server = Server(self._config, identity, self.now)
+        self.network = MemoryNetwork()
+        self._front = NativeFront(self._config, self.network.open_router)
+        self._router: Any = self._front.listen(self.server.hub)
+        self.nanny = FakeNanny(self._connect, tokens["engine"])
+        self.clients = [FakeClient(self._connect, tokens["client"]) for _ in range(clients)]
+        self.engines: list[FakeEngine] = []
+        self._engine_count = engines
+        self.gone: list[FakeClient] = []
+        """Clients that said good-bye: nobody waits for their tasks."""
+        self._beat_at = 0.0
+        self._answers = (20, 2, 1)
+        """How often engines answer ok, error, unmet."""
+        for peer in (self.nanny, *self.clients):
+            peer.say(peer.hello())
+        self._actions: list[tuple[int, Callable[[], None]]] = [
+            (30, self._server_works),
+            (20, self._peers_hear),
+            (12, self._submit),
+            (20, self._engine_answers),
+            (6, self._time_passes),
+            (4, self._cancel),
+            (2, self._engine_joins),
+            (1, self._client_vanishes),
+            (1, self._engine_vanishes),
+            (1, self._engine_dies),
+            (1, self._engine_leaves),
+            (1, self._repeat_or_garble),
+        ]
+
+    def _connect(self) -> Any:
+        return self.network.connect(ADDRESS)
+
+    def run(self) -> Server:
+        """Both phases. Returns the server, to look into."""
+        try:
+            weights = [weight for weight, _ in self._actions]
+            actions = [action for _, action in self._actions]
+            for action in self.rng.choices(actions, weights, k=self._steps):
+                self.did[action.__name__] += 1
+                action()
+                check(self.server.scheduler)
+            self._settle()
+            self._require_ends()
+        except Exception as error:
+            error.add_note(f"Simulator(seed={self.seed}); {dict(self.did)}")
+            raise
+        return self.server
+
+    # ---- the ordinary course ----------------------------------------------------------------------------------------
+
+    def _server_works(self) -> None:
+        """One pass of the pump, the readers and the actor; the readers in any order, as Trio would have it."""
+        self._front.take(self._router.receive_nowait(), self.server.hub, self.now)
+        for reader in self.rng.sample(self.server.readers, len(self.server.readers)):
+            reader.take_nowait()
+        self.server.actor.step(self.now)
+
+    def _peers(self) -> list[FakePeer]:
+        return [self.nanny, *self.clients, *self.gone, *self.engines]
+
+    def _peers_hear(self) -> None:
+        for peer in self._peers():
+            if self.rng.random() < 0.7:
+                self._hear(peer)
+
+    def _hear(self, peer: FakePeer) -> None:
+        peer.take(peer.dealer.receive_nowait())
+
+    def _time_passes(self) -> None:
+        self._advance(self.rng.choice((0.001, 0.01, 0.3, 1.0)))
+
+    def _advance(self, by_s: float) -> None:
+        self.now += by_s
+        if self.now >= self._beat_at:
+            self._beat_at = self.now + self._config.heartbeat_s
+            for peer in self._peers():
+                if peer.beating and peer.number:
+                    peer.say(peer.ping())
+            self._server_works()  # beats arrive before anybody asks who was silent
+        for alarm in (self.server.auditor.alarm, self.server.outbox.alarm):
+            if alarm.at <= self.now:
+                alarm.go_off(self.now)
+
+    def _submit(self) -> None:
+        client = self.rng.choice(self.clients)
+        if not client.number or len(client.sent) - client.accepted > 20:
+            return
+        bodies = [f"{client.number}-{number}" for number in range(self.rng.randint(1, 5))]
+        client.submit_nowait(*bodies, fn=self.rng.choice((b"", b"f", b"g")), **self._options(client))
+
+    def _options(self, client: FakeClient) -> dict[str, Any]:
+        rng = self.rng
+        options: dict[str, Any] = {}
+        if client.sent and rng.random() < 0.3:
+            count = rng.randint(1, min(3, len(client.sent)))
+            options[rng.choice(("after", "follow", "inputs"))] = [call.id for call in rng.sample(client.sent, count)]
+        if rng.random() < 0.2:
+            options["retries"] = rng.randint(1, 2)
+        if rng.random() < 0.1:
+            options["timeout_s"] = rng.choice((0.5, 5.0))
+        if rng.random() < 0.1:
+            options["priority"] = rng.randint(-1, 1)
+        return options
+
+    def _engine_answers(self) -> None:
+        for engine in self.engines:
+            if engine.queued() and self.rng.random() < 0.7:
+                call = engine.take_call()
+                self.rng.choices((engine.end_ok, engine.end_error, engine.end_unmet), self._answers)[0](call)
+            recalled, engine.recalled = engine.recalled, []
+            if recalled:
+                queued = set(engine.queued())
+                given = [task for task in recalled if task in queued]
+                engine.give_back(*given, kept=[task for task in recalled if task not in queued])
+
+    def _cancel(self) -> None:
+        client = self.rng.choice(self.clients)
+        if client.sent:
+            client.say(native.Cancel([self.rng.choice(client.sent).id]))
+
+    # ---- faults -----------------------------------------------------------------------------------------------------
+
+    def _engine_joins(self) -> None:
+        if len(self.engines) < self._engine_count:
+            nanny = self.nanny.number if self.rng.random() < 0.5 else 0
+            engine = FakeEngine(self._connect, "engine's", slots=self.rng.choice((1, 1, 2)), nanny=nanny)
+            engine.say(engine.hello())
+            self.engines.append(engine)
+
+    def _client_vanishes(self) -> None:
+        """For a while, or for good."""
+        client = self.rng.choice(self.clients)
+        if client.number and len(self.clients) > 1 and self.rng.random() < 0.2:
+            client.leave(cancel=self.rng.random() < 0.5)
+            self.clients.remove(client)
+            self.gone.append(client)
+            return
+        self._disturb(client)
+
+    def _engine_vanishes(self) -> None:
+        if self.engines:
+            self._disturb(self.rng.choice(self.engines))
+
+    def _disturb(self, peer: FakePeer) -> None:
+        """Its connection is cut, or goes dead unnoticed for a while; then it comes back."""
+        if self.rng.random() < 0.5:
+            peer.dealer.cut()
+        else:
+            peer.dealer.lose()
+            for _ in range(self.rng.choice((1, 8, 20))):
+                self._advance(1.0)
+                self._server_works()
+        if self.rng.random() < 0.8:
+            self._come_back(peer)
+
+    def _come_back(self, peer: FakePeer) -> None:
+        peer.reconnect()
+        peer.say(peer.hello())
+
+    def _engine_dies(self) -> None:
+        if not self.engines:
+            return
+        engine = self.engines.pop(self.rng.randrange(len(self.engines)))
+        engine.dealer.close()
+        if engine.number and self.rng.random() < 0.7:
+            running = list(engine.calls)[: self.rng.randint(0, 2)]
+            self.nanny.report_death(engine, running=self.rng.choice((None, running)))
+
+    def _engine_leaves(self) -> None:
+        if self.engines:
+            engine = self.engines.pop(self.rng.randrange(len(self.engines)))
+            if engine.number:
+                engine.leave()
+            engine.dealer.close()
+
+    def _repeat_or_garble(self) -> None:
+        """What a confused peer may send."""
+        peer = self.rng.choice(self._peers())
+        if isinstance(peer, FakeEngine) and peer.calls:
+            task = self.rng.choice(list(peer.calls))
+            peer.say(native.Recalled([], [task]))
+        peer.say_raw([self.rng.randbytes(self.rng.randint(0, 20))])
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """No more faults: everyone is here, and time passes until nothing is left to do."""
+        for peer in (self.nanny, *self.clients, *self.engines):
+            self._come_back(peer)
+        self._answers = (1, 0, 0)
+        self._engine_count += 1
+        self._engine_joins()  # a fresh one, that has declined nothing
+        for step in range(_STEPS_TO_SETTLE):
+            self._server_works()
+            for peer in self._peers():
+                self._hear(peer)
+            self._engine_answers()
+            self._advance(0.05)
+            check(self.server.scheduler)
+            if step > 400 and all(self._settled(client) for client in self.clients) and not self.server.scheduler.tasks:
+                return
+        raise InvariantError(f"not settled: {self.server.queries.answer('status', 0, self.now)}")
+
+    def _settled(self, client: FakeClient) -> bool:
+        session = self.server.sessions.clients[client.number]
+        return not session.ends and not session.unacked and client.accepted == len(client.sent)
+
+    def _require_ends(self) -> None:
+        """Each accepted submission has exactly one end; nobody's is another's."""
+        for client in self.clients:
+            ends = Counter(client.deliveries)
+            refused = Counter(message.id for message in client.heard if isinstance(message, native.Refused))
+            for call in client.sent:
+                task = client.full(call.id)
+                if ends[task] + bool(refused[task]) != 1:
+                    raise InvariantError(f"task {task} has {ends[task]} ends and {refused[task]} refusals")
+                end = client.ends.get(task)
+                if end is not None and end.outcome == "ok" and end.body != call.body:
+                    raise InvariantError(f"task {task} got {end.body!r}, not {call.body!r}")

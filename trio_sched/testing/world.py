@@ -1,0 +1,100 @@
+"""A world for tests: a whole server on the in-memory transport, with fake peers around it, in virtual time.
+
+`run_virtual` gives a test a clock that jumps to the next deadline whenever every task waits, so that an hour takes a
+moment.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+import trio.testing
+
+from trio_sched.core.invariants import check
+from trio_sched.server.config import Config
+from trio_sched.server.native import NativeFront
+from trio_sched.server.serve import Running, Server, serve
+from trio_sched.testing.memory import MemoryNetwork
+from trio_sched.testing.peers import FakeClient, FakeEngine, FakeNanny, FakePeer
+
+P = TypeVar("P", bound=FakePeer)
+
+
+def run_virtual(main: Callable[[], Awaitable[Any]], timeout_s: float = 1e6) -> None:
+    """Run `main` with virtual time; `timeout_s` of that are an error."""
+
+    async def limited() -> None:
+        with trio.fail_after(timeout_s):
+            await main()
+
+    trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0), strict_exception_groups=True)
+
+
+class World:
+    """A running server and its peers."""
+
+    def __init__(self, running: Running, network: MemoryNetwork, nursery: trio.Nursery) -> None:
+        self.running = running
+        self.network = network
+        self._nursery = nursery
+
+    @property
+    def server(self) -> Server:
+        """The parts of the server, to look into."""
+        return self.running.server
+
+    async def client(self, **hello: Any) -> FakeClient:
+        """A client that has joined; `hello` as in native.Hello."""
+        return await self._joined(FakeClient(self.connect, self.running.connection.token, **hello))
+
+    async def engine(self, *, eager: bool = False, **hello: Any) -> FakeEngine:
+        """An engine that has joined."""
+        token = self.running.engine_connection.token
+        return await self._joined(FakeEngine(self.connect, token, eager=eager, **hello))
+
+    async def nanny(self) -> FakeNanny:
+        """A nanny that has joined."""
+        return await self._joined(FakeNanny(self.connect, self.running.engine_connection.token))
+
+    async def stranger(self, token: str = "") -> FakeClient:
+        """A peer that is connected and has not said anything."""
+        peer = FakeClient(self.connect, token)
+        await self._nursery.start(peer.run)
+        return peer
+
+    async def _joined(self, peer: P) -> P:
+        await self._nursery.start(peer.run)
+        await peer.join()
+        return peer
+
+    def connect(self) -> Any:
+        """A new connection to the server."""
+        return self.network.connect(self.running.addresses["native"])
+
+    async def settle(self) -> None:
+        """Until nobody has anything to do but wait for time to pass; the core's invariants hold then."""
+        await trio.testing.wait_all_tasks_blocked()
+        check(self.server.scheduler)
+
+
+@asynccontextmanager
+async def open_world(config: Config | None = None, **settings: Any) -> AsyncIterator[World]:
+    """A server with these settings for the time of the block. It has a runtime directory of its own."""
+    network = MemoryNetwork()
+    with tempfile.TemporaryDirectory(prefix="ts-") as directory:
+        Path(directory).chmod(0o700)  # noqa: ASYNC240  # a moment, before anything runs
+        config = config or Config(runtime_dir=directory, **settings)
+        async with trio.open_nursery() as nursery:
+            front = NativeFront(config, network.open_router)
+            running = await nursery.start(serve, config, [front])
+            async with trio.open_nursery() as peers:
+                world = World(running, network, peers)
+                yield world
+                await world.settle()
+                peers.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
