@@ -1,84 +1,13 @@
-"""Real processes for the tests of the command line, as few as will do."""
+"""A scheduler and a script for the tests of the command line."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-COMMAND = (sys.executable, "-m", "trio_sched")
-PATIENCE_S = 60
-
-
-class Foreground:
-    """A command that stays in the foreground: `up`, `serve`, `engine`."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **environment},
-        )
-        assert self.process.stdout is not None
-        self.first_line = self.process.stdout.readline()
-
-    def wait(self) -> tuple[int, str]:
-        """(exit code, standard error), after it has ended."""
-        _, errors = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, errors
-
-    def __enter__(self) -> Foreground:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.wait()
-
-
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end."""
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env={**os.environ, **environment},
-    )
-
-
-def error_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line on standard error; nothing else may be there."""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("trio-sched: error: ")
-    assert done.stdout == ""
-    return lines[0].removeprefix("trio-sched: error: ")
-
-
-def status_of(name: str) -> dict[str, Any]:
-    """What `status --json` says."""
-    done = command("status", "-C", name, "--json")
-    assert done.returncode == 0, done.stderr
-    view: dict[str, Any] = json.loads(done.stdout)
-    return view
-
-
-def children_of(pid: int) -> Sequence[Any]:
-    """The processes below that one."""
-    import psutil
-
-    return psutil.Process(pid).children(recursive=True)
+from tests.cli.processes import Foreground
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +25,7 @@ def script(tmp_path: Path) -> Path:
     path.write_text(
         "import os, sys, trio_sched\n"
         "with trio_sched.Client() as client:\n"
-        "    print(sys.argv[1:], client.submit(pow, 2, 10).result(), len(client.engines()))\n"
+        "    print(sys.argv[1:], client.submit(pow, 2, 10).result())\n"
         "sys.exit(7)\n",
         encoding="utf-8",
     )

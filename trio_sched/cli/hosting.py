@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -18,6 +17,7 @@ from trio_sched.server.serve import Running, serve
 if TYPE_CHECKING:
     from trio_sched.server.config import Config
     from trio_sched.server.links import Front
+    from trio_sched.transport.connection import Connection
 
 
 class Engines(NamedTuple):
@@ -44,11 +44,21 @@ def fronts_for(config: Config) -> Sequence[Front]:
 async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Running]:
     """A scheduler, and engines if asked for. Leaving the block waits until something has stopped the scheduler."""
     async with trio.open_nursery() as nursery:
-        running: Running = await nursery.start(serve, config, fronts_for(config))
-        if engines and engines.workers:
+        nanny_scope = trio.CancelScope()
+
+        async def scheduler(*, task_status: trio.TaskStatus[Running]) -> None:
+            await serve(config, fronts_for(config), task_status=task_status)
+            nanny_scope.cancel()  # it may not even have been welcomed yet
+
+        async def nanny(connection: Connection, told: Engines) -> None:
             from trio_sched.engine.nanny import run_nanny
 
-            nursery.start_soon(partial(run_nanny, running.engine_connection, **engines._asdict()))
+            with nanny_scope:
+                await run_nanny(connection, **told._asdict())
+
+        running: Running = await nursery.start(scheduler)
+        if engines and engines.workers:
+            nursery.start_soon(nanny, running.engine_connection, engines)
         yield running
 
 

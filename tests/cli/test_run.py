@@ -1,0 +1,57 @@
+"""`trio-sched run`: everything up, the script to its end, everything down, its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.processes import Foreground, children_of, command, error_line
+
+
+def test_the_script_runs_against_engines_and_its_exit_code_is_ours(script: Path, runtime_dir: Path) -> None:
+    done = command("run", "-n", "2", str(script), "-n", "--an option", "2")
+    assert done.stderr == ""
+    assert done.stdout == "['-n', '--an option', '2'] 1024\n"
+    assert done.returncode == 7
+    assert list(runtime_dir.glob("*.json")) == [], "connection files are left behind"
+
+
+@pytest.mark.parametrize("what", ["missing.py", "."])
+def test_a_script_that_does_not_exist(what: str) -> None:
+    done = command("run", what)
+    assert done.returncode == 1
+    assert what in error_line(done)
+
+
+def test_a_script_that_fails_shows_its_own_traceback_only(tmp_path: Path) -> None:
+    failing = tmp_path / "failing.py"
+    failing.write_text("1 / 0\n")
+    done = command("run", "-n", "1", str(failing))
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_sigterm_goes_to_the_script_and_nothing_is_left(tmp_path: Path) -> None:
+    waiting = tmp_path / "waiting.py"
+    waiting.write_text(
+        "import sys, time, trio_sched\n"
+        "client = trio_sched.Client()\n"
+        "client.submit(len, 'a').result()\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with Foreground("run", "-n", "1", str(waiting)) as run:
+        assert run.first_line == "ready\n"
+        below = children_of(run.process.pid)
+        assert len(below) >= 2  # the script and a worker
+        os.kill(run.process.pid, signal.SIGTERM)
+        code, errors = run.wait()
+    assert code == 128 + signal.SIGTERM
+    assert errors == ""
+    assert [process for process in below if process.is_running()] == []
