@@ -10,12 +10,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
 import trio
 
+from trio_sched.engine import ward
+from trio_sched.engine.board import Board
 from trio_sched.engine.nanny import Nanny, run_nanny
 from trio_sched.errors import NoSchedulerError
+from trio_sched.transport.connection import write_connection_files
 from trio_sched.wire.native import Bye, Closing, Died, Error
 
 from .scripted import WAIT_S, Gate, Scripted, pass_gate, whole
@@ -198,3 +204,76 @@ def test_a_nanny_that_is_refused_says_so(scheduler: Scripted) -> None:
     error = thread.ended()
     assert isinstance(error, NoSchedulerError)
     assert "refuses us: the token is wrong" in str(error)
+
+
+def test_nanny_and_workers_come_back_to_another_scheduler(short_dir: Path, gate: Gate) -> None:
+    address = f"ipc://{short_dir}/nanny.sock"
+    first = Scripted(address)
+    thread = NannyThread(first, workers=1)
+    nanny = thread.started()
+    peer = first.engine()
+    first.assign(peer, first.call(pass_gate, *gate.pipes))
+    gate.entered()
+    first.close()
+    second = Scripted(address, instance="two", first_session=50)
+    try:
+        me = second.engine("nanny")
+        again = second.engine()
+        while again.hello.nanny != me.session:  # it was back before its nanny: it says hello once more
+            again = second.engine()
+        gate.release()
+        assert second.run(again, os.getpid).value == peer.hello.pid
+        assert nanny.workers[0].engine == again.session
+        os.kill(peer.hello.pid, signal.SIGKILL)
+        died = second.expect(Died)
+        assert (died.engine, died.running, died.pid) == (again.session, [], peer.hello.pid)
+    finally:
+        thread.cancel()
+        second.close()
+
+
+def test_a_death_in_the_scheduler_s_absence_is_reported_when_it_is_back(scheduler: Scripted) -> None:
+    with nanny_at(scheduler, workers=1):
+        me = scheduler.engine("nanny")
+        peer = scheduler.engine()
+        scheduler.deaf_to.add(me.address)
+        os.kill(peer.hello.pid, signal.SIGKILL)
+        assert scheduler.expect(Died).pid == peer.hello.pid
+        assert scheduler.engine("nanny").session == me.session
+
+
+def test_workers_end_when_their_nanny_is_killed(scheduler: Scripted, runtime_dir: Path) -> None:
+    client = msgspec.structs.replace(scheduler.connection, role="client")
+    _, path = write_connection_files(client, scheduler.connection)
+    code = (
+        "import sys, trio; from trio_sched.engine.nanny import run_nanny; "
+        "from trio_sched.transport.connection import read_connection_file; "
+        "trio.run(lambda: run_nanny(read_connection_file(sys.argv[1]), workers=2))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(path)]) as process:
+        engines = [scheduler.engine() for _ in range(2)]
+        process.kill()
+    for peer in engines:
+        assert scheduler.expect(Bye, peer).reason == "its nanny is gone"
+
+
+def test_a_worker_that_cannot_start_is_tried_again_ever_more_slowly(
+    scheduler: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ward, "_COMMAND", (sys.executable, "-c", "raise SystemExit(7)"))
+    monkeypatch.setattr(ward, "_FIRST_DELAY_S", 0.001)
+    with nanny_at(scheduler, workers=1):
+        deaths = [scheduler.expect(Died) for _ in range(3)]
+    assert {(died.engine, died.reason) for died in deaths} == {
+        (0, "the process ended with exit code 7, as os._exit(7) does")
+    }
+    assert len({died.pid for died in deaths}) == 3
+
+
+def test_delays_before_the_next_worker() -> None:
+    def death(*, at_work: bool = False, orderly: bool = False) -> ward.Death:
+        return ward.Death(1, "", Board(None, 1), at_work, orderly)
+
+    assert ward.delay_before_next_s(death(at_work=True), 0) == 0.0
+    assert ward.delay_before_next_s(death(orderly=True), 1) == 1.0
+    assert [ward.delay_before_next_s(death(), n) for n in (1, 2, 3, 50)] == [0.25, 0.5, 1.0, 30.0]

@@ -138,11 +138,12 @@ class Nanny:
             ward.look()
 
     def _on_death(self, death: Death) -> None:
+        if death.orderly or not death.pid:
+            return
         engine = death.board.session_with(self._line.scheduler)
-        if engine and not death.orderly:
-            running = death.board.tasks()
-            _log.warning("worker died", engine=engine, pid=death.pid, reason=death.reason, running=running)
-            self._line.report(Died(engine, death.reason, running))
+        running = death.board.tasks()
+        _log.warning("worker died", engine=engine, pid=death.pid, reason=death.reason, running=running)
+        self._line.report(Died(engine, death.reason, running, death.pid))
 
 
 class _Line:

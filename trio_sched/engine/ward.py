@@ -27,6 +27,7 @@ from trio_sched.engine.cause import Evidence, cause, memory_used, oom_kills, rss
 from trio_sched.engine.orders import News, Start
 
 _COMMAND = (sys.executable, "-m", "trio_sched.engine.worker")
+_A_WHILE_S = 5.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 30.0
 _LEFT_DELAY_S = 1.0
 """A worker that left in good order was told to, perhaps by a scheduler that is about to tell us as well."""
@@ -35,13 +36,23 @@ _log = structlog.get_logger("trio_sched.engine")
 
 @dataclass(frozen=True)
 class Death:
-    """How a worker's process ended. `joined`: it had been an engine; `orderly`: it ended because it was told to."""
+    """How a worker's process ended. `at_work`: it ran a task, or had been an engine for a while, so that another may do
+    better; `orderly`: it ended because it was told to."""
 
     pid: int
     reason: str
     board: Board
-    joined: bool
+    at_work: bool
     orderly: bool
+
+
+def delay_before_next_s(death: Death, failures: int) -> float:
+    """How long the place stays empty, after so many deaths in a row that were not at work."""
+    if death.orderly:
+        return _LEFT_DELAY_S
+    if death.at_work:
+        return 0.0
+    return float(min(_FIRST_DELAY_S * 2 ** (failures - 1), _LONGEST_DELAY_S))
 
 
 class Ward:
@@ -81,20 +92,19 @@ class Ward:
             try:
                 death = await self._one_life(grace_s)
             except OSError as error:  # no process to be had: too many, or no memory
-                death = Death(0, f"could not be started: {error}", self.board, joined=False, orderly=False)
+                death = Death(0, f"could not be started: {error}", self.board, at_work=False, orderly=False)
             self._on_death(death)
-            if death.joined and not death.orderly:
-                failures = 0
-                continue
-            failures += 1
-            delay_s = _LEFT_DELAY_S if death.orderly else min(_FIRST_DELAY_S * 2 ** (failures - 1), _LONGEST_DELAY_S)
-            _log.warning("worker ended before its time", pid=death.pid, reason=death.reason, next_in_s=delay_s)
-            await trio.sleep(delay_s)
+            failures = 0 if death.at_work else failures + 1
+            delay_s = delay_before_next_s(death, failures)
+            if delay_s:
+                _log.warning("worker ended before its time", pid=death.pid, reason=death.reason, next_in_s=delay_s)
+                await trio.sleep(delay_s)
 
     async def _one_life(self, grace_s: float) -> Death:
         self.board.clear()
         self._faults.write_bytes(b"")
         self._rss_bytes = 0
+        began_at = trio.current_time()
         process = self._process = await trio.lowlevel.open_process(
             _COMMAND, stdin=subprocess.PIPE, start_new_session=True
         )
@@ -106,7 +116,7 @@ class Ward:
         finally:
             await self._make_sure(process, grace_s)
         self.deaths += 1
-        return self._death(process.pid, code)
+        return self._death(process.pid, code, trio.current_time() - began_at)
 
     async def _make_sure(self, process: trio.Process, grace_s: float) -> None:
         """Leave nothing behind: neither the worker nor what its tasks started in its group."""
@@ -123,8 +133,9 @@ class Ward:
             if process.stdin is not None:
                 await process.stdin.aclose()
 
-    def _death(self, pid: int, code: int) -> Death:
+    def _death(self, pid: int, code: int, lived_s: float) -> Death:
         state = self.board.state
+        at_work = bool(self.board.tasks()) or (state != boards.STARTING and lived_s > _A_WHILE_S)
         kills = oom_kills() if code == -signal.SIGKILL else self._kills
         evidence = Evidence(
             returncode=code,
@@ -133,7 +144,7 @@ class Ward:
             memory_used=self._memory_used,
             fault=self._faults.read_text(errors="replace"),
         )
-        return Death(pid, cause(evidence), self.board, state != boards.STARTING, state == boards.LEAVING and code == 0)
+        return Death(pid, cause(evidence), self.board, at_work, orderly=state == boards.LEAVING and code == 0)
 
     def look(self) -> None:
         """Now and then: note what would be evidence, should the worker be killed."""
