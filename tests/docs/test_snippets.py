@@ -77,7 +77,7 @@ def test_shell(code: str, tmp_path: Path, runtime_dir: Path) -> None:
     """Beside the examples; what stays in the foreground runs beside the other lines, and is ended with them."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "script.py").write_text("import trio_sched\ntrio_sched.Client().submit(len, 'ab').result()\n")
-    lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT"]
+    lines = ["set -euo pipefail", "trap 'code=$?; kill $(jobs -p) 2>/dev/null || true; wait; exit $code' EXIT"]
     for line in code.splitlines():
         if FOREGROUND.search(line) and not line.lstrip().startswith("#"):
             lines += [
