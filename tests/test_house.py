@@ -76,6 +76,14 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
                     yield node.lineno, f"{base}.{alias.name}"
 
 
+def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """What is in a function, without the functions in it."""
+    for node in ast.iter_child_nodes(function):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield node
+            yield from own_nodes(node)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_follow_the_directions(path: Path) -> None:
     part, wrong = part_of(path), []
@@ -105,7 +113,7 @@ def test_core_takes_its_randomness_from_outside() -> None:
         if part_of(path) == "core"
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call)
-        and re.match(r"(np|numpy)?\.?random\.(?!Random|Generator)", ast.unparse(node.func))
+        and re.match(r"(np\.|numpy\.)?random\.(?!Random|Generator|default_rng)", ast.unparse(node.func))
     ]
     assert not used
 
@@ -153,9 +161,12 @@ def test_dunder_all_names_what_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=name_of)
 def test_tests_do_not_sleep(path: Path) -> None:
+    """A task that a test submits may: only what the test itself does counts, not what it defines inside."""
     slept = [
         node.lineno
-        for node in ast.walk(parsed(path))
+        for test in parsed(path).body
+        if isinstance(test, (ast.FunctionDef, ast.AsyncFunctionDef)) and test.name.startswith("test")
+        for node in own_nodes(test)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
     ]
     assert not slept, f"{name_of(path)} sleeps in lines {slept}; wait for what it waits for, or use a MockClock"

@@ -57,7 +57,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.stdout.close()
 
 
-def run(command: list[str], directory: Path, **environment: str) -> None:
+def check_runs(command: list[str], directory: Path, **environment: str) -> None:
     bin_directory = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": bin_directory + os.pathsep + os.environ["PATH"], **environment}
     done = subprocess.run(
@@ -69,7 +69,7 @@ def run(command: list[str], directory: Path, **environment: str) -> None:
 @pytest.mark.parametrize("page", pages_with_python())
 def test_python(page: Path, scheduler: str, tmp_path: Path) -> None:
     runner = Path(__file__).with_name("run_page.py")
-    run([sys.executable, str(runner), str(page)], tmp_path, TRIO_SCHED_CONNECTION=scheduler)
+    check_runs([sys.executable, str(runner), str(page)], tmp_path, TRIO_SCHED_CONNECTION=scheduler)
 
 
 @pytest.mark.parametrize("code", blocks("sh"))
@@ -86,7 +86,7 @@ def test_shell(code: str, tmp_path: Path, runtime_dir: Path) -> None:
             ]
         else:
             lines.append(line)
-    run(["bash", "-c", "\n".join(lines)], tmp_path)
+    check_runs(["bash", "-c", "\n".join(lines)], tmp_path)
 
 
 @pytest.mark.parametrize("code", blocks("toml"))
@@ -95,7 +95,7 @@ def test_toml(code: str, tmp_path: Path) -> None:
 
     file = tmp_path / "settings.toml"
     file.write_text(code, encoding="utf-8")
-    load_config(file, {})
+    assert load_config(file, {})
 
 
 @pytest.mark.parametrize("code", blocks("json"))

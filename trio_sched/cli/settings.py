@@ -112,6 +112,7 @@ def with_settings(**defaults: Any) -> Callable[[Callable[..., Any]], Callable[..
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        """Typer reads options from a signature, so the command gets one with all of them."""
         signature = inspect.signature(command, eval_str=True, locals={"Config": object})
 
         @functools.wraps(command)
