@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeAlias, TypeVar, overload
 
 from trio_sched.client.async_future import AsyncFuture
 from trio_sched.client.blocking import chunks
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Late: TypeAlias = AsyncFuture[Any] | Sequence[AsyncFuture[Any]]
+"""What may stand where a function wants a value, or several (R9); deeper inside, mypy needs a cast."""
 
 
 class AsyncSubmitter:
@@ -32,18 +34,12 @@ class AsyncSubmitter:
 
     @overload
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> AsyncFuture[T]: ...
+    @overload  # see Submitter.submit
+    def submit(self, fn: Callable[..., T], a: Late, /, *args: Any, **kwargs: Any) -> AsyncFuture[T]: ...  # type: ignore[overload-cannot-match]
     @overload
-    def submit(  # type: ignore[overload-cannot-match]  # see Submitter.submit
-        self, fn: Callable[..., T], a: AsyncFuture[Any], /, *args: Any, **kwargs: Any
-    ) -> AsyncFuture[T]: ...
+    def submit(self, fn: Callable[..., T], a: Any, b: Late, /, *args: Any, **kwargs: Any) -> AsyncFuture[T]: ...  # type: ignore[overload-cannot-match]
     @overload
-    def submit(  # type: ignore[overload-cannot-match]
-        self, fn: Callable[..., T], a: Any, b: AsyncFuture[Any], /, *args: Any, **kwargs: Any
-    ) -> AsyncFuture[T]: ...
-    @overload
-    def submit(  # type: ignore[overload-cannot-match]
-        self, fn: Callable[..., T], a: Any, b: Any, c: AsyncFuture[Any], /, *args: Any, **kwargs: Any
-    ) -> AsyncFuture[T]: ...
+    def submit(self, fn: Callable[..., T], a: Any, b: Any, c: Late, /, *args: Any, **kwargs: Any) -> AsyncFuture[T]: ...  # type: ignore[overload-cannot-match]
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> AsyncFuture[T]:
         """Run `fn(*args, **kwargs)` on an engine; returns its future at once. Goes out when you next await something.
 

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeAlias, TypeVar, overload
 
 from trio_sched.client.calls import find_function, make_call
 from trio_sched.client.functional import Chunk
@@ -27,6 +27,8 @@ from trio_sched.wire import native
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Late: TypeAlias = Future[Any] | Sequence[Future[Any]]
+"""What may stand where a function wants a value, or several (R9); deeper inside, mypy needs a cast."""
 
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_S = 60.0
@@ -43,13 +45,11 @@ class Submitter(Executor):
     @overload
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
     @overload  # mypy compares with P, which could stand for these; but it tries them for a call that P does not fit
-    def submit(self, fn: Callable[..., T], a: Future[Any], /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
+    def submit(self, fn: Callable[..., T], a: Late, /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
     @overload
-    def submit(self, fn: Callable[..., T], a: Any, b: Future[Any], /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
+    def submit(self, fn: Callable[..., T], a: Any, b: Late, /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
     @overload
-    def submit(  # type: ignore[overload-cannot-match]
-        self, fn: Callable[..., T], a: Any, b: Any, c: Future[Any], /, *args: Any, **kwargs: Any
-    ) -> Future[T]: ...
+    def submit(self, fn: Callable[..., T], a: Any, b: Any, c: Late, /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn(*args, **kwargs)` on an engine; returns its future.
 

@@ -1,0 +1,274 @@
+"""The asynchronous client with a real scheduler, under trio and under asyncio."""
+
+from __future__ import annotations
+
+import operator
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import trio_sched
+from trio_sched import AsyncFuture, open_client
+from trio_sched.transport.connection import Connection
+from trio_sched.wire import native
+
+Run: TypeAlias = Callable[[Callable[[], Awaitable[Any]]], Any]
+sleep = time.sleep
+NEVER: Any = {"resources": {"unobtainium": 1}}
+"""Options of a task that no engine can run."""
+
+
+def test_submit_await_and_map(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            future = client.submit(divmod, 17, 5)
+            assert await future == (3, 2)
+            assert await future == (3, 2)
+            assert future.value == (3, 2)
+            assert future.error is None
+            assert repr(future) == f"<AsyncFuture {client.session}-1 ok>"
+            assert [x async for x in client.map(abs, range(-5, 0))] == [5, 4, 3, 2, 1]
+            assert [x async for x in client.map(pow, range(7), [2] * 7, chunksize=3)] == [0, 1, 4, 9, 16, 25, 36]
+            assert await client.gather(*[client.submit(abs, -n) for n in range(200)]) == list(range(200))
+            assert await client.options(priority=2, label="x").submit(abs, -1) == 1
+
+    run(main)
+
+
+def test_errors_are_raised_where_they_are_awaited(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            future = client.submit(operator.truediv, 1, 0)
+            with pytest.raises(ZeroDivisionError) as caught:
+                await future
+            assert isinstance(caught.value.__cause__, trio_sched.RemoteTraceback)
+            with pytest.raises(ZeroDivisionError):
+                assert future.value
+            results = client.map(operator.floordiv, [4, 4, 4], [1, 0, 2])
+            assert await anext(results) == 4
+            with pytest.raises(ZeroDivisionError):
+                await anext(results)
+            with pytest.raises(StopAsyncIteration):
+                await anext(results)
+            with pytest.raises(trio_sched.SubmitError, match=r"argument 1 \(a lock\)"):
+                client.submit(print, threading.Lock())
+            with pytest.raises(RuntimeError, match="has not ended; await it"):
+                assert client.submit(sleep, 0.05).value
+
+    run(main)
+
+
+def test_r9_futures_as_arguments(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client, client.open_task_group() as group:
+            one = group.submit(abs, -1)
+            two = group.submit(operator.add, one, 1)
+            three = group.submit(sum, [one, two])
+        assert (one.value, two.value, three.value) == (1, 2, 3)
+
+    run(main)
+
+
+def test_looking_and_cancelling(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            never = client.options(**NEVER).submit(abs, 1)
+            assert "unobtainium" in await client.explain(never)
+            assert (await client.status())["name"] == "own"
+            assert len(await client.engines()) == 2
+            assert never.cancel()
+            assert not never.cancel()
+            assert isinstance(never.error, trio_sched.TaskCancelled)
+            with pytest.raises(trio_sched.TaskCancelled):
+                await never
+            other = client.options(**NEVER).submit(abs, 1)
+            client.cancel(other.task_id)
+            with pytest.raises(trio_sched.TaskCancelled):
+                await other
+            client.cancel(client.options(**NEVER).submit(abs, 1))
+            assert any("cancel" in what for _, what in await client.story(other))
+
+    run(main)
+
+
+def test_leaving_waits_for_the_tasks(run: Run, scheduler: Connection) -> None:
+    async def main() -> list[AsyncFuture[None]]:
+        async with open_client(scheduler) as client:
+            return [client.submit(sleep, 0.02) for _ in range(5)]
+
+    assert all(future.succeeded for future in run(main))
+
+
+def test_an_error_in_the_block_comes_out_as_it_is_and_cancels(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            with pytest.raises(KeyError, match="body"):  # noqa: PT012  # the whole block is what is tested
+                async with open_client(scheduler) as inner:
+                    future = inner.options(**NEVER).submit(abs, 1)
+                    await inner.status()
+                    raise KeyError("body")
+            with pytest.raises(trio_sched.SchedulerClosed, match="closed before the task ended"):
+                assert future.value
+            while not (await client.explain(future.task_id)).startswith("it ended as cancelled"):
+                await client.status()
+
+    run(main)
+
+
+# ---- task groups ----------------------------------------------------------------------------------------------------
+
+
+def test_a_group_waits_and_then_takes_no_more(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            async with client.open_task_group() as group:
+                futures = [group.submit(sleep, 0.01) for _ in range(10)]
+                late = group.options(retries=1).submit(abs, -1)
+            assert all(future.succeeded for future in futures)
+            assert late.value == 1
+            with pytest.raises(RuntimeError, match="this task group was left"):
+                group.submit(abs, 1)
+            async with client.open_task_group():
+                pass
+
+    run(main)
+
+
+def test_an_error_cancels_the_group_on_the_scheduler(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            reached = False
+            with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the whole block is what is tested
+                async with client.open_task_group() as group:
+                    never = group.options(**NEVER).submit(abs, 1)
+                    bad = group.submit(operator.truediv, 1, 0)
+                    consequence = group.submit(abs, bad)
+                    await anyio.sleep(30)
+                    reached = True
+            assert not reached
+            assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+            assert isinstance(never.error, trio_sched.TaskCancelled)
+            assert isinstance(consequence.error, (trio_sched.ImpossibleDependency, trio_sched.TaskCancelled))
+            assert "cancelled" in await client.explain(never)
+
+    run(main)
+
+
+def test_an_awaited_error_comes_out_once(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            with pytest.raises(ExceptionGroup) as caught:  # the whole block is what is tested
+                async with client.open_task_group() as group:
+                    await group.submit(operator.truediv, 1, 0)
+            assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+            with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the whole block is what is tested
+                async with client.open_task_group() as group:
+                    bad = group.submit(operator.truediv, 1, 0)
+                    await group.submit(abs, bad)
+            assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+
+    run(main)
+
+
+def test_the_blocks_own_error_cancels_too(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the whole block is what is tested
+                async with client.open_task_group() as group:
+                    never = group.options(**NEVER).submit(abs, 1)
+                    raise KeyError("body")
+            assert [repr(error) for error in caught.value.exceptions] == ["KeyError('body')"]
+            assert isinstance(never.error, trio_sched.TaskCancelled)
+
+    run(main)
+
+
+def test_a_cancelled_scope_cancels_the_group(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            with anyio.CancelScope() as scope:
+                async with client.open_task_group() as group:
+                    futures = [group.submit(sleep, 0.05) for _ in range(40)]
+                    await futures[0]
+                    scope.cancel()
+            assert scope.cancelled_caught
+            assert futures[0].succeeded
+            assert isinstance(futures[-1].error, trio_sched.TaskCancelled)
+            assert "cancelled" in await client.explain(futures[-1])
+
+    run(main)
+
+
+def test_cancelling_a_group_on_purpose_raises_nothing(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            async with client.open_task_group() as group:
+                done = group.submit(abs, -1)
+                never = group.options(**NEVER).submit(abs, 1)
+                await done
+                group.cancel()
+            assert done.value == 1
+            assert isinstance(never.error, trio_sched.TaskCancelled)
+
+    run(main)
+
+
+def test_leaving_does_not_wait_for_ever_for_a_running_call(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            with anyio.CancelScope() as scope:
+                async with client.open_task_group(cancel_timeout=0.05) as group:
+                    future = group.submit(sleep, 1.0)
+                    while not (await client.explain(future)).startswith("it is on engine"):
+                        await client.status()
+                    scope.cancel()
+            assert isinstance(future.error, trio_sched.TaskCancelled)
+
+    run(main)
+
+
+# ---- trouble --------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_line_is_opened_anew_and_nothing_is_lost(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            futures = [client.submit(sleep, 0.001) for _ in range(50)]
+            await anyio.lowlevel.checkpoint()
+            client._line._reopen()
+            futures += [client.submit(sleep, 0) for _ in range(50)]
+            assert await client.gather(*futures) == [None] * 100
+
+    run(main)
+
+
+def test_a_scheduler_that_goes_ends_every_future(run: Run) -> None:
+    async def main() -> None:
+        async with open_client(engines=1) as client:
+            never = client.options(**NEVER).submit(abs, 1)
+            assert await client.submit(abs, -1) == 1
+            client._line.session.say(native.Stop("the test is over"))
+            client._line.wake()
+            with pytest.raises(trio_sched.SchedulerClosed):
+                await never
+            with pytest.raises(trio_sched.SchedulerClosed):
+                client.submit(abs, 1)
+            with pytest.raises(trio_sched.SchedulerClosed):
+                await client.status()
+
+    run(main)
+
+
+def test_nobody_there(run: Run, tmp_path: Any) -> None:
+    async def main() -> None:
+        nobody = Connection(name="nobody", role="client", address=f"ipc://{tmp_path}/none.sock", token="t")
+        with pytest.raises(trio_sched.NoSchedulerError, match="did not answer within"):
+            async with open_client(nobody, connect_timeout=0.1):
+                pass
+
+    run(main)

@@ -1,0 +1,462 @@
+"""The blocking client with a real scheduler and real engines: an executor like any other, and what goes beyond it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import operator
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+
+import trio_sched
+from trio_sched import Client, Future
+from trio_sched.transport.connection import Connection
+from trio_sched.wire import native
+
+LIMIT_S = 60.0
+
+
+sleep = time.sleep  # importable on engines
+
+
+# ---- an executor ----------------------------------------------------------------------------------------------------
+
+
+def test_submit_and_result(client: Client) -> None:
+    future = client.submit(divmod, 17, 5)
+    assert isinstance(client, concurrent.futures.Executor)
+    assert isinstance(future, concurrent.futures.Future)
+    assert future.result(LIMIT_S) == (3, 2)
+    assert future.task_id == f"{client.session}-1"
+    assert isinstance(future.engine, int)
+    assert future.took_s is not None
+    assert future.took_s < 1
+
+
+def test_keyword_arguments_lambdas_and_closures(client: Client) -> None:
+    offset = 10
+    assert client.submit(int, "ff", base=16).result(LIMIT_S) == 255
+    assert client.submit(lambda x: x + offset, 5).result(LIMIT_S) == 15
+    assert client.submit("a-b".split, "-").result(LIMIT_S) == ["a", "b"]
+
+
+def test_map_keeps_the_order(client: Client) -> None:
+    assert list(client.map(pow, range(20), [2] * 20)) == [n * n for n in range(20)]
+    assert list(client.map(pow, range(23), [2] * 23, chunksize=5)) == [n * n for n in range(23)]
+    assert list(client.map(abs, [])) == []
+    assert list(client.map(pow, [1, 2, 3], [1, 1])) == [1, 2]
+    with pytest.raises(ValueError, match="chunksize=0"):
+        client.map(abs, [1], chunksize=0)
+
+
+def test_map_raises_where_the_call_did_and_cancels_the_rest(client: Client) -> None:
+    results = client.map(operator.floordiv, [8, 8, 8, 8], [1, 2, 0, 4])
+    assert next(results) == 8
+    assert next(results) == 4
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_map_times_out(client: Client) -> None:
+    with pytest.raises(TimeoutError):
+        list(client.map(sleep, [0.3, 0.3, 0.3], timeout=0.01))
+
+
+def test_wait_and_as_completed(client: Client) -> None:
+    futures = [client.submit(abs, -n) for n in range(30)]
+    assert {future.result() for future in concurrent.futures.as_completed(futures, LIMIT_S)} == set(range(30))
+    waited = concurrent.futures.wait([client.submit(abs, 1), client.submit(sleep, 0.01)], LIMIT_S)
+    assert not waited.not_done
+
+
+def test_callbacks_run_and_may_submit(client: Client) -> None:
+    ended = threading.Event()
+    chained: list[Future[int]] = []
+
+    def then(future: concurrent.futures.Future[int]) -> None:
+        chained.append(client.submit(abs, future.result() - 7))
+        ended.set()
+
+    client.submit(abs, -2).add_done_callback(then)
+    assert ended.wait(LIMIT_S)
+    assert chained[0].result(LIMIT_S) == 5
+
+
+def test_in_an_asyncio_program(client: Client) -> None:
+    async def main() -> int:
+        return await asyncio.get_running_loop().run_in_executor(client, abs, -3)
+
+    assert asyncio.run(main()) == 3
+
+
+def test_exceptions_keep_their_type_and_bring_the_remote_traceback(client: Client) -> None:
+    def fail() -> None:
+        raise LookupError("not here")
+
+    future = client.submit(fail)
+    with pytest.raises(LookupError, match="not here") as caught:
+        future.result(LIMIT_S)
+    assert "in fail" in str(caught.value.__cause__)
+    assert isinstance(future.exception(), LookupError)
+
+
+def test_output_comes_back(client: Client) -> None:
+    def talk() -> None:
+        import sys
+
+        print("spoken")
+        print("grumbled", file=sys.stderr)
+
+    future = client.submit(talk)
+    future.result(LIMIT_S)
+    assert (future.stdout, future.stderr) == ("spoken\n", "grumbled\n")
+
+
+def test_leaving_waits_and_nothing_is_taken_afterwards(scheduler: Connection) -> None:
+    with Client(scheduler) as client:
+        futures = [client.submit(sleep, 0.02) for _ in range(6)]
+    assert all(future.done() for future in futures)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        client.submit(abs, 1)
+    client.shutdown()
+
+
+def test_shutdown_without_waiting_lets_tasks_end(scheduler: Connection) -> None:
+    client = Client(scheduler)
+    future = client.submit(_nap_here, 0.05)
+    client.shutdown(wait=False)
+    assert future.result(LIMIT_S) == "rested"
+
+
+def _nap_here(seconds: float) -> str:
+    import time
+
+    time.sleep(seconds)
+    return "rested"
+
+
+_nap_here.__module__ = "__main__"  # so that it goes by value: engines need not find this file
+
+
+def test_shutdown_can_cancel(scheduler: Connection) -> None:
+    client = Client(scheduler)
+    futures = [client.submit(sleep, 0.2) for _ in range(50)]
+    client.shutdown(cancel_futures=True)
+    assert all(future.cancelled() for future in futures)
+
+
+def test_a_client_that_is_collected_ends_when_its_tasks_have(scheduler: Connection) -> None:
+    client = Client(scheduler)
+    line = client._line
+    future = client.submit(sleep, 0.02)
+    gone = weakref.ref(client)
+    del client
+    gc.collect()
+    assert gone() is None
+    future.result(LIMIT_S)
+    line.join(LIMIT_S)
+    assert not line._thread.is_alive()
+
+
+def test_bursts_are_gathered_and_complete(client: Client) -> None:
+    futures = [client.submit(abs, -n) for n in range(5000)]
+    assert sum(future.result(LIMIT_S) for future in futures) == 4999 * 2500
+
+
+def test_arguments_are_what_they_were_at_submit(client: Client) -> None:
+    import numpy as np
+
+    array = np.zeros(50_000)
+    futures = []
+    for n in range(5):
+        array[:] = n
+        futures.append(client.submit(np.sum, array))
+    assert [future.result(LIMIT_S) for future in futures] == [n * 50_000 for n in range(5)]
+    result = client.submit(np.negative, array).result(LIMIT_S)
+    result += 1  # and results can be written to
+    assert result[0] == -3
+
+
+# ---- errors at submit -----------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_pickled_is_named(client: Client) -> None:
+    with pytest.raises(trio_sched.SubmitError, match=r"argument 2 \(a lock\) cannot be pickled"):
+        client.submit(print, 1, threading.Lock())
+    with pytest.raises(trio_sched.SubmitError, match=r"argument 'file' \(a lock\)"):
+        client.submit(print, 1, file=threading.Lock())
+    lock = threading.Lock()
+    with pytest.raises(trio_sched.SubmitError, match=r"the function .*<lambda> \(a function\) cannot be pickled"):
+        client.submit(lambda: lock)
+    assert client.submit(abs, -1).result(LIMIT_S) == 1
+
+
+def test_what_is_too_large_is_refused_at_once(client: Client) -> None:
+    client._line.session.max_message_bytes = 100_000
+    with pytest.raises(trio_sched.SubmitError, match=r"take 2\d\d,\d\d\d bytes, but the scheduler takes .* 100,000"):
+        client.submit(len, b"x" * 200_000)
+
+
+def test_other_pythons_are_refused_or_warned_of(client: Client) -> None:
+    lookout = client._line.lookout
+    session = client._line.session
+    with client._line.lock:
+        session.pythons = ["2.7.18"]
+        lookout.note(session, trio_sched.client.session.News(), begun=True)  # type: ignore[attr-defined]
+    with pytest.raises(trio_sched.VersionMismatch, match=r"the engines run Python 2\.7\.18"):
+        client.submit(abs, 1)
+    assert client.status()["name"] == "own"
+    version = ".".join(map(str, sys.version_info[:2])) + ".99"
+    with client._line.lock:
+        session.pythons = [version]
+        lookout.note(session, trio_sched.client.session.News(), begun=True)  # type: ignore[attr-defined]
+    with pytest.warns(RuntimeWarning, match=r"some engines run Python .*\.99"):
+        future = client.submit(abs, 1)
+    client.submit(abs, 1).result(LIMIT_S)  # warned of once
+    assert future.result(LIMIT_S) == 1
+
+
+# ---- options, dependencies, inputs ----------------------------------------------------------------------------------
+
+
+def test_r9_futures_as_arguments_at_any_depth(client: Client) -> None:
+    one, two = client.submit(abs, -1), client.submit(abs, -2)
+    total = client.submit(sum, [one, two, 10])
+    nested = client.submit(lambda rows: rows["a"][0] + rows["b"], {"a": (total,), "b": one})
+    assert nested.result(LIMIT_S) == 14
+    assert client.submit(divmod, 17, b := client.submit(abs, -5)).result(LIMIT_S) == (3, 2)
+    assert client.submit(divmod, 17, b).result(LIMIT_S) == (3, 2)  # by value now
+
+
+def test_r9_racing_with_the_end_of_the_input(client: Client) -> None:
+    futures = [client.submit(operator.add, client.submit(abs, -n), 1) for n in range(300)]
+    assert [future.result(LIMIT_S) for future in futures] == list(range(1, 301))
+    tail = client.submit(abs, 0)
+    for _ in range(200):
+        tail = client.submit(operator.add, tail, 1)
+    assert tail.result(LIMIT_S) == 200
+
+
+def test_r9_a_failed_input_fails_the_task(client: Client) -> None:
+    bad = client.submit(operator.truediv, 1, 0)
+    with pytest.raises(trio_sched.ImpossibleDependency):
+        client.submit(abs, bad).result(LIMIT_S)
+    bad.exception(LIMIT_S)
+    with pytest.raises(trio_sched.ImpossibleDependency):
+        client.submit(abs, bad).result(LIMIT_S)
+
+
+def test_r9_a_future_of_another_client_is_refused(client: Client, scheduler: Connection) -> None:
+    with Client(scheduler) as other:
+        slow = other.submit(sleep, 0.1)
+        with pytest.raises(trio_sched.SubmitError, match="belongs to another client"):
+            client.submit(print, slow)
+        slow.result(LIMIT_S)
+        assert client.submit(str, slow).result(LIMIT_S) == "None"  # it has ended: by value
+
+
+def test_r8_dependencies_on_tasks_of_another_client(client: Client, scheduler: Connection) -> None:
+    with Client(scheduler) as other:
+        done = other.submit(abs, 1)
+        done.result(LIMIT_S)
+        assert client.options(after=done.task_id, follow=done).submit(abs, -1).result(LIMIT_S) == 1
+
+
+def test_r2_after_and_its_flags(client: Client) -> None:
+    bad = client.submit(operator.truediv, 1, 0)
+    good = client.submit(abs, 1)
+    with pytest.raises(trio_sched.ImpossibleDependency):
+        client.options(after=[good, bad]).submit(abs, -3).result(LIMIT_S)
+    assert client.options(after=[good, bad], after_all=False).submit(abs, -3).result(LIMIT_S) == 3
+    assert client.options(after=bad, after_success=False, after_failure=True).submit(abs, -3).result(LIMIT_S) == 3
+    assert client.options(after=good.task_id).submit(abs, -3).result(LIMIT_S) == 3
+
+
+def test_r6_follow(client: Client) -> None:
+    first = client.submit(os.getpid)
+    followers = [client.options(follow=first).submit(os.getpid) for _ in range(4)]
+    assert {follower.result(LIMIT_S) for follower in followers} == {first.result(LIMIT_S)}
+
+
+def test_r7_targets(client: Client) -> None:
+    numbers = [engine["engine"] for engine in client.engines()]
+    assert len(numbers) == 2
+    for number in numbers:
+        future = client.options(targets=number).submit(abs, 1)
+        future.result(LIMIT_S)
+        assert future.engine == number
+    with pytest.raises(trio_sched.ImpossibleDependency):
+        client.options(targets=[123456]).submit(abs, 1).result(LIMIT_S)
+
+
+def test_r18_retries(client: Client, tmp_path: Path) -> None:
+    def fail_once(path: str) -> str:
+        import os
+
+        if not os.path.exists(path):
+            open(path, "w").close()
+            raise RuntimeError("the first time")
+        return "the second time"
+
+    future = client.options(retries=1, backoff=0.01).submit(fail_once, str(tmp_path / "tried"))
+    assert future.result(LIMIT_S) == "the second time"
+
+
+def test_r21_timeout(client: Client) -> None:
+    with pytest.raises(trio_sched.TaskTimeout):
+        client.options(timeout=0.05, resources={"unobtainium": 1}).submit(abs, 1).result(LIMIT_S)
+
+
+def test_r19_functional_dependencies(client: Client) -> None:
+    assert client.submit(trio_sched.require("json", "os.path")(abs), -1).result(LIMIT_S) == 1
+    one = client.engines()[0]["engine"]
+    pid = client.options(targets=one).submit(os.getpid).result(LIMIT_S)
+
+    def elsewhere(forbidden: int) -> bool:
+        import os
+
+        return os.getpid() != forbidden
+
+    picky = trio_sched.depend(elsewhere, pid)(os.getpid)
+    assert all(client.submit(picky).result(LIMIT_S) != pid for _ in range(3))
+    with pytest.raises(trio_sched.ImpossibleDependency):
+        client.options(targets=one).submit(picky).result(LIMIT_S)
+
+
+def test_options_views_stack_and_check(client: Client) -> None:
+    view = client.options(priority=3).options(label="x", retries=1)
+    assert view.submit(abs, -1).result(LIMIT_S) == 1
+    assert list(view.map(abs, [-1, -2], chunksize=2)) == [1, 2]
+    with pytest.raises(TypeError, match="no option 'retires'; it has after, "):
+        client.options(retires=3)  # type: ignore[call-arg]  # the point of the test
+    with pytest.raises(ValueError, match="retries=-1"):
+        client.options(retries=-1)
+    with pytest.raises(ValueError, match="'x' is not a task"):
+        client.options(after="x")
+
+
+# ---- looking and cancelling -----------------------------------------------------------------------------------------
+
+
+def test_r23_cancel(client: Client) -> None:
+    never = client.options(resources={"unobtainium": 1}).submit(abs, 1)
+    assert "unobtainium" in client.explain(never)
+    assert never.cancel()
+    assert never.cancelled()
+    with pytest.raises(CancelledError):
+        never.result()
+    other = client.options(resources={"unobtainium": 1}).submit(abs, 1)
+    client.cancel(other.task_id)
+    with pytest.raises(trio_sched.TaskCancelled):
+        other.result(LIMIT_S)
+
+
+def test_status_explain_and_story(client: Client) -> None:
+    future = client.submit(abs, -1)
+    future.result(LIMIT_S)
+    assert client.status()["tasks"]["ok"] >= 1
+    assert "ok" in client.explain(future)
+    assert any("accepted" in what for _, what in client.story(future.task_id))
+    assert client.story("999999-1") == []
+    assert repr(client) == f"<Client {client.session} of 'own'>"
+
+
+# ---- trouble --------------------------------------------------------------------------------------------------------
+
+
+def test_a_forked_client_says_so(client: Client) -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    future = client.submit(sleep, 0.05)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            client.submit(abs, 1)
+        except RuntimeError as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with open(reading) as pipe:
+        assert f"this Client was made in process {os.getpid()}" in pipe.read()
+    future.result(LIMIT_S)
+
+
+def test_a_broken_line_is_opened_anew_and_nothing_is_lost(client: Client) -> None:
+    futures = [client.submit(sleep, 0.001) for _ in range(50)]
+    line = client._line
+    session = client.session
+    with line.lock:
+        line.session._heard_at = time.monotonic() - 1000  # as after a long silence
+    line.wake()
+    futures += [client.submit(abs, -n) for n in range(50)]
+    assert [future.result(LIMIT_S) for future in futures[50:]] == list(range(50))
+    assert not any(future.exception(LIMIT_S) for future in futures)
+    assert client.session == session
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    nobody = Connection(name="nobody", role="client", address=f"ipc://{tmp_path}/none.sock", token="t")
+    with pytest.raises(trio_sched.NoSchedulerError, match=r"'nobody' at ipc://.* did not answer within"):
+        Client(nobody, connect_timeout=0.1)
+    with pytest.raises(trio_sched.ConnectionFileError, match="there is no connection file"):
+        Client(tmp_path / "missing.json")
+
+
+def test_a_wrong_token_is_refused(scheduler: Connection) -> None:
+    import msgspec
+
+    with pytest.raises(trio_sched.NoSchedulerError, match="refuses us"):
+        Client(msgspec.structs.replace(scheduler, token="wrong"))
+
+
+def test_a_failure_of_our_own_leaves_nobody_waiting(
+    scheduler: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Client(scheduler)
+    future = client.submit(sleep, 0.05)
+    monkeypatch.setattr(client._line, "_take", None)
+    with pytest.raises(trio_sched.SchedulerClosed, match="the client failed"):
+        future.result(LIMIT_S)
+    assert "the client's thread failed" in caplog.text
+    client.shutdown()
+
+
+def test_an_unknown_kind_of_message_harms_nobody(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    line = client._line
+    assert line._take([b"\x81\xa4type\xa3new"]) is None
+    assert "unknown message type 'new'" in caplog.text
+    assert line._take([native.encode(native.Error("malformed", "what was that?"))]) is None
+    assert "what was that?" in caplog.text
+    assert client.submit(abs, -1).result(LIMIT_S) == 1
+
+
+def test_at_exit_what_was_submitted_is_handed_over(scheduler: Connection, tmp_path: Path) -> None:
+    from trio_sched.transport.connection import write_connection_files
+
+    tmp_path.chmod(0o700)
+    path, _ = write_connection_files(scheduler, scheduler, tmp_path)
+    script = (
+        "import sys, pathlib, trio_sched\n"
+        "client = trio_sched.Client(sys.argv[1])\n"
+        "client.submit(pathlib.Path(sys.argv[2]).touch)\n"
+    )
+    touched = tmp_path / "touched"
+    subprocess.run([sys.executable, "-W", "error", "-c", script, str(path), str(touched)], check=True, timeout=LIMIT_S)
+    with Client(scheduler) as client:
+        until = time.monotonic() + LIMIT_S
+        while not touched.exists():
+            assert time.monotonic() < until
+            client.submit(abs, 1).result(LIMIT_S)

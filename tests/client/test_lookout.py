@@ -1,0 +1,125 @@
+"""Judging the other end: is it there, and can it run what we pickle?"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from trio_sched.client.functions import Functions
+from trio_sched.client.lookout import CLOSING_LOOK_S, Lookout, version_problem
+from trio_sched.client.session import News, Session
+from trio_sched.errors import NoSchedulerError, SchedulerClosed, VersionMismatch
+from trio_sched.transport.connection import Connection
+from trio_sched.wire import native
+
+HERE = os.uname().nodename
+
+
+@pytest.mark.parametrize(
+    ("theirs", "problem", "warning"),
+    [
+        ([], "", ""),
+        (["3.12.4"], "", ""),
+        (["3.11.4"], "start engines with Python 3.12", ""),
+        (["3.11.4", "3.13.0"], "the engines run Python 3.11.4, 3.13.0, which cannot read", ""),
+        (["3.12.4", "3.11.4"], "", "some engines run Python 3.11.4; tasks that land there may fail"),
+        (["3.12.5"], "", "this is Python 3.12.4, but some engines run Python 3.12.5"),
+        (["3.1.4"], "which cannot read calls", ""),
+    ],
+)
+def test_versions(theirs: list[str], problem: str, warning: str) -> None:
+    found = version_problem("3.12.4", theirs)
+    assert [bool(text) for text in found] == [bool(problem), bool(warning)]
+    assert problem in found[0]
+    assert warning in found[1]
+
+
+class Other:
+    """A companion that the test lets go."""
+
+    gone = False
+
+    def is_gone(self) -> bool:
+        return self.gone
+
+    def close(self) -> None: ...
+    def let_go(self) -> None: ...
+
+
+def watching(host: str = "elsewhere", companion: Other | None = None) -> tuple[Lookout, Session]:  # type: ignore[type-arg]
+    connection = Connection("far", "client", "tcp://far:1", "t", pid=os.getpid(), host=host)
+    session: Session = Session(native.Hello(role="client"), Functions())  # type: ignore[type-arg]
+    session.outgoing(0.0)
+    session.receive([native.encode(native.Welcome(3, "s", "i"))], 0.0)
+    return Lookout(connection, "3.12.4", reconnect_s=20.0, companion=companion), session
+
+
+def test_a_scheduler_elsewhere_is_given_up_after_a_while() -> None:
+    lookout, session = watching()
+    opened = []
+    now = 0.0
+    while not isinstance(verdict := lookout.look(session, now), SchedulerClosed):
+        if verdict:
+            opened.append(now)
+            session.opened(now)
+        now += 2.0
+    assert opened == [12.0, 24.0]
+    assert "'far' at tcp://far:1 was not heard of for 20 s" in str(verdict)
+
+
+def test_hearing_of_it_again_ends_the_count() -> None:
+    lookout, session = watching()
+    for now in (2.0, 4.0, 6.0, 8.0, 10.0):
+        assert lookout.look(session, now) is False
+    assert lookout.look(session, 12.0) is True
+    session.opened(12.0)
+    lookout.note(session, session.receive([native.encode(native.Welcome(3, "s", "i", resumed=True))], 13.0), begun=True)
+    for now in (14.0, 16.0, 18.0, 20.0, 22.0):
+        assert lookout.look(session, now) is False
+    assert lookout.look(session, 24.0) is True
+
+
+def test_a_dead_process_is_noticed_soon() -> None:
+    other = Other()
+    lookout, session = watching(companion=other)
+    assert lookout.look(session, 3.5) is False
+    other.gone = True
+    assert lookout.look(session, 2.5) is False  # while it is heard, nobody looks
+    assert "is gone: process" in str(lookout.look(session, 3.5))
+
+
+def test_a_closing_scheduler_is_watched_closely() -> None:
+    other = Other()
+    lookout, session = watching(companion=other)
+    news = session.receive([native.encode(native.Closing("SIGTERM"))], 1.0)
+    assert lookout.note(session, news, begun=True) is None
+    with pytest.raises(SchedulerClosed, match="shuts down: SIGTERM"):
+        lookout.check()
+    session.outgoing(1.0)
+    assert lookout.patience_s(session, 1.0) == CLOSING_LOOK_S
+    assert lookout.look(session, 1.2) is False
+    other.gone = True
+    assert "is gone: SIGTERM" in str(lookout.look(session, 1.4))
+
+
+def test_trouble_keeps_its_first_cause_but_not_a_mismatch() -> None:
+    lookout, session = watching()
+    session.pythons = ["3.11.1"]
+    lookout.note(session, News(), begun=True)
+    with pytest.raises(VersionMismatch):
+        lookout.check()
+    lookout.check_talking()
+    session.pythons = ["3.12.4"]
+    lookout.note(session, News(), begun=True)
+    lookout.check()
+    lookout.over(SchedulerClosed("first"))
+    lookout.over(SchedulerClosed("second"))
+    with pytest.raises(SchedulerClosed, match="first"):
+        lookout.check_talking()
+
+
+def test_a_refusal_has_two_names() -> None:
+    lookout, session = watching()
+    assert isinstance(lookout.note(session, News(rejected="no"), begun=False), NoSchedulerError)
+    assert isinstance(lookout.note(session, News(rejected="no"), begun=True), SchedulerClosed)

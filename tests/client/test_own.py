@@ -1,0 +1,105 @@
+"""A scheduler of one's own: it comes with the client, and goes with it, whatever the client dies of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import trio_sched
+from trio_sched import Client
+from trio_sched.client.own import OwnScheduler
+
+LIMIT_S = 60.0
+
+
+def gone(pids: list[int]) -> bool:
+    """Wait until these processes have ended."""
+    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(processes, timeout=LIMIT_S)
+    return not alive
+
+
+def family(pid: int) -> list[int]:
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
+def test_it_comes_and_goes_with_the_client() -> None:
+    with Client(engines=1, hwm=3, scheme="lru") as client:
+        pids = family(client._line.connection.pid)
+        assert client.submit(abs, -1).result(LIMIT_S) == 1
+        status = client.status()
+        assert (status["hwm"], status["scheme"], len(status["engines"])) == (3, "lru", 1)
+    assert len(pids) >= 2
+    assert gone(pids)
+
+
+_SCRIPT = """
+import sys, time, trio_sched
+client = trio_sched.Client(engines=1)
+future = client.submit(time.sleep, 600)
+print(client._line.connection.pid, flush=True)
+{end}
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.stdin.read()", -signal.SIGKILL), ("1 / 0", 1), ("sys.exit(3)", 3)])
+def test_it_goes_when_the_client_dies(end: str, code: int) -> None:
+    command = [sys.executable, "-c", _SCRIPT.format(end=end)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as script:
+        assert script.stdout is not None
+        pids = family(int(script.stdout.readline()))
+        if code == -signal.SIGKILL:
+            script.kill()
+        assert script.wait(LIMIT_S) == code
+        assert gone(pids)
+
+
+def test_a_killed_scheduler_ends_every_future() -> None:
+    with Client(engines=1) as client:
+        running = client.submit(time.sleep, 600)
+        waiting = [client.options(resources={"none": 1}).submit(abs, 1) for _ in range(3)]
+        client.status()
+        pids = family(client._line.connection.pid)
+        os.kill(pids[0], signal.SIGKILL)
+        for future in (running, *waiting):
+            with pytest.raises(trio_sched.SchedulerClosed, match="the scheduler 'own' is gone: process"):
+                future.result(LIMIT_S)
+        with pytest.raises(trio_sched.SchedulerClosed):
+            client.submit(abs, 1)
+        with pytest.raises(trio_sched.SchedulerClosed):
+            client.status()
+
+
+def test_a_scheduler_that_shuts_down_says_so() -> None:
+    own = OwnScheduler(1)
+    try:
+        client = Client(own.connection())
+        waiting = client.options(resources={"none": 1}).submit(abs, 1)
+        assert client.submit(abs, -1).result(LIMIT_S) == 1
+    finally:
+        own.close()
+    with pytest.raises(trio_sched.SchedulerClosed):
+        waiting.result(LIMIT_S)
+    with pytest.raises(trio_sched.SchedulerClosed):
+        client.submit(abs, 1)
+    client.shutdown()
+
+
+def test_what_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(trio_sched.NoSchedulerError, match=r"(?s)ended with code \d+:.*scheme"):
+        Client(engines=1, scheme="nonsense")
+    with pytest.raises(ValueError, match="engines=0"):
+        Client(engines=0)
+    with pytest.raises(TypeError, match="either a scheduler that runs, or one of its own"):
+        Client("name", engines=1)
+    with pytest.raises(TypeError, match="hwm and scheme are for a scheduler of one's own"):
+        Client(hwm=3)
