@@ -96,7 +96,7 @@ class Run:
         from trio_sched.cli.benchmarks.wire import measure_throughput
 
         path = _path(where)
-        return measure_throughput(path, f"trio_sched {path.stem}", self.tasks, self.round_trips)
+        return measure_throughput(path, f"trio_sched {path.stem.removesuffix('-client')}", self.tasks, self.round_trips)
 
     def _fresh(self, hwm: int) -> Row:
         from trio_sched.cli.benchmarks.hosts import Fresh

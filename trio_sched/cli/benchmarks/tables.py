@@ -27,7 +27,7 @@ def show(tables: Iterable[Table]) -> None:
     for table in tables:
         shown = RichTable(box=MARKDOWN)
         for index, name in enumerate(table.rows[0]):
-            shown.add_column(name, justify="right" if index else "left", overflow="fold")
+            shown.add_column(name, justify="right" if index else "left", no_wrap=not index)
         for row in table.rows:
             shown.add_row(*(_text(value) for value in row.values()))
         out.print(f"{table.name}: {table.note}", soft_wrap=True)
