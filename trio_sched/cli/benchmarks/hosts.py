@@ -48,7 +48,7 @@ class Fresh:
 
     def __init__(self, engines: int, *arguments: str) -> None:
         self._command = [
-            *(sys.executable, "-m", "trio_sched", "up", "--lifeline", "--log-level", "warning"),
+            *(sys.executable, "-m", "trio_sched", "up", "--lifeline", "--log-level", "error"),
             *("-n", str(engines), "--name", f"bench-{os.getpid()}", *arguments),
         ]
         self._process: subprocess.Popen[Any] | None = None
@@ -88,7 +88,7 @@ class Engines:
 
     def __enter__(self) -> int:
         """The nanny's process id."""
-        self._process = subprocess.Popen([*self._command, "--log-level", "warning"], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([*self._command, "--log-level", "error"], stdout=subprocess.DEVNULL)
         return self._process.pid
 
     def __exit__(
