@@ -11,6 +11,7 @@ import itertools
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar, overload
@@ -27,7 +28,7 @@ from trio_sched.wire import native
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Late: TypeAlias = Future[Any] | Sequence[Future[Any]]
+Late: TypeAlias = futures.Future[Any] | Sequence[futures.Future[Any]]
 """What may stand where a function wants a value, or several (R9); deeper inside, mypy needs a cast."""
 
 CONNECT_TIMEOUT_S = 10.0
