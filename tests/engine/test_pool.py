@@ -130,6 +130,8 @@ def test_closing_lets_running_tasks_end(scheduler: Scripted, gates: list[Gate]) 
     gates[0].entered()
     gates[1].entered()
     scheduler.send(peer, Closing("enough"))
+    scheduler.send(peer, Recall([]))
+    scheduler.expect(Recalled)  # so the closing has been read
     os.kill(worker.process.pid, signal.SIGTERM)  # twice does no harm
     gates[0].release()
     gates[1].release()
