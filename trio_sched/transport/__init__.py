@@ -5,5 +5,5 @@ curve.py          key pairs, CURVE options, and who is let in
 multipart.py      the loop that takes messages out of a ZeroMQ socket
 zmq_socket.py     ZeroMQ under trio and asyncio (scheduler, async client, nanny)
 zmq_blocking.py   ZeroMQ without an event loop (worker, blocking client)
-websocket.py      WebSocket server and client, on trio
+websocket.py      WebSocket server, on trio
 """

@@ -1,0 +1,478 @@
+"""WebSockets over real sockets: who may connect, what one peer may cost, and that no peer can hurt another."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio_websocket import (
+    ConnectionClosed,
+    WebSocketConnection,
+    open_websocket_url,
+)
+
+from trio_sched.errors import AddressInUseError, ConfigError
+from trio_sched.transport import websocket
+from trio_sched.transport.websocket import Handshake, Limits, Refusal, WebSocketPeer
+
+WAIT_S = 30.0
+TLS = Path(__file__).parent / "tls"
+BIG = "x" * 50_000_000
+"""More than the buffers of two sockets hold."""
+REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+)
+
+
+class Serving:
+    """A server for one test: its address, and what it noted."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.port = int(url.rpartition(":")[2].strip("/"))
+        self.notes: list[tuple[str, str]] = []
+        self.handshakes: list[Handshake] = []
+        self.refusal: Refusal | None = None
+
+    def admit(self, handshake: Handshake) -> Refusal | None:
+        self.handshakes.append(handshake)
+        return self.refusal
+
+    def note(self, kind: str, why: str) -> None:
+        self.notes.append((kind, why))
+
+    async def noted(self, kind: str) -> str:
+        """Wait until something of this kind was noted; why."""
+        while True:
+            for known, why in self.notes:
+                if known == kind:
+                    return why
+            await trio.sleep(0.001)
+
+
+async def echo(peer: WebSocketPeer) -> None:
+    async for data in peer:
+        peer.send(data)
+
+
+@asynccontextmanager
+async def serving(
+    handle: Callable[[WebSocketPeer], Awaitable[None]] = echo, tls: ssl.SSLContext | None = None, **limits: Any
+) -> AsyncIterator[Serving]:
+    chosen = Limits(**{"max_message_bytes": 1 << 20, "window_bytes": 1 << 20, **limits})
+    listeners, url = await websocket.listen("127.0.0.1", 0, tls)
+    server = Serving(url)
+    with trio.fail_after(WAIT_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(websocket.serve, listeners, chosen, server.admit, handle, server.note)
+            yield server
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[WebSocketConnection]:
+    """A client. Its library leaves the socket open when the server closes first."""
+    async with open_websocket_url(url, **options) as client:
+        try:
+            yield client
+        finally:
+            with trio.move_on_after(WAIT_S):
+                await client.aclose()
+            await trio.aclose_forcefully(client._stream)
+
+
+async def shaken(server: Serving) -> trio.SocketStream:
+    """A client without a library, after its handshake."""
+    stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+    await stream.send_all(REQUEST)
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += await stream.receive_some(1)
+    assert answer.startswith(b"HTTP/1.1 101")
+    assert b"deflate" not in answer, "a few bytes could become gigabytes"
+    return stream
+
+
+async def read_to_the_end(stream: trio.SocketStream) -> bytes:
+    """Until the server closes, or resets because it did not read everything; what it said."""
+    received = b""
+    try:
+        while data := await stream.receive_some():
+            received += data
+    except trio.BrokenResourceError:
+        pass
+    await stream.aclose()
+    return received
+
+
+async def answers(server: Serving, **options: Any) -> None:
+    """The server is there for others."""
+    async with connected(server.url, **options) as client:
+        await client.send_message("still there?")
+        assert await client.get_message() == "still there?"
+
+
+async def until_closed(client: WebSocketConnection) -> tuple[int, str | None]:
+    """Read until the server closes; its code and reason."""
+    try:
+        while True:
+            await client.get_message()
+    except ConnectionClosed as closed:
+        reason = closed.reason
+    assert reason is not None
+    return reason.code, reason.reason
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    trio.run(main)
+
+
+# ---- talking --------------------------------------------------------------------------------------------------------
+
+
+def test_text_and_binary_there_and_back() -> None:
+    async def main() -> None:
+        async with serving() as server, connected(server.url) as client:
+            for data in ("text", b"binary", "", "ü" * 1000, b"\0" * 500_000):
+                await client.send_message(data)
+                assert await client.get_message() == data
+
+    run(main)
+
+
+def test_what_was_queued_arrives_before_the_close() -> None:
+    async def talk(peer: WebSocketPeer) -> None:
+        for number in range(1000):
+            assert peer.send(str(number))
+        peer.close(1001, "that was all")
+        assert not peer.send("late")
+        peer.close(1000, "the first reason counts")
+
+    async def main() -> None:
+        async with serving(talk) as server, connected(server.url) as client:
+            assert [await client.get_message() for _ in range(1000)] == [str(number) for number in range(1000)]
+            assert await until_closed(client) == (1001, "that was all")
+
+    run(main)
+
+
+def test_the_reason_of_a_peer_that_closes() -> None:
+    said, told = trio.open_memory_channel[str](1)
+
+    async def listen(peer: WebSocketPeer) -> None:
+        async for _ in peer:
+            pass
+        said.send_nowait(peer.closed_because)
+
+    async def main() -> None:
+        async with serving(listen) as server:
+            async with connected(server.url) as client:
+                await client.aclose(4001, "had enough")
+            assert await told.receive() == "4001 had enough"
+
+    run(main)
+
+
+# ---- who may connect ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "expected"),
+    [
+        ("/", [], Handshake("/")),
+        ("/x?token=secret&more=1", [], Handshake("/x", None, "secret")),
+        ("/", [(b"Authorization", b"Bearer secret")], Handshake("/", None, "secret")),
+        ("/?token=other", [(b"authorization", b"bearer  secret")], Handshake("/", None, "secret")),
+        ("/?token=a%20b", [(b"Authorization", b"Basic abc")], Handshake("/", None, "a b")),
+        ("/", [(b"Origin", b"https://evil.example")], Handshake("/", "https://evil.example")),
+        ("/", [(b"Origin", b"null")], Handshake("/", "null")),
+    ],
+)
+def test_what_a_handshake_says(path: str, headers: list[tuple[bytes, bytes]], expected: Handshake) -> None:
+    async def main() -> None:
+        async with serving() as server:
+            await answers_at(server, path, headers)
+            assert server.handshakes == [expected]
+            assert "secret" not in repr(server.handshakes)
+
+    async def answers_at(server: Serving, path: str, headers: list[tuple[bytes, bytes]]) -> None:
+        async with connected(server.url.rstrip("/") + path, extra_headers=headers):
+            pass
+
+    run(main)
+
+
+def test_one_that_may_not_connect_is_told_why() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            server.refusal = Refusal(403, "not you")
+            stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+            await stream.send_all(REQUEST)
+            answer = await read_to_the_end(stream)
+            assert answer.startswith(b"HTTP/1.1 403")
+            assert answer.endswith(b"\r\n\r\nnot you\n")
+            assert await server.noted("refused") == "not you"
+            server.refusal = None
+            await answers(server)
+
+    run(main)
+
+
+# ---- what one may cost ----------------------------------------------------------------------------------------------
+
+
+def test_a_message_that_is_too_large_closes_the_connection_with_the_reason() -> None:
+    async def main() -> None:
+        async with serving(max_message_bytes=1000) as server:
+            async with connected(server.url) as client:
+                await client.send_message("y" * 1000)
+                assert len(await client.get_message()) == 1000
+                await client.send_message("x" * 3_000_000)
+                code, reason = await until_closed(client)
+                assert code == websocket.TOO_LARGE
+                assert "1000 bytes" in (reason or "")
+            assert "1000 bytes" in await server.noted("too_large")
+            await answers(server)
+
+    run(main)
+
+
+def test_one_that_lets_its_queue_fill_up_is_closed_with_the_reason() -> None:
+    accepted: list[int] = []
+
+    async def flood(peer: WebSocketPeer) -> None:
+        count = 0
+        while peer.send(b"x" * 10_000):
+            count += 1
+        accepted.append(count)
+        async for _ in peer:
+            pass
+
+    async def main() -> None:
+        async with serving(flood, window_bytes=100_000) as server:
+            async with connected(server.url) as client:
+                code, reason = await until_closed(client)
+            assert code == websocket.POLICY
+            assert "you read too slowly" in (reason or "")
+            assert "you read too slowly" in await server.noted("slow_reader")
+            assert 25 <= accepted[0] <= 30
+
+    run(main)
+
+
+def test_a_message_larger_than_the_queue_goes_through() -> None:
+    async def talk(peer: WebSocketPeer) -> None:
+        assert peer.send("small")
+        assert peer.send("y" * 5_000_000)
+        assert peer.send("small")
+
+    async def main() -> None:
+        async with (
+            serving(talk, window_bytes=10_000) as server,
+            connected(server.url, max_message_size=1 << 30) as client,
+        ):
+            assert [len(await client.get_message()) for _ in range(3)] == [5, 5_000_000, 5]
+
+    run(main)
+
+
+def test_one_that_takes_nothing_is_cut_off() -> None:
+    async def talk(peer: WebSocketPeer) -> None:
+        peer.send(BIG)
+        async for _ in peer:
+            pass
+
+    async def main() -> None:
+        async with serving(talk, stall_s=0.2) as server:
+            stream = await shaken(server)
+            assert "nothing in 0.2 s" in await server.noted("slow_reader")
+            await stream.aclose()
+            assert [kind for kind, _ in server.notes] == ["slow_reader"]
+
+    run(main)
+
+
+def test_bytes_that_it_takes_are_signs_of_life() -> None:
+    signs: list[float] = []
+
+    async def talk(peer: WebSocketPeer) -> None:
+        peer.on_life(lambda: signs.append(trio.current_time()))
+        peer.send(BIG)
+        async for _ in peer:
+            pass
+
+    async def main() -> None:
+        async with (
+            serving(talk, ping_s=3600.0) as server,
+            connected(server.url, max_message_size=1 << 30) as client,
+        ):
+            assert len(await client.get_message()) == len(BIG)
+        assert len(signs) >= len(BIG) // 65536
+
+    run(main)
+
+
+def test_pongs_are_signs_of_life() -> None:
+    async def talk(peer: WebSocketPeer) -> None:
+        alive = trio.Event()
+        peer.on_life(alive.set)
+        await alive.wait()
+        peer.send("alive")
+
+    async def main() -> None:
+        async with serving(talk, ping_s=0.01) as server, connected(server.url) as client:
+            assert await client.get_message() == "alive"
+
+    run(main)
+
+
+def test_one_that_does_not_answer_a_close_is_not_waited_for() -> None:
+    async def talk(peer: WebSocketPeer) -> None:
+        peer.close(1001, "bye")
+
+    async def main() -> None:
+        async with serving(talk, close_s=0.1) as server:
+            stream = await shaken(server)
+            assert (await read_to_the_end(stream)).endswith(b"bye")
+
+    run(main)
+
+
+# ---- what goes wrong on one ends there ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01 not TLS here", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(100_000)]
+)
+def test_a_handshake_that_is_none_ends_only_its_own_connection(garbage: bytes) -> None:
+    async def main() -> None:
+        async with serving(handshake_s=0.2) as server:
+            stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(garbage)
+            await read_to_the_end(stream)
+            await answers(server)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (b"\x81\x05hello", 1002),  # not masked, as a client's frames must be
+        (b"\x81\x82\0\0\0\0\xff\xff", 1007),  # text that is not UTF-8
+        (b"\x83\x80\0\0\0\0", 1002),  # no such kind of frame
+        (b"\xc1\x80\0\0\0\0", 1002),  # compressed, which was not agreed
+    ],
+)
+def test_a_broken_frame_ends_only_its_own_connection(frame: bytes, code: int) -> None:
+    async def main() -> None:
+        async with serving(close_s=0.2) as server:
+            stream = await shaken(server)
+            await stream.send_all(frame)
+            await read_to_the_end(stream)
+            assert (await server.noted("malformed")).startswith(str(code))
+            await answers(server)
+
+    run(main)
+
+
+def test_one_that_says_nothing_is_not_waited_for() -> None:
+    async def main() -> None:
+        async with serving(handshake_s=0.1) as server:
+            assert await read_to_the_end(await trio.open_tcp_stream("127.0.0.1", server.port)) == b""
+            assert "0.1 s" in await server.noted("no_handshake")
+
+    run(main)
+
+
+def test_a_handler_that_fails_ends_its_own_connection() -> None:
+    async def fail(peer: WebSocketPeer) -> None:
+        async for data in peer:
+            if data == "fail":
+                raise ValueError("as it was told")
+            peer.send(data)
+
+    async def main() -> None:
+        async with serving(fail) as server:
+            async with connected(server.url) as client:
+                await client.send_message("fail")
+                await until_closed(client)
+            assert "as it was told" in await server.noted("websocket_failure")
+            await answers(server)
+
+    run(main)
+
+
+# ---- listening ------------------------------------------------------------------------------------------------------
+
+
+def test_over_tls() -> None:
+    async def main() -> None:
+        tls = websocket.tls_context(str(TLS / "localhost.crt"), str(TLS / "localhost.key"))
+        async with serving(tls=tls, handshake_s=0.5) as server:
+            assert server.url.startswith("wss://127.0.0.1:")
+            trusting = ssl.create_default_context(cafile=str(TLS / "localhost.crt"))
+            await answers(server, ssl_context=trusting)
+            untrusting = await trio.open_ssl_over_tcp_stream("127.0.0.1", server.port)
+            with pytest.raises(trio.BrokenResourceError):
+                await untrusting.do_handshake()
+            await trio.aclose_forcefully(untrusting)
+            stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+            await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            await read_to_the_end(stream)
+            await answers(server, ssl_context=trusting)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "says"),
+    [
+        ("localhost.crt", "", "websocket_key is not set"),
+        ("", "localhost.key", "websocket_certificate is not set"),
+        ("none.crt", "localhost.key", "No such file"),
+        ("localhost.key", "localhost.crt", "cannot be used"),
+    ],
+)
+def test_a_certificate_that_will_not_do(certificate: str, key: str, says: str) -> None:
+    paths = [str(TLS / name) if name else "" for name in (certificate, key)]
+    with pytest.raises(ConfigError, match=says):
+        websocket.tls_context(*paths)
+
+
+def test_without_a_certificate_there_is_no_tls() -> None:
+    assert websocket.tls_context("", "") is None
+
+
+def test_a_port_in_use() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            with pytest.raises(AddressInUseError, match=f"websocket_port = {server.port}"):
+                await websocket.listen("127.0.0.1", server.port)
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", ["", "192.0.2.1", "no such host"])
+def test_a_host_that_is_none(host: str) -> None:
+    with pytest.raises(ConfigError, match="websocket_host"):
+        trio.run(websocket.listen, host, 0)
+
+
+def test_a_name_with_several_addresses_has_one_port() -> None:
+    async def main() -> None:
+        listeners, url = await websocket.listen("localhost", 0)
+        assert len(listeners) == 1
+        assert url.startswith("ws://localhost:")
+        for listener in listeners:
+            await listener.aclose()
+
+    run(main)

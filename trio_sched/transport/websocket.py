@@ -1,0 +1,359 @@
+"""WebSockets, served on trio: messages in, messages out, and nobody can hold up or fill up the scheduler.
+
+Around trio-websocket (RFC 6455), with what it leaves to its user:
+
+* who may connect is decided before the handshake is answered, from path, origin and token;
+* each peer has a queue with a limit in bytes and a task that sends from it, so `send` never waits. A peer that lets the
+  queue fill up is told so and closed; one that does not take a byte for `stall_s` is cut off;
+* pongs to our pings, and bytes that it takes, are signs of life: a page need not send any, and a long message over a
+  slow line is not silence;
+* its reader stops, pongs and all, while its queue is full, so a handler must take messages as they come;
+* its `aclose` waits without limit for the peer's answer, so a deadline is around it;
+* a connection that fails, in TLS or in its framing, ends itself and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeAlias
+from urllib.parse import parse_qs, urlsplit
+
+import trio
+import trio_websocket
+from msgspec import Struct
+
+from trio_sched.errors import AddressInUseError, ConfigError
+
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, NOT_TEXT, POLICY, TOO_LARGE = 1000, 1001, 1002, 1007, 1008, 1009
+"""Close codes of RFC 6455."""
+OVERHEAD_BYTES = 128
+"""What a queued message costs beside its data."""
+QUEUE_WINDOWS = 3
+"""A queue's limit, in windows. What is windowed (results) takes two at most, one of them for a message of any size."""
+_PIECE_BYTES = 64 * 1024
+_UNREAD_MESSAGES = 64
+"""Messages that trio-websocket holds for a handler that is busy."""
+
+Data: TypeAlias = str | bytes
+Listener: TypeAlias = "trio.SocketListener | trio.SSLListener[trio.SocketStream]"
+
+
+class Handshake(Struct, frozen=True):
+    """What a peer says when it connects.
+
+    `token` is that of "Authorization: Bearer", else of "?token=" (browsers cannot set headers), else empty. `origin` is
+    that of the page, None for programs, which send none.
+    """
+
+    path: str
+    origin: str | None = None
+    token: str = ""
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"Handshake(path={self.path!r}, origin={self.origin!r})"
+
+
+class Refusal(Struct, frozen=True):
+    """Why a peer may not connect: an HTTP status and a line of text."""
+
+    status: int
+    text: str
+
+
+class Limits(Struct, frozen=True):
+    """What one peer may cost."""
+
+    max_message_bytes: int
+    window_bytes: int
+    ping_s: float = 2.0
+    stall_s: float = 10.0
+    handshake_s: float = 10.0
+    close_s: float = 5.0
+
+
+Admit: TypeAlias = Callable[[Handshake], Refusal | None]
+Handle: TypeAlias = "Callable[[WebSocketPeer], Awaitable[None]]"
+Note: TypeAlias = Callable[[str, str], None]
+"""Told what went wrong on a connection: the kind, and in words."""
+
+
+# ---- listening ------------------------------------------------------------------------------------------------------
+
+
+def tls_context(certificate: str, key: str) -> ssl.SSLContext | None:
+    """A server's context from PEM files; None when neither is given.
+
+    :raises ConfigError: only one is given, or they cannot be used.
+    """
+    if not certificate and not key:
+        return None
+    if not certificate or not key:
+        missing = "websocket_key" if certificate else "websocket_certificate"
+        raise ConfigError(f"{missing} is not set: TLS needs a certificate and its key")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"websocket_certificate = {certificate!r}, websocket_key = {key!r}: cannot be used ({error})"
+        ) from None
+    return context
+
+
+async def listen(host: str, port: int, tls: ssl.SSLContext | None = None) -> tuple[list[Listener], str]:
+    """(listeners, their URL with the real port).
+
+    :raises AddressInUseError: somebody else listens there.
+    :raises ConfigError: the host or the port cannot be bound.
+    """
+    if not host:
+        raise ConfigError(
+            "websocket_host is empty; 0.0.0.0 listens on every interface, 127.0.0.1 on this machine's own"
+        )
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUseError(
+                f"websocket_port = {port}: it is in use by another process; choose another, or 0 for any"
+            ) from None
+        raise ConfigError(
+            f"websocket_host = {host!r}, websocket_port = {port}: cannot listen there ({error})"
+        ) from None
+    if port == 0:  # a name with several addresses would get a different port on each
+        for other in listeners[1:]:
+            await other.aclose()
+        del listeners[1:]
+    real_port = listeners[0].socket.getsockname()[1]
+    url = f"{'ws' if tls is None else 'wss'}://{f'[{host}]' if ':' in host else host}:{real_port}/"
+    if tls is None:
+        return list(listeners), url
+    return [trio.SSLListener(listener, tls, https_compatible=True) for listener in listeners], url
+
+
+async def serve(
+    listeners: list[Listener],
+    limits: Limits,
+    admit: Admit,
+    handle: Handle,
+    note: Note,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled: for each peer that `admit` has nothing against, `handle` runs in a task of its own."""
+    connection = partial(_connection, limits, admit, handle, note)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, connection, listeners)
+        task_status.started()
+
+
+async def _connection(limits: Limits, admit: Admit, handle: Handle, note: Note, stream: trio.abc.Stream) -> None:
+    """One connection, from its first byte to its last; whatever goes wrong with it ends here."""
+    metered = _MeteredStream(stream, limits.stall_s)
+    try:
+        async with trio.open_nursery() as nursery:
+            peer = None
+            with trio.move_on_after(limits.handshake_s) as patience:
+                peer = await _shake_hands(nursery, metered, limits, admit, note)
+            if patience.cancelled_caught:
+                note("no_handshake", f"no WebSocket handshake within {limits.handshake_s:g} s")
+            if peer is not None:
+                await peer.run(handle, note)
+            nursery.cancel_scope.cancel()
+    except* (trio_websocket.ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # it went away, in whatever it was doing
+    except* Exception as group:
+        note("websocket_failure", _in_words(group))
+    finally:
+        with trio.move_on_after(limits.close_s):
+            await stream.aclose()
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(_in_words(part) for part in error.exceptions)
+    return f"{type(error).__name__}: {error}"
+
+
+async def _shake_hands(
+    nursery: trio.Nursery, stream: _MeteredStream, limits: Limits, admit: Admit, note: Note
+) -> WebSocketPeer | None:
+    request = await trio_websocket.wrap_server_stream(
+        nursery,
+        stream,
+        message_queue_size=_UNREAD_MESSAGES,
+        max_message_size=limits.max_message_bytes,
+        receive_buffer_size=_PIECE_BYTES,
+    )
+    handshake = _read_handshake(request)
+    refusal = admit(handshake)
+    if refusal is not None:
+        note("refused", refusal.text)
+        body = refusal.text.encode() + b"\n"
+        await request.reject(refusal.status, extra_headers=[(b"Content-Type", b"text/plain; charset=utf-8")], body=body)
+        return None
+    return WebSocketPeer(await request.accept(), stream, handshake, limits)
+
+
+def _read_handshake(request: trio_websocket.WebSocketRequest) -> Handshake:
+    headers = {name.lower(): value for name, value in request.headers}
+    target = urlsplit(request.path)
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer":
+        token = parse_qs(target.query).get("token", [""])[0]
+    origin = headers.get(b"origin")
+    return Handshake(target.path, None if origin is None else origin.decode("latin-1"), token.strip())
+
+
+# ---- one peer -------------------------------------------------------------------------------------------------------
+
+
+class WebSocketPeer:
+    """One connection. Iterate over it for what the peer says; that ends when the connection does."""
+
+    def __init__(
+        self,
+        connection: trio_websocket.WebSocketConnection,
+        stream: _MeteredStream,
+        handshake: Handshake,
+        limits: Limits,
+    ) -> None:
+        self.handshake = handshake
+        self.closed_because = ""
+        """Why the connection ended, once it has."""
+        self._connection = connection
+        self._stream = stream
+        self._limits = limits
+        self._queue, self._queued = trio.open_memory_channel[Data](math.inf)
+        self._queued_bytes = 0
+        self._closing: tuple[int, str] | None = None
+        self._discard = False
+        self._patience = trio.CancelScope()
+        """Around the sender: after `close`, what is left to be sent must be gone by its deadline."""
+
+    def on_life(self, heard: Callable[[], None]) -> None:
+        """Call `heard` at each sign of life that is not a message: a pong, or bytes that the peer takes."""
+        self._stream.progress = heard
+
+    def send(self, data: Data) -> bool:
+        """Queue a message. False: it is closed, or closed now because its queue is full."""
+        if self._closing is not None:
+            return False
+        window = self._limits.window_bytes
+        counted = min(len(data) + OVERHEAD_BYTES, window)
+        if self._queued_bytes + counted > QUEUE_WINDOWS * window:
+            self._discard = True
+            self.close(POLICY, f"you read too slowly: {self._queued_bytes} bytes wait for you")
+            return False
+        self._queued_bytes += counted
+        self._queue.send_nowait(data)
+        return True
+
+    def close(self, code: int = NORMAL, reason: str = "") -> None:
+        """Close after what is queued has been sent, or after `close_s`. The first code and reason count."""
+        if self._closing is None:
+            self._closing = (code, reason)
+            self.closed_because = self.closed_because or reason
+            self._patience.deadline = trio.current_time() + self._limits.close_s
+            self._queue.close()
+
+    def __aiter__(self) -> WebSocketPeer:
+        return self
+
+    async def __anext__(self) -> Data:
+        try:
+            return await self._connection.get_message()
+        except trio_websocket.ConnectionClosed as closed:
+            reason = closed.reason
+            said = f"{reason.code} {reason.reason or reason.name}" if reason else "it broke the protocol"
+            self.closed_because = self.closed_because or self._stream.broken_because or said
+            raise StopAsyncIteration from None
+
+    async def run(self, handle: Handle, note: Note) -> None:
+        """Handle the peer, send to it, and listen to its heart, until it is closed."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat)
+            nursery.start_soon(self._handle, handle)
+            await self._send_queued()
+            nursery.cancel_scope.cancel()
+        ended = self._connection.closed
+        if ended is not None and ended.code == TOO_LARGE:
+            note("too_large", f"a message of more than {self._limits.max_message_bytes} bytes")
+            await self._let_it_read()
+        elif ended is not None and ended.code in (PROTOCOL_ERROR, NOT_TEXT):
+            note("malformed", self.closed_because)
+        elif self._discard or self._stream.broken_because:
+            note("slow_reader", self._stream.broken_because or self.closed_because)
+
+    async def _handle(self, handle: Handle) -> None:
+        try:
+            await handle(self)
+        finally:
+            self.close()
+
+    async def _send_queued(self) -> None:
+        window = self._limits.window_bytes
+        with self._patience:
+            async for data in self._queued:
+                self._queued_bytes -= min(len(data) + OVERHEAD_BYTES, window)
+                if self._discard:
+                    continue
+                try:
+                    await self._connection.send_message(data)
+                except trio_websocket.ConnectionClosed:
+                    break
+            code, reason = self._closing or (NORMAL, "")
+            await self._connection.aclose(code, reason)
+
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(self._limits.ping_s)
+            try:
+                await self._connection.ping()
+            except trio_websocket.ConnectionClosed:
+                return
+            self._stream.progress()
+
+    async def _let_it_read(self) -> None:
+        """It is still sending what we do not want; closing now would reset the connection before it has read why."""
+        with trio.move_on_after(self._limits.close_s):
+            while await self._stream.receive_some(_PIECE_BYTES):
+                pass
+
+
+class _MeteredStream(trio.abc.Stream):
+    """A stream that notices whether the other side takes what it is sent."""
+
+    def __init__(self, stream: trio.abc.Stream, stall_s: float) -> None:
+        self.progress: Callable[[], None] = lambda: None
+        self.broken_because = ""
+        self._stream = stream
+        self._stall_s = stall_s
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """In pieces, each of which must be taken in `stall_s`."""
+        view = memoryview(data)
+        for at in range(0, len(view), _PIECE_BYTES):
+            with trio.move_on_after(self._stall_s) as patience:
+                await self._stream.send_all(view[at : at + _PIECE_BYTES])
+            if patience.cancelled_caught:
+                self.broken_because = f"you read too slowly: nothing in {self._stall_s:g} s"
+                raise trio.BrokenResourceError(self.broken_because)
+            self.progress()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """As the stream's own."""
+        return await self._stream.receive_some(max_bytes)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As the stream's own."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """As the stream's own."""
+        await self._stream.aclose()
