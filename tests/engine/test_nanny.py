@@ -174,9 +174,12 @@ def test_running_tasks_may_end_within_the_grace_period(scheduler: Scripted, gate
 def test_a_task_that_does_not_end_in_the_grace_period_is_killed(scheduler: Scripted, gate: Gate) -> None:
     with nanny_at(scheduler, workers=1, grace_s=0.2):
         peer = scheduler.engine()
-        scheduler.assign(peer, scheduler.call(pass_gate, *gate.pipes))
+        (task,) = scheduler.assign(peer, scheduler.call(pass_gate, *gate.pipes))
         gate.entered()
     assert gone(peer.hello.pid)
+    died = scheduler.expect(Died)
+    assert (died.engine, died.running) == (peer.session, [task])
+    assert died.reason == "it was stopped, and its tasks did not end within 0.2 s"
 
 
 def test_r29_closing_ends_it(scheduler: Scripted) -> None:

@@ -141,6 +141,20 @@ def test_sigterm_ends_an_idle_worker(own: Line) -> None:
     assert own.worker.wait() == 0
 
 
+def test_threads_that_a_task_left_behind_do_not_keep_the_worker(own: Line, tmp_path: Path) -> None:
+    def leave_a_thread(path: str) -> None:
+        import atexit
+        import threading
+
+        atexit.register(Path(path).write_text, "exited")
+        threading.Thread(target=threading.Event().wait).start()
+
+    own.scheduler.run(own.peer, leave_a_thread, str(tmp_path / "file"))
+    own.worker.process.send_signal(signal.SIGTERM)
+    assert own.worker.wait() == 0
+    assert (tmp_path / "file").read_text() == "exited"
+
+
 def test_a_refused_worker_says_so_and_ends(own: Line) -> None:
     own.scheduler.send(own.peer, Error("unauthenticated", "wrong token"))
     own.worker.wait()

@@ -246,6 +246,27 @@ def test_a_dropped_function_is_forgotten(line: Line) -> None:
     assert isinstance(scheduler.answers(line.peer, task)[0].value, CallError)
 
 
+def test_a_result_whose_pickling_raises_anything_is_an_error(line: Line) -> None:
+    class Nasty:
+        def __reduce__(self) -> Any:
+            raise SystemExit("no")
+
+    assert isinstance(line.scheduler.run(line.peer, Nasty).value, ResultError)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_task_may_use_processes_of_its_own(line: Line, method: str) -> None:
+    def work(method: str) -> list[int]:
+        import multiprocessing
+
+        with multiprocessing.get_context(method).Pool(1) as pool:  # leaving terminates its processes by SIGTERM
+            return pool.map(abs, [-1, 2])
+
+    got = line.scheduler.run(line.peer, work, method)
+    assert got.end.outcome == "ok", got.end.error
+    assert got.value == [1, 2]
+
+
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 

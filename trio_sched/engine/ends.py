@@ -42,7 +42,7 @@ def of_value(call: Call, value: Any, took_s: float, limit_bytes: int) -> Ended:
             body, codec = plain, "msgpack"
         else:
             body, buffers = payload.dumps(value)
-    except Exception as error:
+    except BaseException as error:  # a __reduce__ of somebody else's may raise anything
         return of_error(call, _unsendable(call, value, error), took_s, limit_bytes)
     del value
     if not buffers and len(body) <= INLINE_BYTES:
@@ -105,7 +105,7 @@ def _as_plain_data(value: Any) -> bytes | None:
         return None
 
 
-def _unsendable(call: Call, value: Any, error: Exception) -> ResultError:
+def _unsendable(call: Call, value: Any, error: BaseException) -> ResultError:
     kind = type(value)
     failed = ResultError(
         f"the result of {name_of(call)}, of type {kind.__module__}.{kind.__qualname__}, cannot be pickled: "

@@ -92,8 +92,7 @@ class Ward:
             try:
                 death = await self._one_life(grace_s)
             except OSError as error:  # no process to be had: too many, or no memory
-                death = Death(0, f"could not be started: {error}", self.board, at_work=False, orderly=False)
-            self._on_death(death)
+                death = Death(0, f"it could not be started: {error}", self.board, at_work=False, orderly=False)
             failures = 0 if death.at_work else failures + 1
             delay_s = delay_before_next_s(death, failures)
             if delay_s:
@@ -112,11 +111,14 @@ class Ward:
             self._tell(self._start)
             if self._news is not None:
                 self._tell(self._news)
-            code = await process.wait()
+            await process.wait()
         finally:
+            stopped = process.returncode is None
             await self._make_sure(process, grace_s)
+            death = self._death(process, trio.current_time() - began_at, grace_s if stopped else None)
+            self._on_death(death)
         self.deaths += 1
-        return self._death(process.pid, code, trio.current_time() - began_at)
+        return death
 
     async def _make_sure(self, process: trio.Process, grace_s: float) -> None:
         """Leave nothing behind: neither the worker nor what its tasks started in its group."""
@@ -133,7 +135,9 @@ class Ward:
             if process.stdin is not None:
                 await process.stdin.aclose()
 
-    def _death(self, pid: int, code: int, lived_s: float) -> Death:
+    def _death(self, process: trio.Process, lived_s: float, grace_s: float | None) -> Death:
+        """How it ended; `grace_s`: we stopped it, and gave it so long."""
+        code = process.returncode or 0
         state = self.board.state
         at_work = bool(self.board.tasks()) or (state != boards.STARTING and lived_s > _A_WHILE_S)
         kills = oom_kills() if code == -signal.SIGKILL else self._kills
@@ -144,7 +148,13 @@ class Ward:
             memory_used=self._memory_used,
             fault=self._faults.read_text(errors="replace"),
         )
-        return Death(pid, cause(evidence), self.board, at_work, orderly=state == boards.LEAVING and code == 0)
+        orderly = state == boards.LEAVING and code == 0
+        reason = cause(evidence)
+        if grace_s is not None:
+            orderly = orderly or state == boards.STARTING
+            if code == -signal.SIGKILL:
+                reason = f"it was stopped, and its tasks did not end within {grace_s:g} s"
+        return Death(process.pid, reason, self.board, at_work, orderly)
 
     def look(self) -> None:
         """Now and then: note what would be evidence, should the worker be killed."""
@@ -163,5 +173,5 @@ class Ward:
         process = self._process
         if process is None or process.stdin is None or process.returncode is not None:
             return
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):  # it died; or it was stopped for ages
             os.write(process.stdin.fileno(), orders.encode(order))  # type: ignore[attr-defined]  # on POSIX an FdStream

@@ -8,6 +8,7 @@ that without a nanny nobody would watch that task: then at once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import os
@@ -64,6 +65,7 @@ def run(start: Start, lines: Iterator[bytes]) -> None:
     else:
         loop = PoolLoop(link, runner, capture, board, start.resources)
     _handle_signals(loop)
+    os.register_at_fork(after_in_child=lambda: _in_forked_child(capture))
     if start.nanny:
         heard = threading.Event()
         threading.Thread(
@@ -75,6 +77,7 @@ def run(start: Start, lines: Iterator[bytes]) -> None:
     board.state = boards.LEAVING
     link.bye(PATIENCE_S)
     del faults  # open until here
+    _exit()
 
 
 def _follow_nanny(lines: Iterator[bytes], link: Link, loop: Loop, heard: threading.Event) -> None:
@@ -117,6 +120,25 @@ def _handle_signals(loop: Loop) -> None:
     """SIGTERM: end after the running task. SIGINT: an interrupt of the running task, or nothing."""
     signal.signal(signal.SIGTERM, lambda number, frame: loop.leave("it was asked to end (SIGTERM)"))
     signal.signal(signal.SIGINT, lambda number, frame: loop.interrupt())
+
+
+def _in_forked_child(capture: Capture) -> None:
+    """A process that a task forked is no worker: signals end it (multiprocessing counts on that), what it prints is
+    printed, and where it crashes is nobody's cause of death."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.disable()
+    for output in capture.outputs:
+        output.open = False
+
+
+def _exit() -> None:
+    """End the process in order, except that threads which tasks left behind are not waited for."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
