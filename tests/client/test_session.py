@@ -350,22 +350,22 @@ def test_silence_for_five_heartbeats_is_a_broken_line() -> None:
     line = Line()
     for _ in range(5):
         line.now += 2.0
-        assert not line.session.silent(line.now)
+        assert not line.session.liveness.silent(line.now)
     line.now += 0.1
-    assert line.session.silent(line.now)
+    assert line.session.liveness.silent(line.now)
     line.session.opened(line.now)
-    assert not line.session.silent(line.now)
+    assert not line.session.liveness.silent(line.now)
 
 
 def test_after_a_pause_of_our_own_the_scheduler_gets_one_more_period() -> None:
     line = Line()
-    assert not line.session.silent(line.now)
+    assert not line.session.liveness.silent(line.now)
     line.now += 3600.0
-    assert not line.session.silent(line.now)
+    assert not line.session.liveness.silent(line.now)
     line.now += 1.9
-    assert not line.session.silent(line.now)
+    assert not line.session.liveness.silent(line.now)
     line.now += 0.2
-    assert line.session.silent(line.now)
+    assert line.session.liveness.silent(line.now)
 
 
 def test_closing_and_engines_are_noted() -> None:

@@ -37,11 +37,6 @@ class AsyncFuture(BaseFuture[T]):
         self._event: anyio.Event | None = None
         self._group = group
 
-    @property
-    def ended(self) -> bool:
-        """Whether the future is done. Does not wait."""
-        return self._end is not None
-
     def done(self) -> bool:
         """Whether the task ended or was cancelled."""
         return self._end is not None

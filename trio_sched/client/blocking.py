@@ -205,7 +205,7 @@ class Client(Submitter):
         self._line = line
         self._asked = {}
         self._wire = None
-        weakref.finalize(self, line.leave, now=False).atexit = False
+        weakref.finalize(self, line.abandon).atexit = False
 
     @property
     def session(self) -> int:

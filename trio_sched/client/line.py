@@ -95,6 +95,8 @@ class Line:
 
         :raises TrioSchedError: it cannot say, or does not answer.
         """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a callback runs in the client's thread, which cannot wait for an answer there")
         answer: futures.Future[Any] = futures.Future()
         with self.lock:
             self.lookout.check_talking()
@@ -125,6 +127,11 @@ class Line:
         for future in cancelled:
             future.cancel_here()
         self.wake()
+
+    def abandon(self) -> None:
+        """Nobody can submit any more: go when every task has ended. Called by the garbage collector, which may run in
+        the middle of anything, so no lock is taken; noticed within a heartbeat."""
+        self._leave_when_done = True
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the thread has ended, unless this is the thread (a callback)."""

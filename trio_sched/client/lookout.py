@@ -81,18 +81,18 @@ class Lookout:
             return 0.0
         if session.closing is not None:
             return CLOSING_LOOK_S
-        ping_at = session.next_ping_at()
-        return session.heartbeat_s if ping_at is None else max(0.0, min(ping_at - now, session.heartbeat_s))
+        ping_at, heartbeat_s = session.liveness.ping_at, session.liveness.heartbeat_s
+        return heartbeat_s if ping_at is None else max(0.0, min(ping_at - now, heartbeat_s))
 
     def look(self, session: Session[Any], now: float) -> TrioSchedError | bool:
         """Why it is over, if it is; else whether the line should be opened anew."""
         name, closing = self._connection.name, session.closing
-        quiet = session.quiet_s(now) > QUIET_PERIODS * session.heartbeat_s
+        quiet = session.liveness.quiet_s(now) > QUIET_PERIODS * session.liveness.heartbeat_s
         if (quiet or closing is not None) and self._is_gone():
             return SchedulerClosed(
                 f"the scheduler {name!r} is gone: {closing or f'process {self._connection.pid} died'}"
             )
-        if not session.silent(now):
+        if not session.liveness.silent(now):
             return False
         if closing is not None:
             return SchedulerClosed(f"the scheduler {name!r} shut down: {closing}")

@@ -25,6 +25,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from trio_sched.client.functions import Function, Functions
+from trio_sched.client.liveness import Liveness
 from trio_sched.errors import WireError
 from trio_sched.wire import native
 from trio_sched.wire.native import COUNTER_MASK, Attached, Call, Frame, TaskEnd
@@ -37,8 +38,6 @@ CALL_OVERHEAD_BYTES = 128
 ACK_RESULTS = 1000
 ACK_BYTES = 4 << 20
 """Results that may be unacknowledged before we say so in a message of its own; DESIGN's window is 32 MB."""
-SILENT_PERIODS = 5
-"""Heartbeats without a word from the scheduler after which the connection counts as broken."""
 
 Out: TypeAlias = tuple[native.FromClient, Sequence[Frame]]
 
@@ -125,10 +124,7 @@ class Session(Generic[H]):
         """(seq of Results, number of the submission that must be accepted before that seq is acknowledged)."""
         self._unacked_results = 0
         self._unacked_bytes = 0
-        self._heartbeat_s = 2.0
-        self._heard_at: float | None = None
-        self._looked_at: float | None = None
-        self._ping_at: float | None = None
+        self.liveness = Liveness()
 
     # ---- what the user asks -----------------------------------------------------------------------------------------
 
@@ -245,12 +241,9 @@ class Session(Generic[H]):
             self._cancels_due = []
         out.extend((message, ()) for message in self._messages_due)
         self._messages_due.clear()
-        ping_due = self._ping_at is None or now >= self._ping_at
-        if ping_due or self._unacked_results >= ACK_RESULTS or self._unacked_bytes >= ACK_BYTES:
-            if ping_due or self._ackable() > self._told:
-                out.append((native.Ping(received=self._acknowledge()), ()))
-            if ping_due:
-                self._ping_at = now + self._heartbeat_s
+        overdue = self._unacked_results >= ACK_RESULTS or self._unacked_bytes >= ACK_BYTES
+        if self.liveness.ping_due(now) or (overdue and self._ackable() > self._told):
+            out.append((native.Ping(received=self._acknowledge()), ()))
         return out
 
     def _greeting(self) -> native.Hello:
@@ -302,7 +295,7 @@ class Session(Generic[H]):
         """Handle one message as it came from the socket. Raises WireError."""
         message = native.decode_to_client(parts[0])
         handler = _HANDLERS[type(message)]
-        self._heard_at = now
+        self.liveness.heard(now)
         news: News[H] = News()
         handler(self, message, parts[1:], news)
         if type(message) is native.Results:
@@ -318,7 +311,7 @@ class Session(Generic[H]):
         again = self.number != 0
         self._welcomed = news.welcomed = True
         self._credit = message.credit
-        self._heartbeat_s = message.heartbeat_s
+        self.liveness.heartbeat_s = message.heartbeat_s
         self.max_message_bytes = message.max_message_bytes
         self.pythons = message.pythons
         if again and message.resumed:
@@ -337,7 +330,7 @@ class Session(Generic[H]):
         self._unaccepted = deque(self._again)
         self._cancels_due = [counter for counter in self._cancelled if counter <= self._last_sent_counter]
         self._messages_due.extend(query for query in self._queries.values() if query not in self._messages_due)
-        self._ping_at = None
+        self.liveness.ping_at = None
 
     def _rest_of(self, sent: _Sent) -> _Sent:
         """Without those of its tasks that were accepted."""
@@ -440,7 +433,7 @@ class Session(Generic[H]):
             if not function.kept and function.submitted == function.ended:
                 self._functions.unneeded.append(function)
 
-    # ---- acknowledgements and liveness ------------------------------------------------------------------------------
+    # ---- acknowledgements, connections ------------------------------------------------------------------------------
 
     def _ackable(self) -> int:
         """The highest seq that may be acknowledged."""
@@ -461,35 +454,10 @@ class Session(Generic[H]):
         """Whether the scheduler has answered our (last) hello."""
         return self._welcomed
 
-    @property
-    def heartbeat_s(self) -> float:
-        return self._heartbeat_s
-
-    def quiet_s(self, now: float) -> float:
-        """For how long nothing was heard."""
-        return 0.0 if self._heard_at is None else now - self._heard_at
-
-    def silent(self, now: float) -> bool:
-        """Whether nothing was heard for too long, so that the face should open another connection and `rejoin`.
-
-        To be asked at least once a heartbeat: after a longer pause of our own the scheduler gets one more period.
-        """
-        if self._looked_at is not None and now - self._looked_at > 2 * self._heartbeat_s:
-            allowance = now - (SILENT_PERIODS - 1) * self._heartbeat_s
-            self._heard_at = max(self._heard_at or now, allowance)
-        self._looked_at = now
-        if self._heard_at is None:
-            self._heard_at = now
-        return now - self._heard_at > SILENT_PERIODS * self._heartbeat_s
-
     def opened(self, now: float) -> None:
         """The face has opened a new connection: the scheduler gets its time to answer on it."""
-        self._heard_at = now
+        self.liveness.heard(now)
         self.rejoin()
-
-    def next_ping_at(self) -> float | None:
-        """When `outgoing` should be asked for a heartbeat; None: now."""
-        return self._ping_at
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {

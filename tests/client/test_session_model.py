@@ -1,0 +1,173 @@
+"""Random walks of a session against a model of the scheduler, over connections that break at any moment.
+
+Whatever is lost on the way: every task runs once and ends once, in order of submission, within the credit, and no
+result that a task under way needs is forgotten before that task was accepted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_sched.client.functions import Function, Functions
+from trio_sched.client.session import Session
+from trio_sched.wire import native
+from trio_sched.wire.native import Call, TaskEnd
+
+CREDIT = 3
+
+
+class Handle:
+    def __init__(self, function: Function) -> None:
+        self.function: Function | None = function
+
+
+class Scheduler:
+    """The other side, as the wire's documentation tells it: one session, results kept until they are acknowledged."""
+
+    def __init__(self) -> None:
+        self.accepted: list[int] = []
+        self.running: list[int] = []
+        self.results: dict[int, list[int]] = {}
+        """seq -> the tasks whose ends it carries, until acknowledged."""
+        self.seq = 0
+        self.functions: set[bytes] = set()
+        self.forgotten: set[int] = set()
+        self.greeted = False
+
+    def handle(self, message: Any) -> list[Any]:
+        """The answers to one message."""
+        if isinstance(message, native.Hello):
+            again, self.greeted = message.session == 3, True
+            self.acknowledge(message.received)
+            welcome = native.Welcome(3, "s", "i", resumed=again, accepted=len(self.accepted), credit=CREDIT)
+            return [welcome, *(self.message(seq) for seq in self.results)]
+        if not self.greeted:
+            return [native.Error("unknown_peer", "say hello")]
+        if isinstance(message, native.Submit):
+            self.acknowledge(message.received)
+            self.functions |= set(message.functions)
+            for call in message.tasks:
+                self.accept(call)
+            self.functions -= set(message.drop)
+            return [native.Accepted(len(self.accepted))]
+        if isinstance(message, native.Ping):
+            self.acknowledge(message.received)
+            return [native.Pong(accepted=len(self.accepted))]
+        return []
+
+    def accept(self, call: Call) -> None:
+        assert call.id > max(self.accepted, default=0), "repeated, or out of order"
+        assert call.fn in self.functions, "a function that was never sent"
+        for needed in call.options.inputs if call.options else []:
+            assert needed in self.accepted
+            assert needed not in self.forgotten, "an input that was acknowledged too early"
+        self.accepted.append(call.id)
+        self.running.append(call.id)
+
+    def acknowledge(self, received: int) -> None:
+        for seq in [seq for seq in self.results if seq <= received]:
+            self.forgotten |= set(self.results.pop(seq))
+
+    def finish(self, count: int) -> list[Any]:
+        done, self.running = self.running[:count], self.running[count:]
+        if not done:
+            return []
+        self.seq += 1
+        self.results[self.seq] = done
+        return [self.message(self.seq)]
+
+    def message(self, seq: int) -> native.Results:
+        ends = [TaskEnd(3 << 32 | task) for task in self.results[seq]]
+        return native.Results(seq, ends, accepted=len(self.accepted))
+
+
+class World:
+    """A session, a scheduler, and what is on its way between them."""
+
+    def __init__(self) -> None:
+        self.session: Session[Handle] = Session(native.Hello(role="client"), Functions())
+        self.functions = self.session._functions
+        self.scheduler = Scheduler()
+        self.now = 0.0
+        self.to_scheduler: deque[Any] = deque()
+        self.to_client: deque[Any] = deque()
+        self.handles: list[Handle] = []
+        self.ended: list[Handle] = []
+
+    def submit(self, choice: int) -> None:
+        handle = Handle(self.functions.named(b"f%d" % (choice % 3)))
+        assert handle.function is not None
+        unfinished = list(self.session.tasks)
+        inputs = [unfinished[choice % len(unfinished)]] if unfinished and choice % 2 else []
+        call = Call(0, fn=handle.function.digest, options=native.Options(inputs=inputs))
+        assert self.session.submit(handle, call, (), inputs) is not None
+        self.handles.append(handle)
+
+    def send(self) -> None:
+        self.now += 1.0
+        self.to_scheduler.extend(message for message, _ in self.session.outgoing(self.now))
+        under_way = self.session.sent - self.session._accepted
+        assert under_way <= CREDIT
+
+    def carry(self, count: int) -> None:
+        """Deliver some messages each way."""
+        for _ in range(min(count, len(self.to_scheduler))):
+            message = native.decode_from_peer(native.encode(self.to_scheduler.popleft()))
+            self.to_client.extend(self.scheduler.handle(message))
+        for _ in range(min(count, len(self.to_client))):
+            news = self.session.receive([native.encode(self.to_client.popleft())], self.now)
+            assert not news.lost
+            assert not news.rejected
+            self.ended += [handle for handle, _ in news.ended]
+            if news.rejoin:
+                self.broken()
+
+    def broken(self) -> None:
+        """The connection is lost with everything on it."""
+        self.to_scheduler.clear()
+        self.to_client.clear()
+        self.scheduler.greeted = False
+        self.session.opened(self.now)
+
+    def step(self, action: str, number: int) -> None:
+        if action == "submit":
+            self.submit(number)
+        elif action == "send":
+            self.send()
+        elif action == "carry":
+            self.carry(number)
+        elif action == "finish":
+            messages = self.scheduler.finish(number)
+            self.to_client.extend(messages if self.scheduler.greeted else [])
+        else:
+            self.broken()
+
+    def settle(self) -> None:
+        """Without further mishaps everything comes to its end."""
+        for _ in range(20 + 4 * len(self.handles)):
+            self.send()
+            self.carry(1000)
+            self.step("finish", 1000)
+
+
+ACTIONS = st.sampled_from(["submit", "submit", "send", "send", "carry", "carry", "finish", "break"])
+
+
+@given(st.lists(st.tuples(ACTIONS, st.integers(1, 12)), max_size=80))
+def test_nothing_is_lost_and_nothing_runs_twice(steps: list[tuple[str, int]]) -> None:
+    world = World()
+    for action, number in steps:
+        world.step(action, number)
+    world.settle()
+    assert world.ended == sorted(world.ended, key=world.handles.index)
+    assert world.ended == world.handles
+    assert not world.session.tasks
+    assert not world.session.unsent
+    world.now += 10.0
+    world.send()
+    world.carry(1000)
+    assert not world.scheduler.results, "everything is acknowledged in the end"
