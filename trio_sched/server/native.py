@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import trio
@@ -84,6 +85,7 @@ class NativeFront:
                 while True:  # the pump
                     self.take(await socket.receive(), hub, trio.current_time())
         finally:
+            _remove_socket_file(socket.address)
             socket.close()
 
     def listen(self, hub: Hub) -> RouterSocket:
@@ -128,3 +130,9 @@ class NativeFront:
         """It has none any more."""
         if self._links.get(link.routing_id) is link:
             del self._links[link.routing_id]
+
+
+def _remove_socket_file(address: str) -> None:
+    """libzmq leaves the file of a local socket behind. Before the close: afterwards it could be a successor's."""
+    if address.startswith("ipc://"):
+        Path(address.removeprefix("ipc://")).unlink(missing_ok=True)

@@ -301,12 +301,11 @@ class Outbox:
     def _send_calls(self, engine: EngineSession) -> None:
         window = self._config.window_bytes
         while engine.calls and engine.unanswered_bytes < window:
-            batch, engine.calls = engine.calls[:CALLS_PER_MESSAGE], engine.calls[CALLS_PER_MESSAGE:]
             calls: list[Call] = []
             frames: list[Frame] = []
             functions: dict[bytes, bytes] = {}
             places: dict[int, Place] = {}
-            for call, attached in batch:
+            for call, attached in engine.calls[:CALLS_PER_MESSAGE]:
                 size = CALL_OVERHEAD_BYTES + len(call.body)
                 if attached:
                     frames += attached
@@ -319,6 +318,9 @@ class Outbox:
                 client = call.id >> SESSION_SHIFT
                 if client not in engine.places:
                     self._add_place(engine, client, places)
+                if engine.unanswered_bytes >= window:
+                    break
+            del engine.calls[: len(calls)]
             drops, engine.drops = engine.drops, []
             message = Assign(calls, functions, drops, places, self._ack(engine))
             if not self._send(engine, message, tuple(frames)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import anyio
 import trio
 
 from trio_sched.core.events import SESSION_SHIFT
@@ -55,6 +56,8 @@ class FakePeer:
         """Everything that came, decoded, in order."""
         self._unread: list[tuple[Any, Sequence[Frame]]] = []
         self._news = trio.Event()
+        self.closed = trio.Event()
+        """Set when the scheduler has closed the connection for good (the in-memory transport tells)."""
 
     @property
     def number(self) -> int:
@@ -110,24 +113,31 @@ class FakePeer:
             self.notice(message, frames[1:])
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """The task: hears and beats, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._beat)
-            task_status.started()
-            while True:
-                dealer = self.dealer
-                try:
-                    self.take(await dealer.receive())
-                except trio.ClosedResourceError:
-                    if self.dealer is dealer:  # for good
-                        nursery.cancel_scope.cancel()
-                        return
-                self._news.set()
+        """The task: hears and beats, until cancelled. The connection is closed then."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._beat)
+                task_status.started()
+                await self._listen()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.dealer.close()
+
+    async def _listen(self) -> None:
+        while True:
+            dealer = self.dealer
+            try:
+                self.take(await dealer.receive())
+            except (trio.ClosedResourceError, anyio.ClosedResourceError):
+                if self.dealer is dealer:  # for good
+                    self.closed.set()
+                    return
+            self._news.set()
 
     async def _beat(self) -> None:
         while True:
             await trio.sleep(self.welcome.heartbeat_s)
-            if self.beating and self.number:
+            if self.beating and self.number and not self.closed.is_set():
                 self.say(self.ping())
 
     def ping(self) -> native.Ping:

@@ -41,7 +41,8 @@ class World:
     def __init__(self, running: Running, network: MemoryNetwork, nursery: trio.Nursery) -> None:
         self.running = running
         self.network = network
-        self._nursery = nursery
+        self.nursery = nursery
+        """Where the peers run."""
 
     @property
     def server(self) -> Server:
@@ -64,11 +65,11 @@ class World:
     async def stranger(self, token: str = "") -> FakeClient:
         """A peer that is connected and has not said anything."""
         peer = FakeClient(self.connect, token)
-        await self._nursery.start(peer.run)
+        await self.nursery.start(peer.run)
         return peer
 
     async def _joined(self, peer: P) -> P:
-        await self._nursery.start(peer.run)
+        await self.nursery.start(peer.run)
         await peer.join()
         return peer
 

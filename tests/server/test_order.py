@@ -1,0 +1,72 @@
+"""R31: what an engine sent before it left is handled before its leaving; results and comings go before submissions."""
+
+from __future__ import annotations
+
+import trio
+
+from trio_sched.server.hub import Inbox
+from trio_sched.testing import open_world, run_virtual
+
+
+def test_r31_what_an_engine_sent_before_its_bye_counts() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            task = await client.submit("x")
+            call = await engine.next_call()
+            engine.end_ok(call)
+            engine.leave()
+            assert (await client.end_of(task)).outcome == "ok"
+
+    run_virtual(main)
+
+
+def test_r31_what_an_engine_sent_before_its_death_counts() -> None:
+    """Many times, because Trio runs the readers in random order."""
+
+    async def main() -> None:
+        async with open_world() as world:
+            client, nanny = await world.client(), await world.nanny()
+            for _ in range(40):
+                engine = await world.engine(nanny=nanny.number)
+                task = await client.submit("x")
+                engine.end_ok(await engine.next_call())
+                nanny.report_death(engine)
+                end = await client.end_of(task)
+                assert (end.outcome, end.engine) == ("ok", engine.number)
+
+    run_virtual(main)
+
+
+def test_r31_the_inbox_gives_results_then_notifications_then_a_slice_of_submissions() -> None:
+    async def main() -> None:
+        inbox = Inbox(slice_=3)
+        inbox.add_submissions(list("abcde"))  # type: ignore[arg-type]  # the inbox does not look at events
+        inbox.add_notifications(["joined"])  # type: ignore[list-item]
+        inbox.add_results(["result"])  # type: ignore[list-item]
+        inbox.add_submissions(["f"])  # type: ignore[list-item]
+        await inbox.wait()
+        assert inbox.take() == ["result", "joined", "a", "b", "c"]
+        inbox.add_results(["urgent"])  # type: ignore[list-item]
+        await inbox.wait()
+        assert inbox.take() == ["urgent", "d", "e", "f"]
+        with trio.move_on_after(1) as nothing_more:
+            await inbox.wait()
+        assert nothing_more.cancelled_caught
+
+    run_virtual(main)
+
+
+def test_r31_a_flood_of_submissions_does_not_keep_results_waiting() -> None:
+    async def main() -> None:
+        async with open_world(submissions_per_turn=10, hwm=1) as world:
+            flood, client = await world.client(), await world.client()
+            engine = await world.engine()
+            task = await client.submit("x")
+            call = await engine.next_call()
+            await flood.submit(*(str(n) for n in range(5000)))
+            await engine.finish(call)
+            await client.end_of(task)
+            assert world.server.sessions.clients[flood.number].accepted < 5000
+
+    run_virtual(main)

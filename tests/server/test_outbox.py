@@ -1,0 +1,222 @@
+"""The outbox: gathering, credit, windows, and slow peers that delay nobody else."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from trio_sched.testing import open_world, run_virtual
+from trio_sched.wire import native
+
+
+def test_a_result_that_nothing_follows_goes_out_at_once() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine(eager=True)
+            assert engine.number
+            began = trio.current_time()
+            for _ in range(100):
+                await client.end_of(await client.submit("x"))
+            assert trio.current_time() == began  # virtual time: nothing waited for a clock
+
+    run_virtual(main)
+
+
+def test_results_are_gathered_for_a_millisecond_when_the_line_is_busy() -> None:
+    async def main() -> None:
+        async with open_world(hwm=0) as world:
+            client, engine = await world.client(), await world.engine()
+            await client.submit(*(str(n) for n in range(10)))
+            calls = [await engine.next_call() for _ in range(10)]
+            await engine.finish(calls[0])
+            await client.end_of(calls[0].id)  # the line was quiet: at once
+            began = trio.current_time()
+            for call in calls[1:5]:
+                await engine.finish(call)
+                await world.settle()
+            await client.end_of(calls[4].id)
+            assert trio.current_time() - began == pytest.approx(0.001, rel=0.01)
+            assert [len(message.results) for message in client.unheard(native.Results)] == [1, 4]
+
+    run_virtual(main)
+
+
+def test_credit_comes_back_with_results_and_by_itself() -> None:
+    async def main() -> None:
+        async with open_world(credit=80, hwm=0) as world:
+            client = await world.client()
+            assert client.welcome.credit == 80
+            await client.submit(*"abcdefghij")  # an eighth
+            assert (await client.hear(native.Accepted)).accepted == 10
+            began = trio.current_time()
+            await client.submit("k")
+            assert (await client.hear(native.Accepted)).accepted == 11
+            assert trio.current_time() - began == pytest.approx(0.02, rel=0.01)
+            await world.engine(eager=True)
+            assert (await client.hear(native.Results)).accepted == 11
+            assert (await client.hear(native.Pong)).accepted == 11
+
+    run_virtual(main)
+
+
+def test_a_client_s_window_holds_back_its_results_and_nobody_else_s() -> None:
+    async def main() -> None:
+        async with open_world(window_bytes=4096) as world:
+            slow, quick = await world.client(), await world.client()
+            await world.engine(eager=True)
+            slow.acknowledging = False
+            tasks = []
+            for _ in range(20):
+                tasks.append(await slow.submit(b"x" * 1000))
+                await world.settle()
+            assert len(slow.ends) == 4
+            assert (await quick.end_of(await quick.submit("y"))).outcome == "ok"
+            slow.acknowledging = True
+            slow.say(slow.ping())
+            for task in tasks:
+                await slow.end_of(task, timeout_s=60)
+            assert len(slow.deliveries) == 20
+
+    run_virtual(main)
+
+
+def test_an_engine_s_window_holds_back_calls_until_it_answers() -> None:
+    async def main() -> None:
+        async with open_world(window_bytes=4096, hwm=0) as world:
+            client, engine = await world.client(), await world.engine()
+            tasks = [await client.submit(b"x" * 2000) for _ in range(6)]
+            await world.settle()
+            assert len(engine.queued()) == 2
+            for _ in tasks:
+                await engine.finish(await engine.next_call())
+            for task in tasks:
+                assert (await client.end_of(task)).outcome == "ok"
+
+    run_virtual(main)
+
+
+def test_a_call_that_waits_for_the_window_is_recalled_without_asking_the_engine() -> None:
+    async def main() -> None:
+        async with open_world(window_bytes=1024, hwm=0) as world:
+            client, engine = await world.client(), await world.engine()
+            await client.submit(b"x" * 2000)
+            held = await client.submit(b"y")
+            await world.settle()
+            assert len(engine.queued()) == 1
+            client.say(native.Cancel([held]))
+            assert (await client.end_of(held)).outcome == "cancelled"
+            assert engine.recalled == []
+
+    run_virtual(main)
+
+
+def test_many_results_travel_in_messages_of_bounded_size() -> None:
+    async def main() -> None:
+        async with open_world(hwm=0) as world:
+            client, engine = await world.client(), await world.engine()
+            task = await client.submit(*(str(n) for n in range(600)))
+            await world.settle()
+            ends = [native.TaskEnd(call, "ok", attempt=1) for call in engine.queued()]
+            engine.say(native.Finished(ends))
+            await client.end_of(task)
+            assert [len(message.results) for message in client.unheard(native.Results)] == [256, 256, 88]
+
+    run_virtual(main)
+
+
+def test_large_frames_close_a_message() -> None:
+    async def main() -> None:
+        async with open_world(hwm=0) as world:
+            client, engine = await world.client(), await world.engine()
+            task = await client.submit("a", "b", "c")
+            calls = [await engine.next_call() for _ in range(3)]
+            big = bytes(5 << 20)
+            ends = [native.TaskEnd(call.id, "ok", b"", 1, attempt=1) for call in calls]
+            engine.say(native.Finished(ends), [big, big, b"small"])
+            await client.end_of(task)
+            assert [len(message.results) for message in client.unheard(native.Results)] == [1, 1, 1]
+            assert bytes(client.frames[task][0]) == b"small"
+
+    run_virtual(main)
+
+
+def test_one_message_carries_a_whole_turn() -> None:
+    async def main() -> None:
+        async with open_world(hwm=0) as world:
+            client, engine = await world.client(), await world.engine()
+            await client.submit(*(str(n) for n in range(100)))
+            await world.settle()
+            assert [len(message.tasks) for message in engine.unheard(native.Assign)] == [100]
+
+    run_virtual(main)
+
+
+def test_r28_nothing_is_made_while_nobody_listens() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            await world.engine(eager=True)
+            await client.end_of(await client.submit("x"))
+            assert not world.server.scheduler.monitored
+            client.say(native.Watch())
+            await world.settle()
+            assert world.server.scheduler.monitored
+            client.say(native.Watch(False))
+            await world.settle()
+            assert not world.server.scheduler.monitored
+            await client.end_of(await client.submit("y"))
+            assert client.unheard(native.Events) == []
+
+    run_virtual(main)
+
+
+def test_r28_monitors_hear_what_happens() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, monitor = await world.client(), await world.client()
+            monitor.say(native.Watch())
+            await world.settle()
+            engine = await world.engine(eager=True)
+            task = await client.submit("x")
+            await client.end_of(task)
+            await world.settle()
+            happened = [one for message in monitor.unheard(native.Events) for one in message.events]
+            assert [(one.what, one.task, one.engine, one.outcome) for one in happened] == [
+                ("engine_joined", None, engine.number, None),
+                ("submitted", task, None, None),
+                ("assigned", task, engine.number, None),
+                ("finished", task, engine.number, "ok"),
+            ]
+
+    run_virtual(main)
+
+
+def test_r28_a_monitor_that_leaves_is_not_told_any_more() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            monitor = await world.client()
+            monitor.say(native.Watch())
+            monitor.leave()
+            await world.settle()
+            assert not world.server.scheduler.monitored
+
+    run_virtual(main)
+
+
+def test_r28_a_monitor_that_does_not_keep_up_misses_events() -> None:
+    async def main() -> None:
+        async with open_world(window_bytes=1024, heartbeat_s=100.0) as world:
+            client, monitor = await world.client(), await world.client()
+            monitor.say(native.Watch())
+            await world.engine(eager=True)
+            for _ in range(50):
+                await client.end_of(await client.submit("x"))
+            missed = world.server.hub.counters["events_missed"]
+            assert missed > 50
+            await trio.sleep(1)
+            monitor.say(monitor.ping())
+            await client.end_of(await client.submit("y"))
+            await world.settle()
+            assert world.server.hub.counters["events_missed"] == missed
+
+    run_virtual(main)

@@ -1,0 +1,182 @@
+"""R29 and R30: an orderly end, from wherever it is asked for; a scheduler inside somebody's Trio program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from trio_sched.errors import AddressInUseError
+from trio_sched.server.config import Config
+from trio_sched.server.native import NativeFront
+from trio_sched.server.serve import serve
+from trio_sched.testing import FakeClient, MemoryNetwork, open_world, run_virtual
+from trio_sched.wire import native
+
+
+def files_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_r29_running_tasks_end_others_are_recalled_new_ones_refused() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            running, waiting = await client.submit("x"), await client.submit("y")
+            call = await engine.next_call()
+            await world.settle()
+            world.running.stop("enough")
+            for peer in (client, engine):
+                assert (await peer.hear(native.Closing)).reason == "enough"
+            assert engine.recalled == [waiting]
+            late = await client.submit("z")
+            assert (await client.hear(native.Refused)).id == late
+            engine.give_back(waiting)
+            await trio.sleep(5)
+            await engine.finish(call, "in time")
+            assert (await client.end_of(running)).body == b"in time"
+            await client.closed.wait()
+
+    run_virtual(main)
+
+
+def test_r29_what_does_not_end_in_time_is_left_behind() -> None:
+    async def main() -> None:
+        async with open_world(shutdown_grace_s=10.0) as world:
+            client, engine = await world.client(), await world.engine()
+            await client.submit("x")
+            await engine.next_call()
+            began = trio.current_time()
+            world.running.stop()
+            await client.closed.wait()
+            assert trio.current_time() - began == pytest.approx(10.0, abs=0.01)
+
+    run_virtual(main)
+
+
+def test_r29_without_work_it_is_over_at_once() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            began = trio.current_time()
+            client.say(native.Stop("by request"))
+            assert (await client.hear(native.Closing)).reason == "by request"
+            await client.closed.wait()
+            assert trio.current_time() == began
+
+    run_virtual(main)
+
+
+def test_r29_nobody_joins_a_scheduler_that_shuts_down() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            await client.submit("x")
+            call = await engine.next_call()
+            world.running.stop()
+            await world.settle()
+            stranger = await world.stranger()
+            stranger.say(native.Hello(role="engine", token=world.running.engine_connection.token))
+            assert (await stranger.hear(native.Error)).kind == "closing"
+            await engine.finish(call)
+            await client.closed.wait()
+
+    run_virtual(main)
+
+
+def test_r29_an_engine_hears_that_its_last_results_arrived() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            await client.submit("x")
+            call = await engine.next_call()
+            world.running.stop()
+            await world.settle()
+            await engine.finish(call)
+            await engine.closed.wait()
+            assert engine.acked == 1
+
+    run_virtual(main)
+
+
+def test_r30_connection_files_are_there_as_long_as_it_runs(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    config = Config(name="lab", runtime_dir=str(tmp_path))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            running = await nursery.start(serve, config, [NativeFront(config, MemoryNetwork().open_router)])
+            assert files_in(tmp_path) == ["lab-client.json", "lab-engine.json"]
+            assert running.connection.token != running.engine_connection.token
+            assert running.status()["name"] == "lab"
+            running.stop()
+        assert files_in(tmp_path) == []
+
+    run_virtual(main)
+
+
+def test_r30_cancelling_tells_peers_and_leaves_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+
+    network = MemoryNetwork()
+    config = Config(runtime_dir=str(tmp_path))
+
+    async def main() -> None:
+        async with trio.open_nursery() as peers:
+            async with trio.open_nursery() as nursery:
+                running = await nursery.start(serve, config, [NativeFront(config, network.open_router)])
+                connection = running.connection
+                client = FakeClient(lambda: network.connect(connection.address), connection.token)
+                await peers.start(client.run)
+                await client.join()
+                nursery.cancel_scope.cancel()
+            assert "cancelled" in (await client.hear(native.Closing)).reason
+        assert files_in(tmp_path) == []
+
+    run_virtual(main)
+
+
+def test_r30_two_schedulers_in_one_program() -> None:
+    async def main() -> None:
+        async with open_world(name="one") as one, open_world(name="two") as two:
+            for world in (one, two):
+                client = await world.client()
+                await world.engine(eager=True)
+                assert (await client.end_of(await client.submit("x"))).outcome == "ok"
+
+    run_virtual(main)
+
+
+def test_r30_an_address_in_use_is_said_plainly(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    network = MemoryNetwork()
+    config = Config(runtime_dir=str(tmp_path))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, config, [NativeFront(config, network.open_router)])
+            with pytest.raises(AddressInUseError):
+                await serve(config, [NativeFront(config, network.open_router)])
+            nursery.cancel_scope.cancel()
+
+    run_virtual(main)
+
+
+def test_a_front_that_fails_ends_the_scheduler(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+
+    class Broken(NativeFront):
+        def take(self, *arguments: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+    async def main() -> None:
+        network = MemoryNetwork()
+        config = Config(runtime_dir=str(tmp_path))
+        with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+            async with trio.open_nursery() as nursery:
+                running = await nursery.start(serve, config, [Broken(config, network.open_router)])
+                network.connect(running.addresses["native"]).send([b"anything"])
+        assert files_in(tmp_path) == []
+
+    run_virtual(main)

@@ -1,0 +1,257 @@
+"""The life of one task: submit -> assign -> finish -> deliver, with all that travels along."""
+
+from __future__ import annotations
+
+from trio_sched.testing import open_world, run_virtual
+from trio_sched.wire import native
+from trio_sched.wire.payload import digest
+
+
+def test_a_task_goes_out_and_its_result_comes_back() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            task = await client.submit("hello")
+            call = await engine.next_call()
+            assert (call.id, call.body, call.attempt) == (task, b"hello", 1)
+            await engine.finish(call, "world")
+            end = await client.end_of(task)
+            assert (end.outcome, end.body, end.engine) == ("ok", b"world", engine.number)
+
+    run_virtual(main)
+
+
+def test_options_stay_here_and_resources_go_along() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine(resources={"gpu": 2.0})
+            await client.submit("x", resources={"gpu": 1.0}, priority=3, label="fit")
+            call = await engine.next_call()
+            assert call.options is None
+            assert call.resources == {"gpu": 1.0}
+
+    run_virtual(main)
+
+
+def test_a_function_travels_once_to_each_engine() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            one = await world.engine(eager=True)
+            for _ in range(2):
+                await client.end_of(await client.submit("x", fn=b"the function"))
+            two = await world.engine(eager=True)
+            await client.end_of(await client.submit("x", fn=b"the function"))
+            await world.settle()
+            sent = [message.functions for message in one.heard + two.heard if isinstance(message, native.Assign)]
+            assert [functions for functions in sent if functions] == [{digest(b"the function"): b"the function"}] * 2
+
+    run_virtual(main)
+
+
+def test_a_dropped_function_is_dropped_on_the_engines_with_their_next_calls() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine(eager=True)
+            await client.end_of(await client.submit("x", fn=b"f"))
+            client.say(native.Submit([], drop=[digest(b"f")]))
+            await client.end_of(await client.submit("y"))
+            assert engine.functions == {}
+
+    run_virtual(main)
+
+
+def test_a_function_held_by_another_session_is_kept() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            one, two = await world.client(), await world.client()
+            engine = await world.engine(eager=True)
+            for client in (one, two):
+                await client.end_of(await client.submit("x", fn=b"f"))
+            one.say(native.Submit([], drop=[digest(b"f")]))
+            await two.end_of(await two.submit("y", fn=b"f"))
+            assert digest(b"f") in engine.functions
+
+    run_virtual(main)
+
+
+def test_a_departed_client_s_functions_last_as_long_as_its_tasks() -> None:
+    async def main() -> None:
+        async with open_world(hwm=1) as world:
+            client = await world.client()
+            await client.submit("x", "y", fn=b"f")
+            client.leave()
+            await world.settle()
+            engine = await world.engine()
+            await engine.finish(await engine.next_call())
+            call = await engine.next_call()
+            assert engine.functions == {digest(b"f"): b"f"}
+            await engine.finish(call)
+            other = await world.client()
+            for _ in range(10):  # beyond a round of the auditor
+                await other.hear(native.Pong)
+            await other.submit("z")
+            await engine.next_call()
+            assert engine.functions == {}
+
+    run_virtual(main)
+
+
+def test_a_client_s_place_goes_along_once() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client(cwd="/home/me", path=["/home/me/lib"])
+            engine = await world.engine(eager=True)
+            await client.end_of(await client.submit("x"))
+            assert engine.places == {client.number: native.Place("/home/me", ["/home/me/lib"])}
+            await client.end_of(await client.submit("y"))
+            assigns = engine.unheard(native.Assign)
+            assert [len(assign.places) for assign in assigns] == [1, 0]
+
+    run_virtual(main)
+
+
+def test_a_client_that_returns_from_elsewhere_is_placed_anew() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client(cwd="/old")
+            engine = await world.engine(eager=True)
+            await client.end_of(await client.submit("x"))
+            client._hello.cwd = "/new"
+            await client.rejoin()
+            await client.end_of(await client.submit("y"))
+            assert engine.places[client.number].cwd == "/new"
+
+    run_virtual(main)
+
+
+def test_frames_travel_with_their_records() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            one, two = client.calls("a", "b")
+            one.frames, two.frames = 2, 1
+            client.say(native.Submit([one, two]), [b"1", b"22", b"333"])
+            first, second = await engine.next_call(), await engine.next_call()
+            assert (first.frames, second.frames) == (2, 1)
+            await engine.finish(first, "A", [b"big"])
+            end = await client.end_of(first.id)
+            assert (end.frames, list(client.frames[first.id])) == (1, [b"big"])
+
+    run_virtual(main)
+
+
+def test_r09_inputs_come_with_the_call_behind_its_own_frames() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            a = await client.submit("a")
+            b = await client.submit("b")
+            await engine.finish(await engine.next_call(), "value a", [b"frame of a"])
+            await engine.finish(await engine.next_call(), "value b")
+            call = client.calls("c", inputs=[a, b])[0]
+            call.frames = 1
+            client.say(native.Submit([call]), [b"own"])
+            given = await engine.next_call()
+            assert given.frames == 2
+            assert given.inputs == [native.Value(b"value a", 1), native.Value(b"value b")]
+
+    run_virtual(main)
+
+
+def test_errors_come_back_as_the_engine_sent_them() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            task = await client.submit("x")
+            await engine.fail(await engine.next_call(), "no such file")
+            end = await client.end_of(task)
+            assert end.outcome == "error"
+            assert end.error == native.RemoteError("ValueError", "no such file")
+
+    run_virtual(main)
+
+
+def test_what_the_scheduler_ends_names_its_error() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            task = await client.submit("x", targets=[999])
+            end = await client.end_of(task)
+            assert (end.outcome, end.engine) == ("unreachable", -1)
+            assert end.error is not None
+            assert end.error.name == "ImpossibleDependency"
+
+    run_virtual(main)
+
+
+def test_r19_an_engine_that_declines_is_not_asked_again() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            first = await world.engine()
+            task = await client.submit("x")
+            other = await world.engine()
+            await first.decline(await first.next_call())
+            await other.finish(await other.next_call(), "done")
+            assert (await client.end_of(task)).engine == other.number
+
+    run_virtual(main)
+
+
+def test_r23_cancelling_a_running_task_recalls_it() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            task = await client.submit("x")
+            call = await engine.next_call()
+            client.say(native.Cancel([task & native.COUNTER_MASK]))
+            await world.settle()
+            assert engine.recalled == [task]
+            await engine.finish(call, "too late")
+            end = await client.end_of(task)
+            assert end.outcome == "cancelled"
+
+    run_virtual(main)
+
+
+def test_r23_a_full_id_lets_an_operator_cancel_another_s_task() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, operator = await world.client(), await world.client()
+            task = await client.submit("x")
+            operator.say(native.Cancel([task]))
+            assert (await client.end_of(task)).outcome == "cancelled"
+
+    run_virtual(main)
+
+
+def test_views_are_answered_in_their_turn() -> None:
+    async def main() -> None:
+        async with open_world(name="lab") as world:
+            client, engine = await world.client(name="me"), await world.engine()
+            task = await client.submit("x")
+            status = await client.ask("status")
+            assert status["name"] == "lab"
+            assert status["tasks"]["assigned"] == 1
+            assert status["clients"][0]["name"] == "me"
+            assert (await client.ask("engines"))[0]["engine"] == engine.number
+            assert "should be running" in await client.ask("explain", task)
+            assert (await client.ask("story", task))[0][1] == "accepted"
+            assert "there is no view 'weather'" in await client.ask("weather")
+
+    run_virtual(main)
+
+
+def test_clients_hear_which_engines_are_here() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            engine = await world.engine(python="3.12.1")
+            assert await client.hear(native.Engines) == native.Engines(["3.12.1"], 1)
+            engine.leave()
+            assert await client.hear(native.Engines) == native.Engines([], 0)
+            late = await world.client()
+            assert late.welcome.pythons == []
+
+    run_virtual(main)

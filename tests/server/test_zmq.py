@@ -1,0 +1,154 @@
+"""The same over real sockets: ipc and tcp with CURVE, real time, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from trio_sched.errors import AddressInUseError
+from trio_sched.server.config import Config
+from trio_sched.server.serve import Running, serve, stop_on_signals
+from trio_sched.testing import FakeClient, FakeEngine
+from trio_sched.transport.connection import Connection, find
+from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.wire import native
+
+
+@pytest.fixture
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private directory with a short name: it will hold a socket."""
+    path = tmp_path_factory.mktemp("z")
+    path.chmod(0o700)
+    return path
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Running]:
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            server: Running = await nursery.start(serve, config)
+            yield server
+            server.stop("the test is over")
+
+
+async def joined(nursery: trio.Nursery, kind: Any, connection: Connection, **more: Any) -> Any:
+    peer = kind(lambda: ZmqSocket.dealer(connection), connection.token, **more)
+    await nursery.start(peer.run)
+    await peer.join()
+    return peer
+
+
+@pytest.mark.parametrize("address", ["", "tcp://127.0.0.1:0"])
+def test_tasks_go_out_and_results_come_back(directory: Path, address: str) -> None:
+    async def main() -> None:
+        async with running(Config(runtime_dir=str(directory), address=address)) as server, trio.open_nursery() as peers:
+            client = await joined(peers, FakeClient, server.connection)
+            await joined(peers, FakeEngine, server.engine_connection, eager=True)
+            big = bytes(1 << 20)
+            call = client.calls("")[0]
+            call.frames = 1
+            client.say(native.Submit([call]), [big])
+            for _ in range(5):
+                await client.submit(*(str(n) for n in range(200)))
+            last = await client.submit("last")
+            assert (await client.end_of(last)).body == b"last"
+            for counter in range(1, 1003):
+                assert (await client.end_of(client.full(counter))).outcome == "ok"
+            assert len(client.deliveries) == 1002
+            peers.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_over_tcp_each_role_has_keys_of_its_own(directory: Path) -> None:
+    async def main() -> None:
+        async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
+            keys = {server.connection.secret_key, server.engine_connection.secret_key, ""}
+            assert len(keys) == 3
+            assert not server.addresses["native"].endswith(":0")
+
+    trio.run(main)
+
+
+def test_a_client_finds_it_by_name(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIO_SCHED_RUNTIME_DIR", str(directory))
+
+    async def main() -> None:
+        async with running(Config(name="lab")) as server:
+            assert find("lab", "client") == server.connection
+            assert find("lab", "engine") == server.engine_connection
+
+    trio.run(main)
+
+
+def test_a_second_scheduler_of_that_name_is_told_so(directory: Path) -> None:
+    async def main() -> None:
+        config = Config(runtime_dir=str(directory))
+        async with running(config):
+            with pytest.raises(AddressInUseError, match="choose another name"):
+                await serve(config)
+
+    trio.run(main)
+
+
+def test_a_wildcard_address_is_advertised_by_name(directory: Path) -> None:
+    async def main() -> None:
+        config = Config(runtime_dir=str(directory), address="tcp://0.0.0.0:0", advertised_host="head.example")
+        async with running(config) as server:
+            assert server.connection.address.startswith("tcp://head.example:")
+
+    trio.run(main)
+
+
+def test_r29_a_signal_stops_it(directory: Path) -> None:
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                server = await nursery.start(serve, Config(runtime_dir=str(directory)))
+                async with trio.open_nursery() as peers:
+                    await peers.start(stop_on_signals, server.stop)
+                    client = await joined(peers, FakeClient, server.connection)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    assert (await client.hear(native.Closing)).reason == "SIGTERM"
+                    peers.cancel_scope.cancel()
+
+    trio.run(main)
+    assert list(directory.iterdir()) == []
+
+
+def test_r29_the_second_signal_is_an_interrupt(directory: Path) -> None:
+    async def main() -> None:
+        reasons: list[str] = []
+        with pytest.RaisesGroup(KeyboardInterrupt), trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(stop_on_signals, reasons.append)
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    await trio.sleep(0.05)
+        assert reasons == ["SIGINT"]
+
+    trio.run(main)
+
+
+def test_a_client_s_process_that_dies_is_noticed_when_results_are_sent(directory: Path) -> None:
+    async def main() -> None:
+        async with running(Config(runtime_dir=str(directory))) as server, trio.open_nursery() as peers:
+            client = await joined(peers, FakeClient, server.connection)
+            engine = await joined(peers, FakeEngine, server.engine_connection)
+            await client.submit(*(str(number) for number in range(1000)))
+            await engine.next_call()
+            client.dealer.close()
+            session = server.server.sessions.clients[client.number]
+            while session.link is not None:
+                await engine.finish(await engine.next_call())
+            assert session.unacked or session.ends  # they wait for it
+            peers.cancel_scope.cancel()
+
+    trio.run(main)

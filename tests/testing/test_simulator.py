@@ -1,0 +1,58 @@
+"""The whole server under random faults, a seed at a time; and that the simulator would notice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from trio_sched.errors import InvariantError
+from trio_sched.server.outbox import Outbox
+from trio_sched.testing import Simulator
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Faults are the point here; their logs would be long."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_is_lost_whatever_happens(seed: int) -> None:
+    server = Simulator(seed, steps=600).run()
+    assert server.scheduler.ends["ok"] > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_nothing_is_lost_whatever_happens_at_length(seed: int) -> None:
+    server = Simulator(seed, steps=3000, clients=5, engines=6).run()
+    assert server.scheduler.ends["ok"] > 200
+
+
+def test_small_windows_and_slices_lose_nothing_either() -> None:
+    server = Simulator(1, steps=600, window_bytes=1024, submissions_per_turn=2).run()
+    assert server.scheduler.ends["ok"] > 20
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    one, two = Simulator(5, steps=300), Simulator(5, steps=300)
+    one.run()
+    two.run()
+    assert [client.deliveries for client in one.clients] == [client.deliveries for client in two.clients]
+
+
+def test_a_server_that_forgets_to_send_again_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Outbox, "_send_again", lambda *_arguments: None)
+
+    def search() -> None:
+        for seed in range(20):
+            Simulator(seed, steps=600).run()
+
+    with pytest.raises(InvariantError) as found:
+        search()
+    assert "Simulator(seed=" in "".join(found.value.__notes__)
