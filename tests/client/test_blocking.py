@@ -436,6 +436,16 @@ def test_an_unknown_kind_of_message_harms_nobody(client: Client, caplog: pytest.
     assert client.submit(abs, -1).result(LIMIT_S) == 1
 
 
+def test_a_submission_that_is_not_understood_ends_the_client(client: Client) -> None:
+    client.submit(abs, -1).result(LIMIT_S)
+    line = client._line
+    line.session._unaccepted.append(line.session._unaccepted)  # type: ignore[arg-type]  # one under way for ever
+    why = line._take([native.encode(native.Error("too_large", "2000 tasks in one message"))])
+    assert isinstance(why, trio_sched.SchedulerClosed)
+    assert "did not take a message of this client: 2000 tasks" in str(why)
+    line.session._unaccepted.clear()
+
+
 def test_at_exit_what_was_submitted_is_handed_over(scheduler: Connection, tmp_path: Path) -> None:
     from trio_sched.transport.connection import write_connection_files
 

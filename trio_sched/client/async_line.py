@@ -164,8 +164,6 @@ class AsyncLine:
             future.finish(end)
         for request, data, complaint in news.answers:
             self._answers[request] = (data, complaint)
-        if news.complaint:
-            log.error("the scheduler did not take a message: %s", news.complaint)
         if news.rejoin:
             self._reopen()
         if self.session.busy:  # credit came back, or a greeting is due

@@ -208,8 +208,6 @@ class Line:
         settle(ends_of(news) if news.refused or news.lost else news.ended)
         for request, data, complaint in news.answers:
             self._answer(request, data, complaint)
-        if news.complaint:
-            log.error("the scheduler did not take a message: %s", news.complaint)
         if news.rejoin:
             self._reopen()
         return why

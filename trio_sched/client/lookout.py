@@ -7,6 +7,7 @@ scheduler gone ends every unfinished task with SchedulerClosed: nobody waits for
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
@@ -24,6 +25,7 @@ CLOSING_LOOK_S = 0.2
 """How often to look whether a scheduler that said it closes has gone."""
 QUIET_PERIODS = 1.5
 """Heartbeats without a word after which we look whether the scheduler's process is there at all."""
+log = logging.getLogger("trio_sched.client")
 
 
 class Companion(Protocol):
@@ -115,6 +117,10 @@ class Lookout:
             self._note_versions()
         if news.closing is not None:
             self.over(SchedulerClosed(f"the scheduler shuts down: {news.closing}"))
+        if news.complaint:
+            log.error("the scheduler did not take a message: %s", news.complaint)
+            if session.unaccepted:  # it may have been a Submit, whose tasks would wait for ever
+                return SchedulerClosed(f"the scheduler did not take a message of this client: {news.complaint}")
         if news.rejected:
             return (SchedulerClosed if begun else NoSchedulerError)(f"the scheduler refuses us: {news.rejected}")
         return None

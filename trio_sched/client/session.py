@@ -198,6 +198,11 @@ class Session(Generic[H]):
         return len(self.tasks) - len(self._cancelled)
 
     @property
+    def unaccepted(self) -> bool:
+        """Whether submissions are under way unanswered."""
+        return bool(self._unaccepted)
+
+    @property
     def unsent(self) -> bool:
         """Whether calls wait here for credit or for the next turn."""
         return bool(self._queue)
