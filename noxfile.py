@@ -22,7 +22,7 @@ def group(name: str) -> list[str]:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The test suite, with every version of Python that is here."""
-    session.install(".[test,examples]")
+    session.install(".[test]")
     session.run("python", "-m", "pytest", *(session.posargs or ["-n", "2"]))
 
 
@@ -44,7 +44,7 @@ def property_(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """The tests that take more than a few seconds each."""
-    session.install(".[test,examples]")
+    session.install(".[test]")
     session.run("python", "-m", "pytest", "-m", "slow", "--timeout=600", *session.posargs)
 
 
