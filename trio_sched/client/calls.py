@@ -51,7 +51,7 @@ def make_call(
     """
     with payload.meeting() as met:
         try:
-            body, buffers = payload.dumps((args, kwargs))
+            body, buffers = payload.dumps((args, kwargs), INLINE_BYTES)
         except Exception as error:
             raise _blamed(args, kwargs, error) from error
     if not buffers and len(body) <= INLINE_BYTES:

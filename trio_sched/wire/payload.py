@@ -18,11 +18,23 @@ from trio_sched.wire.native import FUNCTION_DIGEST_BYTES, INLINE_BYTES, Frame
 PROTOCOL = 5
 
 
-def dumps(value: Any) -> tuple[bytes, list[Frame]]:
-    """Pickle `value`: the body, and its out-of-band buffers. Raises whatever the pickling raises."""
+def dumps(value: Any, in_band_bytes: int = 0) -> tuple[bytes, list[Frame]]:
+    """Pickle `value`: the body, and its out-of-band buffers. Raises whatever the pickling raises.
+
+    Buffers up to `in_band_bytes` go into the body: a copy of a small array costs less than a frame of its own.
+    """
     buffers: list[pickle.PickleBuffer] = []
+    apart: Callable[[pickle.PickleBuffer], Any] = buffers.append
+    if in_band_bytes:
+
+        def apart(buffer: pickle.PickleBuffer) -> bool:
+            small = len(raw(buffer)) <= in_band_bytes
+            if not small:
+                buffers.append(buffer)
+            return small
+
     try:
-        body = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+        body = pickle.dumps(value, PROTOCOL, buffer_callback=apart)
         by_value = b"__main__" in body
     except Exception:  # whatever pickle cannot do, cloudpickle may
         by_value = True
@@ -30,7 +42,7 @@ def dumps(value: Any) -> tuple[bytes, list[Frame]]:
         import cloudpickle  # type: ignore[import-untyped]  # it ships no types
 
         buffers.clear()
-        body = cloudpickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+        body = cloudpickle.dumps(value, PROTOCOL, buffer_callback=apart)
     return body, [raw(buffer) for buffer in buffers]
 
 
@@ -102,15 +114,18 @@ def providing(values: Sequence[Any]) -> Iterator[None]:
         _inputs.reset(token)
 
 
-@contextmanager
-def meeting() -> Iterator[list[Any]]:
+class meeting:  # noqa: N801  # a context manager, and a class because a generator would cost every submission 1 us
     """Client: the list to which `met` adds the futures that are pickled inside."""
-    futures: list[Any] = []
-    token = _met.set(futures)
-    try:
-        yield futures
-    finally:
-        _met.reset(token)
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> list[Any]:
+        futures: list[Any] = []
+        self._token = _met.set(futures)
+        return futures
+
+    def __exit__(self, *exc: object) -> None:
+        _met.reset(self._token)
 
 
 def met(future: Any) -> tuple[Callable[[int], Any], tuple[int]]:
