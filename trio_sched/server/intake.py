@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from trio_sched.core.events import (
     DEFAULT_SPEC,
@@ -41,10 +42,12 @@ from trio_sched.wire.native import (
     Submit,
     Watch,
     attach,
+    encode,
 )
 
 CREDIT_SLACK = 2
 """A client that has so many times its credit under way does not count, and is not listened to."""
+SPARE_LEVELS = 100
 _MOST = 1 << 62
 """Priorities and such beyond this are a mistake."""
 
@@ -121,6 +124,8 @@ class Intake(Reader):
         for call in calls:
             if not 0 < call.id <= COUNTER_MASK:
                 raise WireError(f"a task has the id {call.id}; ids count from 1 to {COUNTER_MASK}")
+            if call.args is not None or call.kwargs is not None:
+                _check_depth(call)
 
     def _spec(self, client: ClientSession, options: Options) -> TaskSpec:
         """What the options mean; the last answer is kept, since most tasks of a client ask for the same."""
@@ -175,6 +180,18 @@ class Intake(Reader):
     def _bye(self, client: ClientSession, message: Bye, _frames: Sequence[Frame]) -> None:
         cancel = message.cancel or client.cancel_on_leave
         self.events.append(Left(client, message.reason or "said good-bye", cancel))
+
+
+def _check_depth(call: Call) -> None:
+    """Plain arguments nested so deeply that they could just be decoded might not be encoded again: try it, some
+    levels deeper."""
+    nested: Any = call
+    for _ in range(SPARE_LEVELS):
+        nested = [nested]
+    try:
+        encode(nested)
+    except (RecursionError, TypeError, ValueError, OverflowError) as error:
+        raise WireError(f"the arguments of task {call.id} cannot be sent on: {error}") from None
 
 
 # ---- options --------------------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Outbox:
         self._engines: dict[int, EngineSession] = {}
         self._gathering: dict[int, ClientSession] = {}
         """Those whose results, or accepted count, wait for the alarm."""
+        self._engines_changed = False
         self._happened: list[Happened] = []
         self.watchers: dict[int, ClientSession] = {}
         self.alarm = Alarm(self.flush_gathered)
@@ -205,9 +206,7 @@ class Outbox:
         self._send(effect.session, effect.message, effect.frames)
 
     def _tell_engines(self, _effect: TellEngines) -> None:
-        message = Engines(self._sessions.pythons(), sum(not engine.lost for engine in self._sessions.engines.values()))
-        for client in self._sessions.clients.values():
-            self._send(client, message)
+        self._engines_changed = True
 
     def _send(self, session: Session, message: Any, frames: tuple[Frame, ...] = ()) -> int:
         """Send now. 0: it is not there."""
@@ -231,6 +230,11 @@ class Outbox:
             for client in self._clients.values():
                 self._flush_client(client, now)
             self._clients.clear()
+        if self._engines_changed:
+            self._engines_changed = False
+            message = Engines(self._sessions.pythons(), self._sessions.engines_here())
+            for client in self._sessions.clients.values():
+                self._send(client, message)
         if self._happened:
             self._flush_events()
         self._hub.flush()
@@ -336,7 +340,7 @@ class Outbox:
 
     def _add_place(self, engine: EngineSession, number: int, places: dict[int, Place]) -> None:
         engine.places.add(number)
-        client = self._sessions.clients.get(number)
+        client = self._sessions.clients.get(number) or self._sessions.departed.get(number)
         if client is not None:
             places[number] = client.place
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import structlog
+
 from trio_sched.core.effects import RecallTask, Refuse
 from trio_sched.core.events import (
     ClientJoined,
@@ -45,6 +47,8 @@ from trio_sched.server.queries import Queries
 from trio_sched.server.sessions import ClientSession, EngineSession, Session, Sessions
 from trio_sched.wire.native import Closing, Hello, Place, Pong, Reply
 
+log = structlog.get_logger(__name__)
+
 
 class Reception:
     """Handlers of the server's own events; each returns effects, those of the core among them."""
@@ -57,8 +61,6 @@ class Reception:
         self._functions = functions
         self._outbox = outbox
         self._queries = queries
-        self.departed: dict[int, ClientSession] = {}
-        """Clients that left while their tasks go on: these still need their functions."""
         self._waiting_for: dict[int, int] = {}
         """By departed client: an unfinished task of it."""
         self.handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
@@ -94,6 +96,7 @@ class Reception:
         return [Welcomed(session, link, True, hello.received), *self._returned(session, hello, was_here, now)]
 
     def _joined(self, session: Session, hello: Hello, now: float) -> list[Effect]:
+        log.debug("joined", role=session.role, number=session.number, name=session.name, host=session.host)
         if isinstance(session, ClientSession):
             return self._core(ClientJoined(session.number, session.weight), now)
         if isinstance(session, EngineSession):
@@ -116,7 +119,7 @@ class Reception:
         session.unanswered_bytes = 0
         session.calls.clear()
         session.recalls.clear()
-        session.lost = False
+        self._sessions.set_lost(session, False)
         session.functions.clear()  # what was on the old link may not have come through
         session.places.clear()
         holding = frozenset(hello.holding)
@@ -144,6 +147,7 @@ class Reception:
         if session is None:
             return []
         session.unbind(now)
+        log.info("away", role=session.role, number=session.number, name=session.name, reason=event.reason)
         if isinstance(session, EngineSession):
             return self.lose(session, event.reason, now)
         return []
@@ -152,19 +156,20 @@ class Reception:
         """An engine is not there; perhaps it returns (R20)."""
         if engine.lost:
             return []
-        engine.lost = True
+        self._sessions.set_lost(engine, True)
         return [TellEngines(), *self._core(EngineLost(engine.number, reason), now)]
 
     def _left(self, event: Left, now: float) -> list[Effect]:
         session = event.session
         self._sessions.drop(session, now)
+        log.debug("left", role=session.role, number=session.number, name=session.name, reason=event.reason)
         if isinstance(session, EngineSession):
             lost = EngineLost(session.number, event.reason, confirmed=True)
             return [TellEngines(), *self._core(lost, now)]
         if isinstance(session, ClientSession):
             self._unwatch(session)
             effects = self._core(ClientLeft(session.number, event.cancel), now)
-            self.departed[session.number] = session
+            self._sessions.departed[session.number] = session
             self.sweep_departed()
             return effects
         return []
@@ -172,15 +177,17 @@ class Reception:
     def _worker_died(self, event: WorkerDied, now: float) -> list[Effect]:
         engine = event.engine
         self._sessions.drop(engine, now)
+        log.warning("engine died", number=engine.number, host=engine.host, pid=engine.pid, reason=event.reason)
         lost = EngineLost(engine.number, event.reason, confirmed=True, running=event.running)
         return [TellEngines(), *self._core(lost, now)]
 
     def bury(self, now: float) -> None:
         """Drop the sessions of engines whose grace period is over: the core has given them up."""
         engines = self._scheduler.engines
-        for engine in [engine for engine in self._sessions.engines.values() if engine.lost]:
+        for engine in list(self._sessions.lost.values()):
             if engine.number not in engines:
                 self._sessions.drop(engine, now)
+                log.warning("engine did not return", number=engine.number, name=engine.name, host=engine.host)
 
     def sweep_departed(self) -> None:
         """Let go of the functions of departed clients whose last task has ended.
@@ -188,14 +195,14 @@ class Reception:
         Looks for one unfinished task of such a client, the newest first, and not again before that one has ended.
         """
         tasks = self._scheduler.tasks
-        for number, client in list(self.departed.items()):
+        for number, client in list(self._sessions.departed.items()):
             if self._waiting_for.get(number) in tasks:
                 continue
             unfinished = next((task for task in reversed(tasks) if tasks[task].client.id == number), None)
             if unfinished is not None:
                 self._waiting_for[number] = unfinished  # type: ignore[assignment]  # ids are ints on this front
                 continue
-            del self.departed[number]
+            del self._sessions.departed[number]
             self._waiting_for.pop(number, None)
             for digest in client.functions:
                 if self._functions.let_go(number, digest):

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from trio_sched.core.events import SESSION_SHIFT, TaskSpec
+from trio_sched.core.events import TaskSpec
 from trio_sched.server.links import CLIENTS, ENGINES, STRANGERS, Link
 from trio_sched.wire.native import Attached, Call, Frame, Hello, Options, Place, Refused, TaskEnd
 
@@ -223,7 +223,13 @@ class Sessions:
         self.clients: dict[int, ClientSession] = {}
         self.engines: dict[int, EngineSession] = {}
         self.nannies: dict[int, NannySession] = {}
+        self.departed: dict[int, ClientSession] = {}
+        """Clients that left while their tasks go on: engines still need their functions and places."""
+        self.lost: dict[int, EngineSession] = {}
+        """Engines that may return."""
         self._last_number = 0
+        self._here: Counter[str] = Counter()
+        """Engines that are here, by Python version; counted, because thousands may join one by one."""
 
     def __iter__(self) -> Iterator[Session]:
         yield from self.clients.values()
@@ -239,6 +245,8 @@ class Sessions:
         self._last_number += 1
         session = _KINDS[hello.role](self._last_number, hello, now)
         self._table(hello.role)[session.number] = session
+        if isinstance(session, EngineSession):
+            self._here[session.python] += 1
         return session
 
     def find(self, hello: Hello) -> Session | None:
@@ -253,7 +261,19 @@ class Sessions:
     def drop(self, session: Session, now: float) -> None:
         """It ended for good."""
         session.unbind(now)
-        self._table(session.role).pop(session.number, None)
+        if self._table(session.role).pop(session.number, None) is not None and isinstance(session, EngineSession):
+            self.set_lost(session, True)
+            self.lost.pop(session.number, None)
+
+    def set_lost(self, engine: EngineSession, lost: bool) -> None:
+        """An engine is lost, or back."""
+        if lost != engine.lost:
+            engine.lost = lost
+            if lost and engine.number in self.engines:
+                self.lost[engine.number] = engine
+            else:
+                self.lost.pop(engine.number, None)
+            self._here[engine.python] += -1 if lost else 1
 
     def engine_of(self, nanny: NannySession, pid: int) -> EngineSession | None:
         """The engine that is this process of this nanny's."""
@@ -264,9 +284,8 @@ class Sessions:
 
     def pythons(self) -> list[str]:
         """The Python versions of the engines that are here."""
-        return sorted({engine.python for engine in self.engines.values() if engine.python and not engine.lost})
+        return sorted(python for python, count in self._here.items() if python and count)
 
-
-def owner(task: int) -> int:
-    """The number of the session whose task it is."""
-    return task >> SESSION_SHIFT
+    def engines_here(self) -> int:
+        """How many engines are here, and not lost."""
+        return self._here.total()
