@@ -54,6 +54,7 @@ class Ordered:
         self._room: dict[EngineId, Engine] = {}
 
     def update(self, engine: Engine, has_room: bool) -> None:
+        """See Room."""
         if not has_room:
             self._room.pop(engine.id, None)
             return
@@ -66,6 +67,7 @@ class Ordered:
             heapify(self._heap)
 
     def pick(self, barred: frozenset[EngineId]) -> Engine | None:
+        """See Room."""
         heap, room, by_load = self._heap, self._room, self._by_load
         passed: list[tuple[int, int, Engine]] = []
         chosen: Engine | None = None
@@ -83,6 +85,7 @@ class Ordered:
         return chosen
 
     def any_but(self, barred: frozenset[EngineId]) -> bool:
+        """See Room."""
         return _any_but(self._room, barred)
 
 
@@ -97,6 +100,7 @@ class _Drawn:
         self._place: dict[EngineId, int] = {}
 
     def update(self, engine: Engine, has_room: bool) -> None:
+        """See Room."""
         place = self._place.get(engine.id)
         if has_room and place is None:
             self._place[engine.id] = len(self._engines)
@@ -109,6 +113,7 @@ class _Drawn:
                 self._place[last.id] = place
 
     def any_but(self, barred: frozenset[EngineId]) -> bool:
+        """See Room."""
         return _any_but(self._place, barred)
 
     def _draw(self, barred: frozenset[EngineId]) -> Engine:
@@ -127,6 +132,7 @@ class PlainRandom(_Drawn):
     __slots__ = ()
 
     def pick(self, barred: frozenset[EngineId]) -> Engine | None:
+        """See Room."""
         return self._draw(barred) if self.any_but(barred) else None
 
 
@@ -136,6 +142,7 @@ class TwoBin(_Drawn):
     __slots__ = ()
 
     def pick(self, barred: frozenset[EngineId]) -> Engine | None:
+        """See Room."""
         if not self.any_but(barred):
             return None
         first, second = self._draw(barred), self._draw(barred)
@@ -161,6 +168,7 @@ class Weighted:
         self._place: dict[EngineId, tuple[int, int]] = {}
 
     def update(self, engine: Engine, has_room: bool) -> None:
+        """See Room."""
         place = self._place.get(engine.id)
         if place is not None:
             if has_room and place[0] == engine.load:
@@ -182,9 +190,11 @@ class Weighted:
             del self._buckets[load]
 
     def any_but(self, barred: frozenset[EngineId]) -> bool:
+        """See Room."""
         return _any_but(self._place, barred)
 
     def pick(self, barred: frozenset[EngineId]) -> Engine | None:
+        """See Room."""
         if not self.any_but(barred):
             return None
         loads = list(self._buckets)
@@ -224,6 +234,7 @@ class Dealt:
         self._last = 0
 
     def update(self, engine: Engine, has_room: bool) -> None:
+        """See Room."""
         here = engine.number in self._engines
         if has_room and not here:
             self._engines[engine.number] = engine
@@ -233,11 +244,13 @@ class Dealt:
             self._numbers.remove(engine.number)
 
     def any_but(self, barred: frozenset[EngineId]) -> bool:
+        """See Room."""
         if not barred:
             return bool(self._numbers)
         return any(engine.id not in barred for engine in self._engines.values())
 
     def pick(self, barred: frozenset[EngineId]) -> Engine | None:
+        """See Room."""
         numbers = self._numbers
         place = bisect_right(numbers, self._last)
         for step in range(len(numbers)):
