@@ -92,7 +92,8 @@ class NaiveTask:
     declined_by: set[EngineId] = field(default_factory=set)
     ran_on: EngineId | None = None  # its last attempt that ran and ended
     crashes: int = 0
-    held_until: float | None = None
+    held_until: float | None = None  # by its backoff
+    delayed: bool = False  # by nothing else; it goes on when time passes, not before
     asked_back: str = ""  # while assigned: "cancelling", "recalling"
     ends: dict[TaskId, tuple[str, EngineId | None]] = field(default_factory=dict)  # of what it depends on
     end: DeliverResult | None = None
@@ -138,7 +139,7 @@ class Naive:
 
     def next_deadline(self) -> float | None:
         times = [engine.gone_at for engine in self.engines]
-        times += [task.held_until for task in self.waiting()]
+        times += [task.held_until for task in self.waiting() if task.delayed]
         times += [task.deadline for task in self.waiting()]
         return min((time for time in times if time is not None), default=None)
 
@@ -234,7 +235,6 @@ class Naive:
         places = self.places(task)
         return (
             task.state == "waiting"
-            and task.held_until is None
             and self.met(task, after)
             and self.met(task, self.by_results(task))
             and (places is None or any(self.allows(task, engine) for engine in self.engines))
@@ -253,16 +253,18 @@ class Naive:
         """Something changed for this task: it may be impossible now, or runnable (or no longer)."""
         if task.state == "waiting" and self.impossible(task):
             self.end(task, "unreachable", error="ImpossibleDependency")
-        elif self.ready(task) and not task.queued:
-            self.join(task)
         elif not self.ready(task):
-            task.queued = False
+            task.queued = task.delayed = False
+        elif task.delayed or (task.held_until is not None and task.held_until > self.now):
+            task.delayed = True
+        elif not task.queued:
+            self.join(task)
 
     def settle(self) -> None:
         """The cascade (R4): first ended, first settled."""
         while self.to_settle:
             ended = self.to_settle.pop(0)
-            for task in self.waiting():
+            for task in self.unfinished():
                 if ended.id in task.depends_on and ended.id not in task.ends:
                     task.ends[ended.id] = (ended.end.outcome, ended.end.engine)
                     self.look(task)
@@ -636,9 +638,9 @@ class Naive:
         for engine in sorted(over, key=lambda engine: engine.gone_at):
             self.unregister(engine)
         self.settle()
-        held = [task for task in self.waiting() if task.held_until is not None and task.held_until <= self.now]
+        held = [task for task in self.waiting() if task.delayed and task.held_until <= self.now]
         for task in sorted(held, key=lambda task: (task.held_until, task.number)):
-            task.held_until = None
+            task.delayed = False
             self.look(task)
         self.send()
         due = [task for task in self.waiting() if task.deadline is not None and task.deadline <= self.now]

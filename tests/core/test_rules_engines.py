@@ -1,4 +1,4 @@
-"""R10-R16: which engine, which task first, told as stories; and how the schemes that draw at random spread their tasks."""
+"""R10-R16: which engine, which task first, told as stories; and how the schemes that draw at random spread tasks."""
 
 from __future__ import annotations
 
