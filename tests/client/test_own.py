@@ -32,8 +32,8 @@ def family(pid: int) -> list[int]:
 
 def test_it_comes_and_goes_with_the_client() -> None:
     with Client(engines=1, hwm=3, scheme="lru") as client:
-        pids = family(client._line.connection.pid)
         assert client.submit(abs, -1).result(LIMIT_S) == 1
+        pids = family(client._line.connection.pid)
         status = client.status()
         assert (status["hwm"], status["scheme"], len(status["engines"])) == (3, "lru", 1)
     assert len(pids) >= 2
