@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trio_sched.core.effects import AssignTask
+from trio_sched.core.events import Dependency
 
 from .story import Story, accepted, delivered, failed, refused, sent
 
@@ -326,6 +327,20 @@ def test_r15_priority_comes_first() -> None:
     story.submit("y 1", client="y", priority=1)
     story.submit("y 2", client="y", priority=1)
     assert story.engine("E") == [sent("y 1", "E"), sent("y 2", "E"), sent("x 1", "E")]
+
+
+def test_r15_a_ready_task_that_may_go_to_one_more_engine_keeps_its_client_in_its_turn() -> None:
+    story = Story()
+    story.client("you")
+    story.engine("E")
+    story.engine("F")
+    story.submit("e", client="you", targets=["E"])
+    story.ok("e")
+    story.submit("on E", targets=["E"])
+    story.submit("f", targets=["F"])
+    story.submit("either", client="you", follow=Dependency(("e", "f"), all=False))  # ready, but E is busy
+    story.submit("mine", targets=["F"])
+    assert story.ok("f") == [delivered("f", "ok", "F"), sent("either", "F")]
 
 
 # ---- R16: resources -------------------------------------------------------------------------------------------------

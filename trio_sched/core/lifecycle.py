@@ -271,8 +271,11 @@ class Lifecycle:
             return
         if task.queue is not None and task.queue.pool.targets == self._place_of(task):
             return
+        was_ready = task.queue is not None
+        task.client.ready += was_ready  # it has a ready task all the while, so its turn stays as it is (R15)
         self._leave_place(task)
         self._queue(task, now)
+        task.client.ready -= was_ready
 
     def _end(
         self,
