@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from trio_sched.server.config import Config
     from trio_sched.server.links import Front
     from trio_sched.transport.connection import Connection
+
+
+COLLECTOR_THRESHOLDS = (50_000, 20, 50)
+"""A scheduler makes many objects and few cycles: with the usual thresholds the collector walks all waiting tasks again
+and again. A process of our own may say so; `serve` inside somebody else's program leaves the collector alone.
+"""
 
 
 class Engines(NamedTuple):
@@ -43,6 +50,9 @@ def fronts_for(config: Config) -> Sequence[Front]:
 @asynccontextmanager
 async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Running]:
     """A scheduler, and engines if asked for. Leaving the block waits until something has stopped the scheduler."""
+    gc.collect()
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
     async with trio.open_nursery() as nursery:
         nanny_scope = trio.CancelScope()
 

@@ -28,6 +28,25 @@ class Cost(NamedTuple):
         return {name: 1e6 * (now - then) / tasks for name, now, then in zip(names, self, before, strict=True)}
 
 
+class Memory(NamedTuple):
+    """Resident bytes of this process (the client) and of the scheduler."""
+
+    client: int
+    scheduler: int
+
+    def since(self, before: Memory, tasks: int) -> dict[str, float | None]:
+        """Bytes a task more than `before`, by process."""
+        names = ("client B", "scheduler B")
+        return {name: (now - then) / tasks for name, now, then in zip(names, self, before, strict=True)}
+
+
+def memory_of(scheduler_pid: int) -> Memory:
+    """What the processes hold now."""
+    import psutil
+
+    return Memory(psutil.Process().memory_info().rss, psutil.Process(scheduler_pid).memory_info().rss)
+
+
 def cost_of(scheduler_pid: int) -> Cost:
     """What the processes have cost so far. The engines are the scheduler's children; elsewhere they cannot be seen."""
     import psutil

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trio_sched.cli.benchmarks.calls import echo, noop
-from trio_sched.cli.benchmarks.hosts import Engines, Fresh, cost_of
+from trio_sched.cli.benchmarks.hosts import Engines, Fresh, cost_of, memory_of
 from trio_sched.cli.benchmarks.pools import burst, round_trips_ms
 from trio_sched.cli.benchmarks.tables import Row, quantile
 from trio_sched.client.blocking import Client
@@ -20,6 +20,9 @@ from trio_sched.transport.connection import read_connection_file
 PAYLOAD_BYTES = (1_000, 100_000, 1_000_000, 10_000_000)
 PAYLOAD_TOTAL_BYTES = 100_000_000
 LAST_PRIORITY = -1
+LOOK_S = 0.05
+ENOUGH_FOR_MEMORY = 20_000
+"""Fewer tasks do not show in the memory of a process."""
 
 
 def measure_throughput(connection: Path, label: str, tasks: int, round_trips: int) -> Row:
@@ -47,21 +50,26 @@ def measure_depth(waiting: int, engines: int, tasks: int, arguments: tuple[str, 
     """
     with Fresh(0, *arguments) as connection, Client(connection) as client:
         pid = read_connection_file(connection).pid
-        started = time.perf_counter()
+        client.submit(noop).cancel()
+        before, started = memory_of(pid), time.perf_counter()
         behind = client.options(priority=LAST_PRIORITY)
-        for _ in range(waiting):
-            behind.submit(noop)
+        waiters = [behind.submit(noop) for _ in range(waiting)]
         futures = [client.submit(noop) for _ in range(tasks)]
         submit_us = 1e6 * (time.perf_counter() - started) / (waiting + tasks)
+        while client.status()["tasks"]["ready"] < waiting + tasks:
+            time.sleep(LOOK_S)
+        memory = memory_of(pid).since(before, waiting + tasks)
         with Engines(connection, engines):
             futures[tasks // 10].result()
-            before, started = cost_of(pid), time.perf_counter()
+            cost, started = cost_of(pid), time.perf_counter()
             futures[-1].result()
             took_s = time.perf_counter() - started
             measured = tasks - tasks // 10
-            scheduler_us = cost_of(pid).since(before, measured)["scheduler us"]
+            scheduler_us = cost_of(pid).since(cost, measured)["scheduler us"]
             client.shutdown(wait=False, cancel_futures=True)
-    return {"waiting": waiting, "tasks/s": measured / took_s, "scheduler us": scheduler_us, "submit us": submit_us}
+        del waiters
+    speed = {"tasks/s": measured / took_s, "scheduler us": scheduler_us, "submits/s": 1e6 / submit_us}
+    return {"waiting": waiting, **speed, **(memory if waiting >= ENOUGH_FOR_MEMORY else dict.fromkeys(memory))}
 
 
 def measure_payload(connection: Path) -> list[Row]:
