@@ -85,6 +85,56 @@ def test_r29_nobody_joins_a_scheduler_that_shuts_down() -> None:
     run_virtual(main)
 
 
+def test_r29_an_engine_is_asked_to_give_back_before_it_is_told_to_end() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            await client.submit("x", "y")
+            await engine.next_call()
+            world.running.stop()
+            await engine.hear(native.Closing)
+            kinds = [type(message) for message in engine.heard if not isinstance(message, native.Acked)]
+            assert kinds[-2:] == [native.Recall, native.Closing]
+            engine.leave()
+
+    run_virtual(main)
+
+
+def test_r29_an_engine_that_lost_its_connection_may_still_bring_results() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            task = await client.submit("x")
+            call = await engine.next_call()
+            world.running.stop("enough")
+            await engine.hear(native.Closing)
+            assert (await engine.rejoin()).resumed
+            assert (await engine.hear(native.Closing)).reason == "enough"
+            await engine.finish(call, "here")
+            assert (await client.end_of(task)).body == b"here"
+            await client.closed.wait()
+
+    run_virtual(main)
+
+
+def test_r29_a_large_result_is_waited_for_until_its_client_has_it() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            await client.submit("x")
+            call = await engine.next_call()
+            client.beating = client.acknowledging = False
+            world.running.stop()
+            await engine.finish(call, "", [bytes(1 << 20)])
+            await trio.sleep(5)
+            assert not client.closed.is_set()
+            client.acknowledging = True
+            client.say(client.ping())
+            await client.closed.wait()
+
+    run_virtual(main)
+
+
 def test_r29_an_engine_hears_that_its_last_results_arrived() -> None:
     async def main() -> None:
         async with open_world() as world:

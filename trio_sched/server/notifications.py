@@ -83,7 +83,7 @@ class Notifications(Reader):
             raise WireError(
                 f"the token is not that of a {hello.role}; read the connection file again", "unauthenticated"
             )
-        if self._closing():
+        if self._closing() and self._sessions.find(hello) is None:  # others may come back for results, or with them
             raise WireError("the scheduler is shutting down", "closing")
         try:
             _check(hello)

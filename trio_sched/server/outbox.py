@@ -203,6 +203,8 @@ class Outbox:
         self._clients[client.number] = client
 
     def _tell(self, effect: Tell) -> None:
+        if isinstance(effect.session, EngineSession):
+            self._flush_engine(effect.session)  # in order: it answers a Recall before it heeds a Closing
         self._send(effect.session, effect.message, effect.frames)
 
     def _tell_engines(self, _effect: TellEngines) -> None:

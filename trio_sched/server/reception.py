@@ -61,6 +61,7 @@ class Reception:
         self._functions = functions
         self._outbox = outbox
         self._queries = queries
+        self._closing: Closing | None = None
         self._waiting_for: dict[int, int] = {}
         """By departed client: an unfinished task of it."""
         self.handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
@@ -93,7 +94,10 @@ class Reception:
             return [Welcomed(session, link, False), *self._joined(session, hello, now)]
         was_here = session.link is not None
         session.bind(link)
-        return [Welcomed(session, link, True, hello.received), *self._returned(session, hello, was_here, now)]
+        effects = [Welcomed(session, link, True, hello.received), *self._returned(session, hello, was_here, now)]
+        if self._closing is not None:
+            effects.append(Tell(session, self._closing))
+        return effects
 
     def _joined(self, session: Session, hello: Hello, now: float) -> list[Effect]:
         log.debug("joined", role=session.role, number=session.number, name=session.name, host=session.host)
@@ -241,5 +245,6 @@ class Reception:
 
     def _shutdown_began(self, event: ShutdownBegan, now: float) -> list[Effect]:
         effects = self._core(DrainRequested(), now)
-        effects += [Tell(session, Closing(event.reason)) for session in self._sessions]
+        self._closing = Closing(event.reason)
+        effects += [Tell(session, self._closing) for session in self._sessions]
         return effects

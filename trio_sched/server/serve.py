@@ -40,6 +40,7 @@ from trio_sched.transport.connection import Connection, remove_connection_files,
 from trio_sched.wire.native import Closing
 
 log = structlog.get_logger(__name__)
+LINGER_BYTES = 1 << 16
 
 
 async def serve(
@@ -175,12 +176,16 @@ class Server:
         self.outbox.flush_gathered(trio.current_time())
 
     def _look_whether_idle(self) -> None:
-        """Nothing runs that could still end, and connected clients were sent all that there is."""
+        """Nothing runs that could still end, and connected clients have what there is, but for what a closing socket
+        can still get rid of."""
         for engine in self.sessions.engines.values():
             self.outbox.acknowledge(engine)  # engines leave when they know that their results arrived
         self.hub.flush()
         running = any(engine.load and not engine.lost_until for engine in self.scheduler.engines.values())
-        unsent = any(client.ends and client.link is not None for client in self.sessions.clients.values())
+        unsent = any(
+            client.link is not None and (client.ends or client.unacked_bytes > LINGER_BYTES)
+            for client in self.sessions.clients.values()
+        )
         if self.scheduler.draining and not running and not unsent:
             self._idle.set()
 

@@ -25,6 +25,8 @@ from trio_sched.wire.native import Attached, Call, Frame, Hello, Options, Place,
 
 Role: TypeAlias = Literal["client", "engine", "nanny"]
 _SECRET_BYTES = 16
+REFUSALS_KEPT = 100_000
+"""Refusals of one client that are sent again when it comes back."""
 _LANES = {"client": CLIENTS, "engine": ENGINES, "nanny": STRANGERS}
 
 
@@ -128,7 +130,7 @@ class ClientSession(Session):
         self.seq = 0
         self.unacked: deque[Parcel] = deque()
         self.unacked_bytes = 0
-        self.refusals: deque[tuple[int, Refused]] = deque()
+        self.refusals: deque[tuple[int, Refused]] = deque(maxlen=REFUSALS_KEPT)
         """Refusals that may not have arrived, with the seq whose receipt will prove that they have."""
         self.flushed_at = float("-inf")
         self.watching = 0
