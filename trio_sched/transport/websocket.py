@@ -25,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 import trio
 import trio_websocket
 from msgspec import Struct
+from wsproto.utilities import LocalProtocolError
 
 from trio_sched.errors import AddressInUseError, ConfigError
 
@@ -163,10 +164,12 @@ async def _connection(limits: Limits, admit: Admit, handle: Handle, note: Note, 
             if patience.cancelled_caught:
                 note("no_handshake", f"no WebSocket handshake within {limits.handshake_s:g} s")
             if peer is not None:
-                await peer.run(handle, note)
+                await peer.run(handle)
             nursery.cancel_scope.cancel()
     except* (trio_websocket.ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # it went away, in whatever it was doing
+    except* LocalProtocolError:
+        pass  # trio-websocket answered a ping that came while we were closing
     except* Exception as group:
         note("websocket_failure", _in_words(group))
     finally:
@@ -197,7 +200,7 @@ async def _shake_hands(
         body = refusal.text.encode() + b"\n"
         await request.reject(refusal.status, extra_headers=[(b"Content-Type", b"text/plain; charset=utf-8")], body=body)
         return None
-    return WebSocketPeer(await request.accept(), stream, handshake, limits)
+    return WebSocketPeer(await request.accept(), stream, handshake, limits, note)
 
 
 def _read_handshake(request: trio_websocket.WebSocketRequest) -> Handshake:
@@ -222,6 +225,7 @@ class WebSocketPeer:
         stream: _MeteredStream,
         handshake: Handshake,
         limits: Limits,
+        note: Note,
     ) -> None:
         self.handshake = handshake
         self.closed_because = ""
@@ -229,6 +233,7 @@ class WebSocketPeer:
         self._connection = connection
         self._stream = stream
         self._limits = limits
+        self._note = note
         self._queue, self._queued = trio.open_memory_channel[Data](math.inf)
         self._queued_bytes = 0
         self._closing: tuple[int, str] | None = None
@@ -249,6 +254,7 @@ class WebSocketPeer:
         if self._queued_bytes + counted > QUEUE_WINDOWS * window:
             self._discard = True
             self.close(POLICY, f"you read too slowly: {self._queued_bytes} bytes wait for you")
+            self._note("slow_reader", self.closed_because)
             return False
         self._queued_bytes += counted
         self._queue.send_nowait(data)
@@ -274,7 +280,7 @@ class WebSocketPeer:
             self.closed_because = self.closed_because or self._stream.broken_because or said
             raise StopAsyncIteration from None
 
-    async def run(self, handle: Handle, note: Note) -> None:
+    async def run(self, handle: Handle) -> None:
         """Handle the peer, send to it, and listen to its heart, until it is closed."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat)
@@ -283,12 +289,12 @@ class WebSocketPeer:
             nursery.cancel_scope.cancel()
         ended = self._connection.closed
         if ended is not None and ended.code == TOO_LARGE:
-            note("too_large", f"a message of more than {self._limits.max_message_bytes} bytes")
+            self._note("too_large", f"a message of more than {self._limits.max_message_bytes} bytes")
             await self._let_it_read()
         elif ended is not None and ended.code in (PROTOCOL_ERROR, NOT_TEXT):
-            note("malformed", self.closed_because)
-        elif self._discard or self._stream.broken_because:
-            note("slow_reader", self._stream.broken_because or self.closed_because)
+            self._note("malformed", self.closed_because)
+        elif self._stream.broken_because and not self._discard:
+            self._note("slow_reader", self._stream.broken_because)
 
     async def _handle(self, handle: Handle) -> None:
         try:

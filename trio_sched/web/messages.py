@@ -23,6 +23,8 @@ from trio_sched.wire.native import Call, Frame, FromClient, Message, Results, Su
 Data: TypeAlias = str | bytes
 VALUE_BYTES = 4 << 20
 """Results larger than this are not turned into JSON by the scheduler, which has other things to do."""
+SPARE_LEVELS = 64
+"""How much deeper than allowed a message may be nested for the decoder: the stack of the outbox, and some more."""
 
 _json = msgspec.json.Encoder()
 _from_client = msgspec.json.Decoder(FromClient)
@@ -43,6 +45,7 @@ _tag = msgspec.json.Decoder(_Tag)
 def decode(data: Data) -> tuple[FromClient, list[Frame]]:
     """The message, and the frames that travelled inside. Raises WireError."""
     message = _decode_text(data) if isinstance(data, str) else _decode_binary(data)
+    _check_that_it_can_be_passed_on(message)
     frames: list[Frame] = []
     if type(message) is Submit:
         for call in message.tasks:
@@ -69,6 +72,19 @@ def _decode_binary(data: bytes) -> FromClient:
     if not isinstance(message, _FROM_CLIENT):
         raise WireError(f"a client cannot send {type(message).__name__}", "unknown_type")
     return message  # type: ignore[no-any-return]  # as just checked
+
+
+def _check_that_it_can_be_passed_on(message: FromClient) -> None:
+    """JSON has integers that msgpack has not, and both nest deeper in a shallow stack than in a deep one: found out
+    here, it is the sender's error; in the middle of a turn it would be the scheduler's.
+    """
+    deeper: Any = message
+    for _ in range(SPARE_LEVELS):
+        deeper = [deeper]
+    try:
+        native.encode(deeper)
+    except (OverflowError, RecursionError) as error:
+        raise WireError(f"a message that cannot be passed on: {error}") from None
 
 
 def _take_out(call: Call, frames: list[Frame]) -> None:

@@ -1,0 +1,462 @@
+"""The WebSocket front over real sockets: who may come in, what it costs the others, and that nothing is lost."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from trio_sched.errors import AddressInUseError, ConfigError
+from trio_sched.server.config import Config
+from trio_sched.server.native import NativeFront
+from trio_sched.server.serve import serve
+from trio_sched.testing import FakeClient
+from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.web import front
+from trio_sched.web.front import WebSocketFront
+from trio_sched.wire import native, payload
+from trio_sched.wire.native import TaskEnd
+
+BY_NAME = {"id": 1, "call": "math:hypot", "args": [3, 4]}
+REQUEST = (
+    "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
+)
+
+
+def plain(call: native.Call, value: Any) -> TaskEnd:
+    """An engine's answer to a call by name."""
+    return TaskEnd(call.id, body=msgspec.msgpack.encode(value), codec="msgpack", attempt=call.attempt)
+
+
+async def refusal(url: str, path: str = "/", headers: str = "") -> tuple[int, str]:
+    """Status and body of the answer to a handshake that is refused."""
+    stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2].strip("/")))
+    await stream.send_all(REQUEST.format(path=path, headers=headers).encode())
+    answer = b""
+    while data := await stream.receive_some():
+        answer += data
+    await stream.aclose()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body.decode()
+
+
+# ---- the messages ---------------------------------------------------------------------------------------------------
+
+
+def test_a_call_by_name_in_json(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as page:
+            engine = await it.engine()
+            welcome = await page.join()
+            await page.submit(BY_NAME)
+            call = await engine.next_call()
+            assert (call.call, call.args) == ("math:hypot", [3, 4])
+            engine.say(native.Finished([plain(call, {"length": 5.0})]))
+            [end] = await page.results(1)
+            assert end["value"] == {"length": 5.0}
+            assert end["id"] == (welcome["session"] << 32) + 1
+
+    run(main)
+
+
+def test_a_pickled_call_in_json(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as page:
+            engine = await it.engine(eager=True)
+            await page.join()
+            function = base64.b64encode(payload.digest(b"f")).decode()
+            body = base64.b64encode(b"\xff\0pickle").decode()
+            await page.submit(
+                {"id": 1, "fn": function, "body": body}, functions={function: base64.b64encode(b"f").decode()}
+            )
+            [end] = await page.results(1)
+            assert base64.b64decode(end["body"]) == b"\xff\0pickle"
+            assert engine.functions == {payload.digest(b"f"): b"f"}
+
+    run(main)
+
+
+def test_a_binary_client_hears_binary(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as page:
+            await it.engine(eager=True)
+            say, hear = page.connection.send_message, page.connection.get_message
+            await say(native.encode(native.Hello("client")))
+            welcome = native.decode_to_client(await hear())
+            assert isinstance(welcome, native.Welcome)
+            await say(native.encode(native.Submit([native.Call(1, body=b"\xff", attached=[b"a", b"b"])])))
+            while True:
+                message = native.decode_to_client(await hear())
+                if isinstance(message, native.Results):
+                    break
+            [end] = message.results
+            assert (end.body, end.outcome) == (b"\xff", "ok")
+
+    run(main)
+
+
+def test_frames_travel_inside(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as page:
+            engine = await it.engine()
+            await page.join()
+            attached = [base64.b64encode(part).decode() for part in (b"x" * 100_000, b"y")]
+            await page.submit({"id": 1, "body": base64.b64encode(b"call").decode(), "attached": attached})
+            call = await engine.next_call()
+            assert (call.body, call.frames) == (b"call", 2)
+            await engine.finish(call, b"", [b"body" * 10_000, b"buffer"])
+            [end] = await page.results(1)
+            assert base64.b64decode(end["body"]) == b"body" * 10_000
+            assert [base64.b64decode(part) for part in end["attached"]] == [b"buffer"]
+
+    run(main)
+
+
+def test_what_is_said_behind_a_hello_waits_for_its_answer(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as page:
+            engine = await it.engine(eager=True)
+            await page.say("hello", role="client")
+            for number in range(1, 101):
+                await page.submit({"id": number, "body": ""})
+            assert len(await page.results(100)) == 100
+            assert not engine.calls
+
+    run(main)
+
+
+def test_a_message_that_cannot_be_read_is_answered_and_changes_nothing(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as page:
+            await page.join()
+            for text, kind in (("{", "malformed"), ('{"type": "dance"}', "unknown_type"), ("[1e999]", "malformed")):
+                await page.connection.send_message(text)
+                assert (await page.hear("error"))["kind"] == kind
+            await page.say("query", request=7, what="status")
+            reply = await page.hear("reply")
+            assert (reply["request"], reply["data"]["counters"]["malformed"]) == (7, 2)
+
+    run(main)
+
+
+def test_the_limit_it_is_told_is_the_front_s(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab(websocket_max_message_bytes=10_000) as it:
+            async with it.bearer() as page:
+                assert (await page.join())["max_message_bytes"] == 10_000
+                await page.submit({"id": 1, "body": "A" * 20_000})
+                code, reason = await page.closed()
+                assert code == 1009
+                assert "10000 bytes" in reason
+            assert await it.counted("too_large") == 1
+            async with it.bearer() as page:
+                await page.join()
+
+    run(main)
+
+
+# ---- who may come in ------------------------------------------------------------------------------------------------
+
+
+def test_the_token_in_any_of_three_places(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab(websocket_token="a b&c=ü") as it:
+            assert it.token == "a b&c=ü"
+            async with it.connect(query="?token=a%20b%26c%3D%C3%BC") as page:
+                await page.join()
+            async with it.connect() as page:
+                await page.join(token=it.token)
+        async with lab() as it, it.connect(headers={"Authorization": f"Bearer {it.token}"}) as page:
+            await page.join()
+
+    run(main)
+
+
+def test_a_wrong_token_is_refused(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it:
+            engine_token = it.running.engine_connection.token
+            for wrong in ("wrong", engine_token, it.token + "x", it.token[:-1], "%FF"):
+                status, body = await refusal(it.url, f"/?token={wrong}")
+                assert (status, "token" in body) == (401, True)
+                assert (await refusal(it.url, "/", f"Authorization: Bearer {wrong}\r\n"))[0] == 401
+            async with it.connect() as page:
+                await page.say("hello", role="client", token="wrong")
+                assert (await page.hear("error"))["kind"] == "unauthenticated"
+                assert (await page.closed())[0] == 1008
+            async with it.connect() as page:
+                await page.say("hello", role="client")
+                assert (await page.hear("error"))["kind"] == "unauthenticated"
+                assert (await page.closed())[0] == 1008
+            assert it.running.status()["clients"] == []
+
+    run(main)
+
+
+@pytest.mark.parametrize("role", ["engine", "nanny"])
+def test_only_clients_come_this_way(run: Any, lab: Any, role: str) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as page:
+            await page.say("hello", role=role, token=it.running.engine_connection.token)
+            assert (await page.hear("error"))["kind"] == "unauthenticated"
+            assert (await page.closed())[0] == 1008
+
+    run(main)
+
+
+def test_the_first_message_must_be_a_hello(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it:
+            for text in ('{"type": "ping"}', "nonsense", '{"type": "submit", "tasks": []}'):
+                async with it.bearer() as page:
+                    await page.connection.send_message(text)
+                    await page.hear("error")
+                    assert (await page.closed())[0] == 1008
+
+    run(main)
+
+
+def test_and_it_must_come_soon(run: Any, lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(front, "HELLO_S", 0.1)
+        async with lab() as it:
+            async with it.bearer() as page:
+                code, reason = await page.closed()
+                assert code == 1008
+                assert "no Hello" in reason
+            async with it.bearer() as page:
+                await page.join()
+                await trio.sleep(0.2)
+                await page.say("ping")
+                await page.hear("pong")
+
+    run(main)
+
+
+def test_pages_of_other_origins_are_refused(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab(websocket_origins=("https://lab.example", "http://localhost:8000")) as it:
+            for evil in ("https://evil.example", "null", "https://lab.example.evil", "http://lab.example", ""):
+                status, body = await refusal(it.url, f"/?token={it.token}", f"Origin: {evil}\r\n")
+                assert (status, "websocket_origins" in body) == (403, True)
+            async with it.bearer() as page:
+                await page.join()
+            good = {"Authorization": f"Bearer {it.token}", "Origin": "https://lab.example"}
+            async with it.connect(headers=good) as page:
+                await page.join()
+
+    run(main)
+
+
+def test_there_is_one_path(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it:
+            assert (await refusal(it.url, "/other"))[0] == 404
+
+    run(main)
+
+
+def test_there_is_a_limit_to_connections(run: Any, lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(front, "STRANGERS_KEPT", 1)
+        async with lab(max_clients=1) as it, it.bearer() as first, it.bearer() as second:
+            await first.join()
+            await second.say("hello", role="client")
+            assert (await second.hear("error"))["kind"] == "too_many"
+            async with it.bearer() as third:
+                assert (await refusal(it.url))[0] == 503
+                del third
+                await first.say("ping")
+                await first.hear("pong")
+
+    run(main)
+
+
+# ---- coming and going -----------------------------------------------------------------------------------------------
+
+
+def test_results_wait_for_one_that_went_away(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it:
+            engine = await it.engine()
+            async with it.bearer() as page:
+                welcome = await page.join()
+                await page.submit(BY_NAME, {**BY_NAME, "id": 2})
+                calls = [await engine.next_call(), await engine.next_call()]
+                engine.say(native.Finished([plain(calls[0], "first")]))
+                assert (await page.hear("results"))["results"][0]["value"] == "first"
+            engine.say(native.Finished([plain(calls[1], "second")]))
+            async with it.bearer() as page:
+                resume = {key: welcome[key] for key in ("session", "secret", "scheduler")}
+                again = await page.join(**resume)
+                assert (again["session"], again["resumed"], again["accepted"]) == (welcome["session"], True, 2)
+                ends = await page.results(2)
+                assert [end["value"] for end in ends] == ["first", "second"], "the first was not acknowledged"
+
+    run(main)
+
+
+def test_a_session_is_on_one_connection_at_a_time(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as first, it.bearer() as second:
+            welcome = await first.join()
+            await second.join(session=welcome["session"], secret=welcome["secret"])
+            code, reason = await first.closed()
+            assert (code, "another connection" in reason) == (1008, True)
+            await second.say("ping")
+            await second.hear("pong")
+
+    run(main)
+
+
+def test_a_good_bye_is_answered_with_one(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as page:
+            await page.join()
+            await page.say("bye")
+            assert await page.closed() == (1000, "good-bye")
+            assert it.running.status()["clients"] == []
+
+    run(main)
+
+
+def test_a_page_that_is_silent_but_there_stays(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab(heartbeat_s=0.1, missed_heartbeats=5) as it, it.bearer() as page:
+            await page.join()
+            await trio.sleep(1.5)  # three times the patience, in which only pongs are heard
+            await page.say("ping")
+            await page.hear("pong")
+            assert it.running.status()["clients"][0]["connected"]
+
+    run(main)
+
+
+def test_at_the_end_everybody_is_told(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it, it.bearer() as page:
+            await page.join()
+            it.running.stop("enough")
+            assert await page.closed() == (1001, "the scheduler shut down")
+            assert {message["reason"] for message in page.heard if message["type"] == "closing"} == {"enough"}
+
+    run(main)
+
+
+# ---- slow readers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_reader_holds_up_nobody_and_finds_its_results_later(run: Any, lab: Any) -> None:
+    count, size = 400, 100_000
+
+    async def main() -> None:
+        async with lab(window_bytes=1 << 20, heartbeat_s=0.25, missed_heartbeats=10) as it:
+            await it.engine(eager=True)
+            welcome = await stuck(it)
+            async with it.bearer() as page:
+                again = await page.join(**welcome)
+                assert again["resumed"]
+                ends = await page.results(count)
+                assert sorted(end["id"] & 0xFFFF_FFFF for end in ends) == list(range(1, count + 1))
+
+    async def stuck(it: Any) -> dict[str, Any]:
+        """A client that submits and reads nothing, until it is cut off; what resumes its session."""
+        stream = await trio.open_tcp_stream("127.0.0.1", int(it.url.rpartition(":")[2].strip("/")))
+        await stream.send_all(REQUEST.format(path=f"/?token={it.token}", headers="").encode())
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += await stream.receive_some()
+        await stream.send_all(frame(json.dumps({"type": "hello", "role": "client"})))
+        while not received.endswith(b"}"):
+            received += await stream.receive_some()
+        welcome = json.loads(received[received.index(b'{"type":"welcome"') :])
+        body = base64.b64encode(bytes(size)).decode()
+        for number in range(1, count + 1):
+            await stream.send_all(frame(json.dumps({"type": "submit", "tasks": [{"id": number, "body": body}]})))
+        native_client = FakeClient(lambda: ZmqSocket.dealer(it.running.connection), it.running.connection.token)
+        await it.nursery.start(native_client.run)
+        await native_client.join()
+        await native_client.end_of(await native_client.submit("meanwhile"), 10.0)
+        await it.until(lambda: not it.running.status()["clients"][0]["connected"])
+        await native_client.end_of(await native_client.submit("afterwards"), 10.0)
+        await stream.aclose()
+        return {key: welcome[key] for key in ("session", "secret")}
+
+    run(main)
+
+
+def frame(text: str) -> bytes:
+    """A text frame as a client sends it, masked with zeros."""
+    data = text.encode()
+    length = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xff" + len(data).to_bytes(8, "big")
+    return b"\x81" + length + bytes(4) + data
+
+
+def test_one_that_asks_and_does_not_read_is_closed(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab(window_bytes=1 << 14) as it:
+            async with it.bearer(message_queue_size=1) as page:
+                await page.join()
+                number = 0
+                while not it.running.server.hub.counters["slow_reader"]:
+                    number += 1
+                    await page.say("query", request=number, what="status")
+                code, reason = await page.closed()
+                assert code == 1008
+                assert "too slowly" in reason
+            assert await it.counted("slow_reader") == 1
+
+    run(main)
+
+
+# ---- listening ------------------------------------------------------------------------------------------------------
+
+
+def test_the_connection_file_has_the_address(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it:
+            assert it.url == it.running.addresses["websocket"]
+            assert it.url.startswith("ws://127.0.0.1:")
+            assert it.running.engine_connection.websocket == ""
+        async with lab(websocket_host="0.0.0.0", advertised_host="lab.example") as it:
+            assert it.url.startswith("ws://lab.example:")
+
+    run(main)
+
+
+def test_what_is_wrong_with_the_settings_says_so(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it:
+            port = int(it.url.rpartition(":")[2].strip("/"))
+            for error, settings in (
+                (AddressInUseError, {"websocket_port": port}),
+                (ConfigError, {"websocket_certificate": "none.pem", "websocket_key": "none.pem"}),
+                (ConfigError, {"websocket_host": "192.0.2.1"}),
+            ):
+                config = Config(name="other", **{"websocket_port": 0, **settings})
+                with pytest.raises(error, match="websocket"):
+                    await serve(config, [NativeFront(config), WebSocketFront(config)])
+
+    run(main)
+
+
+def test_tls(run: Any, lab: Any) -> None:
+    import ssl
+
+    tls = Path(__file__).parents[1] / "transport" / "tls"
+    settings = {"websocket_certificate": str(tls / "localhost.crt"), "websocket_key": str(tls / "localhost.key")}
+
+    async def main() -> None:
+        async with lab(**settings) as it:
+            assert it.url.startswith("wss://")
+            trusting = ssl.create_default_context(cafile=settings["websocket_certificate"])
+            async with it.bearer(ssl_context=trusting) as page:
+                await page.join()
+
+    run(main)

@@ -1,0 +1,241 @@
+"""Messages of the native wire as JSON text and msgpack binary: nothing is lost, and JSON says what it can."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_sched.errors import WireError
+from trio_sched.web import messages
+from trio_sched.wire import native, payload
+from trio_sched.wire.native import (
+    Bye,
+    Call,
+    Cancel,
+    Finished,
+    Hello,
+    Options,
+    Ping,
+    Query,
+    Results,
+    Stop,
+    Submit,
+    TaskEnd,
+    Watch,
+    Welcome,
+)
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+FROM_CLIENT = [
+    Hello("client", token="t", path=["a"], weight=2.0),
+    Ping(3),
+    Bye(True, "done"),
+    Submit([Call(1, call="math:hypot", args=[3, 4], options=Options(after=[7], timeout_s=1.5))]),
+    Submit([Call(1, fn=b"\0digest", body=b"\xff\0")], functions={b"\0digest": b"\x80pickle"}, drop=[b"\1"], received=4),
+    Cancel([1, 2]),
+    Query(1, "explain", 2),
+    Watch(False),
+    Stop("enough"),
+]
+
+
+def value_of(data: Any) -> TaskEnd:
+    """How a call by name that returned `data` ended."""
+    return TaskEnd(1, body=msgspec.msgpack.encode(data), codec="msgpack")
+
+
+def as_json(end: TaskEnd, *frames: bytes) -> dict[str, Any]:
+    """The one result, as a page sees it."""
+    text = messages.encode(Results(1, [end]), frames, binary=False)
+    assert isinstance(text, str)
+    [result] = json.loads(text)["results"]
+    assert isinstance(result, dict)
+    return result
+
+
+@pytest.mark.parametrize("message", FROM_CLIENT, ids=lambda message: type(message).__name__)
+def test_what_a_client_says_in_either_format(message: Any) -> None:
+    assert messages.decode(msgspec.json.encode(message).decode()) == (message, [])
+    assert messages.decode(native.encode(message)) == (message, [])
+
+
+def test_what_a_page_would_write() -> None:
+    text = '{"type": "submit", "tasks": [{"id": 1, "call": "math:hypot", "args": [3, 4.5], "kwargs": {}}], "new": 1}'
+    assert messages.decode(text) == (Submit([Call(1, call="math:hypot", args=[3, 4.5], kwargs={})]), [])
+
+
+def test_attached_buffers_become_frames() -> None:
+    calls = [Call(1, body=b"a", attached=[b"1", b"2"]), Call(2, body=b"b", frames=9), Call(3, attached=[b"3"])]
+    for binary in (True, False):
+        submit = Submit(calls)
+        data = native.encode(submit) if binary else msgspec.json.encode(submit).decode()
+        message, frames = messages.decode(data)
+        assert frames == [b"1", b"2", b"3"]
+        assert isinstance(message, Submit)
+        assert [(call.frames, call.attached) for call in message.tasks] == [(2, None), (0, None), (1, None)]
+        native.attach(message.tasks, frames)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "says"),
+    [
+        ("", "malformed", "not a message"),
+        ("nonsense", "malformed", "not a message"),
+        ("[" * 100_000, "malformed", "not a message"),
+        ('"text"', "malformed", "not a message"),
+        ('{"type": "hello"}', "malformed", "malformed 'hello' message"),
+        ('{"type": "submit", "tasks": [{"id": "x"}]}', "malformed", "malformed 'submit' message"),
+        ('{"type": "submit", "tasks": [{"id": 1, "body": "not base64!"}]}', "malformed", "malformed 'submit'"),
+        ('{"type": "dance"}', "unknown_type", "'dance'"),
+        ('{"type": "finished", "results": []}', "unknown_type", "a client cannot send 'finished'"),
+        ("\ud800", "malformed", "not a message"),
+        (
+            '{"type": "submit", "tasks": [{"id": 1, "call": "a:b", "args": [18446744073709551616]}]}',
+            "malformed",
+            "ints",
+        ),
+        ('{"type": "hello", "role": "client", "pid": 18446744073709551616}', "malformed", "cannot be passed on"),
+        ('{"type": "query", "what": "status", "request": -9223372036854775809}', "malformed", "cannot be passed on"),
+        (b"", "malformed", "not a message"),
+        (b"\xc1", "malformed", "not a message"),
+        (native.encode(Finished([])), "unknown_type", "a client cannot send Finished"),
+        (native.encode(Welcome(1, "s", "i")), "unknown_type", "welcome"),
+    ],
+)
+def test_what_cannot_be_read_says_why(data: Any, kind: str, says: str) -> None:
+    with pytest.raises(WireError, match=says) as caught:
+        messages.decode(data)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_what_is_taken_can_be_passed_on_from_a_deeper_stack(binary: bool) -> None:
+    """Decoder and encoder use the stack; the scheduler encodes in the middle of a turn, where an error would end it."""
+
+    def nested(levels: int) -> Any:
+        data: Any = b"\x91" * levels + b"\x90" if binary else "[" * levels + "[]" + "]" * levels
+        if binary:
+            submit = native.encode(Submit([Call(1, call="a:b", args=[])]))
+            assert submit.endswith(b"\xa4args\x90")
+            return submit[:-1] + b"\x91" + data
+        return '{"type": "submit", "tasks": [{"id": 1, "call": "a:b", "args": [' + data + "]}]}"
+
+    def deeper(levels: int, message: Any) -> None:
+        if levels:
+            deeper(levels - 1, message)
+        else:
+            native.encode(native.Assign(message.tasks))
+
+    refused = 0
+    for levels in range(300, 1100, 7):
+        try:
+            message, _ = messages.decode(nested(levels))
+        except WireError:
+            refused += 1
+        else:
+            deeper(30, message)
+    assert refused
+
+
+@given(PLAIN)
+def test_plain_data_comes_as_json(data: Any) -> None:
+    result = as_json(value_of(data))
+    assert result.get("value") == data
+    assert result["codec"] == "msgpack"
+    assert "body" not in result
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (float("nan"), None),
+        ([float("inf")], [None]),
+        ({1: 2}, {"1": 2}),
+        (b"\xff", base64.b64encode(b"\xff").decode()),
+        (datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC), "2020-01-02T00:00:00Z"),
+    ],
+)
+def test_the_conventions_of_javascript(data: Any, value: Any) -> None:
+    assert as_json(value_of(data)).get("value") == value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        msgspec.msgpack.encode(msgspec.msgpack.Ext(5, b"x")),
+        msgspec.msgpack.encode({None: 1}),
+        msgspec.msgpack.encode("x" * messages.VALUE_BYTES),
+        b"\x91" * 100_000,
+        b"\xc1",
+        b"",
+    ],
+    ids=["extension", "odd key", "large", "deep", "garbage", "empty"],
+)
+def test_what_json_cannot_say_stays_bytes(body: bytes) -> None:
+    result = as_json(TaskEnd(1, body=body, codec="msgpack"))
+    assert base64.b64decode(result.get("body", "")) == body
+    assert "value" not in result
+
+
+def test_a_pickled_result_comes_as_bytes() -> None:
+    body, _ = payload.dumps({1, 2})
+    result = as_json(TaskEnd(1, body=body))
+    assert payload.loads(base64.b64decode(result["body"])) == {1, 2}
+    assert "codec" not in result
+
+
+def test_a_large_body_travels_inside() -> None:
+    body = payload.dumps("x" * 100_000)[0]
+    result = as_json(TaskEnd(1, frames=1), body)
+    assert payload.loads(base64.b64decode(result["body"])) == "x" * 100_000
+    assert "frames" not in result
+    assert (
+        as_json(TaskEnd(1, frames=1, codec="msgpack"), msgspec.msgpack.encode("y" * 100_000))["value"] == "y" * 100_000
+    )
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_buffers_travel_attached_each_to_its_own_record(binary: bool) -> None:
+    ends = [TaskEnd(1, frames=2, body=b"1"), TaskEnd(2, body=b"2"), TaskEnd(3, frames=2), TaskEnd(4, frames=1)]
+    frames = [b"a", memoryview(b"b"), bytearray(b"3"), b"c", b"4"]
+    message = Results(7, ends, 9)
+    data = messages.encode(message, frames, binary=binary)
+    decode = msgspec.msgpack.decode if binary else msgspec.json.decode
+    told = decode(data, type=Results)
+    assert [(end.body, end.attached, end.frames) for end in told.results] == [
+        (b"1", [b"a", b"b"], 2),
+        (b"2", None, 0),
+        (b"3", [b"c"], 1),
+        (b"4", None, 0),
+    ]
+    assert (told.seq, told.accepted) == (7, 9)
+    assert message.results is ends, "what is kept to be sent again is not touched"
+    assert [(end.body, end.frames) for end in ends] == [(b"1", 2), (b"2", 0), (b"", 2), (b"", 1)]
+
+
+def test_in_binary_plain_data_stays_msgpack() -> None:
+    data = messages.encode(Results(1, [value_of([1, 2])]), (), binary=True)
+    [end] = msgspec.msgpack.decode(data, type=Results).results
+    assert (msgspec.msgpack.decode(end.body), end.value) == ([1, 2], None)
+
+
+def test_errors_come_in_words() -> None:
+    error = native.RemoteError("ValueError", "no", "Traceback ...")
+    result = as_json(TaskEnd(1, "error", body=b"pickle", error=error, reason="it failed"))
+    assert result["error"] == {"name": "ValueError", "message": "no", "traceback": "Traceback ..."}
+    assert (result["outcome"], result["reason"]) == ("error", "it failed")
