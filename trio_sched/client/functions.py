@@ -28,6 +28,8 @@ from trio_sched.wire import payload
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 _MISSING = object()
+_OF_EVERY_CLASS = frozenset(vars(type("Empty", (), {}))) | {"__annotations__", "__qualname__"}
+"""Attributes that say nothing about what a class does, and that Python puts into each."""
 
 
 class Function:
@@ -202,27 +204,25 @@ def _watch_class(cls: type, watches: list[Watch], seen: set[int]) -> bool:
     size = len(vars(cls))
     watches.append((lambda: len(getattr(mine(), "__dict__", ())) == size, True))
     for name, found in list(vars(cls).items()):
-        if name in ("__dict__", "__weakref__", "__module__", "__doc__", "__annotations__", "__qualname__"):
+        if name in _OF_EVERY_CLASS or isinstance(found, types.MemberDescriptorType):
             continue
-        inner = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
-        if isinstance(inner, types.MemberDescriptorType):
-            continue
-        if not isinstance(inner, types.FunctionType) and not isinstance(inner, _ATOMS):
-            return False
-        watches.append((_attribute_id(mine, name), id(found)))
-        if not _watch(inner, watches, seen):
+        if not _watch_place(_attribute(mine, name), _unwrapped(found), watches, seen):
             return False
     return all(_watch(base, watches, seen) for base in cls.__bases__)
+
+
+def _attribute(reference: Callable[[], Any], name: str) -> Callable[[], Any]:
+    """Looks up an attribute of a class, without keeping the class alive."""
+    return lambda: _unwrapped(getattr(reference(), "__dict__", {}).get(name, _MISSING))
+
+
+def _unwrapped(attribute: Any) -> Any:
+    return attribute.__func__ if isinstance(attribute, (staticmethod, classmethod)) else attribute
 
 
 def _global(reference: Callable[[], Any], name: str) -> Callable[[], Any]:
     """Looks up a global of a function, without keeping its module's namespace alive."""
     return lambda: getattr(reference(), "__globals__", {}).get(name, _MISSING)
-
-
-def _attribute_id(reference: Callable[[], Any], name: str) -> Callable[[], int]:
-    """Looks at an attribute by its id, so as to keep nothing alive."""
-    return lambda: id(getattr(reference(), "__dict__", {}).get(name, _MISSING))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
