@@ -57,9 +57,17 @@ class Scripted:
     """The scheduler. Its methods are the test's thread's; `_main` runs in the other."""
 
     def __init__(
-        self, address: str, *, instance: str = "one", heartbeat_s: float = 0.2, first_session: int = 1
+        self,
+        address: str,
+        *,
+        instance: str = "one",
+        heartbeat_s: float = 0.2,
+        first_session: int = 1,
+        token: str = "sesame",
+        refusing: bool = False,
     ) -> None:
-        self.connection = Connection(name="scripted", role="engine", address=address, token="sesame")
+        self.connection = Connection(name="scripted", role="engine", address=address, token=token)
+        self._refusing = refusing
         self.instance = instance
         self.heartbeat_s = heartbeat_s
         self.deaf = False
@@ -77,7 +85,7 @@ class Scripted:
         self._inbox: queue.SimpleQueue[tuple[Peer, Message, Sequence[Frame]]] = queue.SimpleQueue()
         self._kept: list[tuple[Peer, Message, Sequence[Frame]]] = []
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=trio.run, args=(self._main,))
+        self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
         self._thread.start()
         assert self._ready.wait(WAIT_S)
 
@@ -99,7 +107,9 @@ class Scripted:
 
     def _on_message(self, address: bytes, message: Message, frames: Sequence[Frame]) -> None:
         if isinstance(message, Hello):
-            if address not in self._by_address:
+            if self._refusing or message.token != self.connection.token:
+                self._reply(address, native.Error("unauthenticated", "the token is wrong"))
+            elif address not in self._by_address:
                 self._welcome(address, message)
             return
         peer = self._by_address.get(address)

@@ -22,9 +22,9 @@ from trio_sched.engine.board import Board
 from trio_sched.engine.nanny import Nanny, run_nanny
 from trio_sched.errors import NoSchedulerError
 from trio_sched.transport.connection import write_connection_files
-from trio_sched.wire.native import Bye, Closing, Died, Error
+from trio_sched.wire.native import Bye, Closing, Died
 
-from .scripted import WAIT_S, Gate, Scripted, pass_gate, whole
+from .scripted import WAIT_S, Gate, Scripted, address_in, pass_gate, whole
 
 
 class NannyThread:
@@ -36,7 +36,7 @@ class NannyThread:
         self._started = threading.Event()
         self.nanny: Nanny | None = None
         self.outcome: str | BaseException | None = None
-        self._thread = threading.Thread(target=trio.run, args=(self._main,))
+        self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
         self._thread.start()
 
     async def _main(self) -> None:
@@ -200,13 +200,34 @@ def test_a_nanny_that_nobody_answers_says_so(scheduler: Scripted) -> None:
     assert "did not answer within 0.2 s" in str(error)
 
 
-def test_a_nanny_that_is_refused_says_so(scheduler: Scripted) -> None:
-    thread = NannyThread(scheduler, workers=0)
-    thread.started()
-    scheduler.send(scheduler.engine("nanny"), Error("unauthenticated", "the token is wrong"))
-    error = thread.ended()
+def test_a_nanny_that_is_refused_says_so(short_dir: Path) -> None:
+    scheduler = Scripted(address_in(short_dir), refusing=True)
+    error = NannyThread(scheduler, workers=0).ended()
+    scheduler.close()
     assert isinstance(error, NoSchedulerError)
     assert "refuses us: the token is wrong" in str(error)
+
+
+def test_a_restarted_scheduler_with_new_secrets_is_found_by_its_file(short_dir: Path, runtime_dir: Path) -> None:
+    address = address_in(short_dir)
+    first = Scripted(address)
+    thread = NannyThread(first, workers=1)
+    thread.started()
+    pid = first.engine().hello.pid
+    first.close()
+    second = Scripted(address, instance="two", first_session=50, token="another")
+    write_connection_files(msgspec.structs.replace(second.connection, role="client"), second.connection)
+    try:
+        me, engine = second.engine("nanny"), second.engine()
+        assert me.hello.token == engine.hello.token == "another"
+        assert engine.hello.pid == pid
+        while engine.hello.nanny != me.session:
+            engine = second.engine()
+        os.kill(pid, signal.SIGKILL)
+        assert second.engine().hello.token == "another"
+    finally:
+        thread.cancel()
+        second.close()
 
 
 def test_nanny_and_workers_come_back_to_another_scheduler(short_dir: Path, gate: Gate) -> None:

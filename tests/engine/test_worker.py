@@ -358,10 +358,10 @@ def test_results_do_not_wait_for_a_long_task_behind_them(line: Line, gate: Gate)
 
 @whole
 def wait_for_signal() -> None:
-    import time
+    import threading
 
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(60)
+    threading.Event().wait(60)
 
 
 def test_sigint_interrupts_the_task_that_runs_and_nothing_else(line: Line) -> None:

@@ -21,9 +21,10 @@ from typing import Any, Protocol
 
 from trio_sched.engine.board import Board
 from trio_sched.engine.ends import Ended
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.runner import Runner
 from trio_sched.errors import WireError
+from trio_sched.transport.connection import Connection
 from trio_sched.wire.native import (
     Acked,
     Assign,
@@ -71,12 +72,13 @@ def say(text: str) -> None:
 class Link:
     """The connection of one worker to its scheduler, with what goes in (`queue`) and out (`keep`, `flush`)."""
 
-    def __init__(self, start: Start, runner: Runner, board: Board, open_dealer: Callable[[], Dealer]) -> None:
+    def __init__(self, start: Start, runner: Runner, board: Board, open_dealer: Callable[[Connection], Dealer]) -> None:
         self._start = start
         self._runner = runner
         self._board = board
         self._open_dealer = open_dealer
-        self._dealer = open_dealer()
+        self._connection = start.connection
+        self._dealer = open_dealer(start.connection)
         self.queue: deque[tuple[Call, Sequence[Frame]]] = deque()
         """Assigned and not begun."""
         self.generation = 0
@@ -84,7 +86,7 @@ class Link:
         self.leaving = ""
         """Why we are to end; empty: we are not."""
         self.running: Callable[[], list[int]] = board.tasks
-        self._posted: News | None = None
+        self._posted: deque[News | Moved] = deque()
         self._news: News | None = None
         # the session
         self._session, self._secret, self._scheduler = 0, "", ""
@@ -137,9 +139,11 @@ class Link:
 
     def receive(self) -> bool:
         """Handle the messages that are there; False: there was none."""
-        if self._posted is not None:
-            self._news, self._posted = self._posted, None
-            self._introduce_nanny()
+        if self._posted:
+            if self._read_posted():
+                self._reopen()
+            else:
+                self._introduce_nanny()
         messages = self._dealer.drain()
         for frames in messages:
             try:
@@ -217,6 +221,8 @@ class Link:
         if error.kind == "unknown_peer":
             if self._welcomed or monotonic() - self._hello_at > self._heartbeat_s:
                 self.hello()
+        elif error.kind == "unauthenticated" and self._start.nanny:
+            self._welcomed = False  # a scheduler that was restarted: the nanny finds out how to convince it
         elif error.kind in FATAL:
             self._refused = True
             self.leaving = f"the scheduler refuses this engine: {error.message}"
@@ -231,15 +237,16 @@ class Link:
 
     def hello(self) -> None:
         """Introduce ourselves, as who we were if we were somebody."""
+        if self._read_posted():
+            self._renew_dealer()
         self._welcomed = False
         self._hello_at = monotonic()
-        self._news, self._posted = self._posted or self._news, None
         self._pings_unanswered = 0
         self._told_nanny = self._news.nanny if self._news else 0
         self._send(
             Hello(
                 role="engine",
-                token=self._start.connection.token,
+                token=self._connection.token,
                 session=self._session,
                 secret=self._secret,
                 scheduler=self._scheduler,
@@ -260,10 +267,21 @@ class Link:
         ended = (end.id for end, _ in (*self._unacked, *self._unsent))
         return [*self.running(), *queued, *ended]
 
-    def post(self, news: News) -> None:
-        """From any thread: the nanny has a (new) session."""
-        self._posted = news
+    def post(self, order: News | Moved) -> None:
+        """From any thread: what the nanny says."""
+        self._posted.append(order)
         self.wake()
+
+    def _read_posted(self) -> bool:
+        """Take the nanny's orders. True: the scheduler is to be reached in another way."""
+        moved = False
+        while self._posted:
+            order = self._posted.popleft()
+            if isinstance(order, Moved):
+                self._connection, moved = order.connection, True
+            else:
+                self._news = order
+        return moved
 
     @property
     def _watched(self) -> bool:
@@ -305,10 +323,13 @@ class Link:
         self._send(Ping())
 
     def _reopen(self) -> None:
-        self._dealer.close()
-        self._dealer = self._open_dealer()
-        self._unanswered_since = None
+        self._renew_dealer()
         self.hello()
+
+    def _renew_dealer(self) -> None:
+        self._dealer.close()
+        self._dealer = self._open_dealer(self._connection)
+        self._unanswered_since = None
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Until there is something to receive, `wake` is called, or the next tick is due."""

@@ -14,16 +14,17 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import structlog
 import trio
 
 from trio_sched.engine.cause import cores
 from trio_sched.engine.link import FATAL, MISSED
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.ward import Death, Ward
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection import Connection, find
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import (
     Bye,
@@ -39,6 +40,7 @@ from trio_sched.wire.native import (
     encode,
 )
 
+LookUp: TypeAlias = Callable[[], Connection]
 START_TIMEOUT_S = 10.0
 """How long the scheduler may take to answer the first hello."""
 _log = structlog.get_logger("trio_sched.engine")
@@ -63,6 +65,7 @@ async def run_nanny(
     hwm: int | None = None,
     resources: Mapping[str, float] | None = None,
     name: str = "",
+    where: str | Path | None = None,
     grace_s: float = 5.0,
     start_timeout_s: float = START_TIMEOUT_S,
     task_status: trio.TaskStatus[Nanny] = trio.TASK_STATUS_IGNORED,
@@ -71,15 +74,21 @@ async def run_nanny(
 
     `workers`: how many, default one for each processor. Each has `slots` (tasks that it runs at once), offers
     `resources` (amounts by name) and holds at most `hwm * slots` tasks (None: as the scheduler says; 0: no limit).
-    `grace_s`: how long running tasks may take to end when the workers are stopped. Started when the scheduler has
-    answered and the workers are on their way.
+    `where`: the path or name under which to look when the scheduler was restarted (None: its name). `grace_s`: how
+    long running tasks may take to end when the workers are stopped. Started when the scheduler has answered and the
+    workers are on their way.
 
     :raises NoSchedulerError: it does not answer within `start_timeout_s`, or refuses us.
     """
     name = name or f"{os.uname().nodename}-{os.getpid()}"
     start = Start(connection, name=name, slots=slots, hwm=hwm, resources=dict(resources or {}))
     with tempfile.TemporaryDirectory(prefix="trio_sched-engines-") as directory:
-        nanny = Nanny(start, cores() if workers is None else workers, Path(directory))
+        nanny = Nanny(
+            start,
+            cores() if workers is None else workers,
+            Path(directory),
+            lambda: find(connection.name if where is None else where, "engine"),
+        )
         try:
             await nanny._run(grace_s, start_timeout_s, task_status)
         finally:
@@ -92,8 +101,8 @@ async def run_nanny(
 class Nanny:
     """What `run_nanny` starts with: a look at the workers, and the means to stop them."""
 
-    def __init__(self, start: Start, workers: int, directory: Path) -> None:
-        self._line = _Line(start.connection, start.name, self._on_session, self._on_beat)
+    def __init__(self, start: Start, workers: int, directory: Path, look_up: LookUp) -> None:
+        self._line = _Line(start.connection, start.name, look_up, self._tell, self._on_beat)
         self._wards = [Ward(start, directory, index, self._on_death) for index in range(workers)]
 
     async def _run(self, grace_s: float, start_timeout_s: float, task_status: trio.TaskStatus[Nanny]) -> None:
@@ -129,9 +138,9 @@ class Nanny:
         """End the workers and return from `run_nanny`."""
         self._line.end(reason)
 
-    def _on_session(self, news: News) -> None:
+    def _tell(self, order: News | Moved) -> None:
         for ward in self._wards:
-            ward.tell(news)
+            ward.tell(order)
 
     def _on_beat(self) -> None:
         for ward in self._wards:
@@ -150,16 +159,22 @@ class _Line:
     """The nanny's own connection: hello, beats, reports of deaths."""
 
     def __init__(
-        self, connection: Connection, name: str, on_session: Callable[[News], None], on_beat: Callable[[], None]
+        self,
+        connection: Connection,
+        name: str,
+        look_up: LookUp,
+        tell: Callable[[News | Moved], None],
+        on_beat: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._name = name
-        self._on_session = on_session
+        self._look_up = look_up
+        self._tell_workers = tell
         self._on_beat = on_beat
         self._socket: ZmqSocket | None = None
         self.session, self._secret, self.scheduler = 0, "", ""
         self._heartbeat_s = 2.0
-        self._welcomed = False
+        self._welcomed = self._refused = False
         self._hello_at = 0.0
         self._untold: list[Died] = []
         """Reports that may not have arrived: kept until a beat that was sent after them is answered."""
@@ -189,13 +204,25 @@ class _Line:
             self._socket.close()
 
     async def talk(self) -> None:
-        """Stay connected until cancelled: one socket after the other, each until nothing is heard through it."""
+        """Stay connected until cancelled: one socket after the other, each until nothing is heard through it (or it
+        is refused); in between look whether the scheduler was restarted."""
         while True:
             self._socket = ZmqSocket.dealer(self._connection)
             self._hello()
             await self._until_silent()
             _log.warning("the scheduler is silent; connecting anew", address=self._connection.address)
             self._socket.close()
+            self._find_scheduler()
+
+    def _find_scheduler(self) -> None:
+        """A scheduler that was restarted has new secrets, and has written them where the former ones were."""
+        try:
+            connection = self._look_up()
+        except TrioSchedError:
+            return  # not yet
+        if connection != self._connection:
+            self._connection = connection
+            self._tell_workers(Moved(connection))
 
     async def _until_silent(self) -> None:
         assert self._socket is not None
@@ -216,7 +243,7 @@ class _Line:
                 continue
             if now - beat_at > self._heartbeat_s:
                 heard_at = now  # we were away ourselves: give the scheduler another chance
-            if now - heard_at > MISSED * self._heartbeat_s:
+            if self._refused or now - heard_at > MISSED * self._heartbeat_s:
                 return
             beat_at = now + self._heartbeat_s
             self._beat()
@@ -260,13 +287,16 @@ class _Line:
         self._told = 0
         for died in self._untold:
             self._send(died)
-        self._on_session(News(welcome.session, welcome.scheduler))
+        self._tell_workers(News(welcome.session, welcome.scheduler))
         self.joined.set()
 
     def _on_error(self, error: Error) -> None:
         if error.kind == "unknown_peer":
             if self._welcomed or trio.current_time() - self._hello_at > self._heartbeat_s:
                 self._hello()
+        elif error.kind == "unauthenticated" and self.session:
+            self._refused = True  # a scheduler that was restarted
+            self._welcomed = False
         elif error.kind in FATAL:
             self.fail(f"refuses us: {error.message}")
         else:
@@ -275,7 +305,7 @@ class _Line:
     # ---- what goes out ----------------------------------------------------------------------------------------------
 
     def _hello(self) -> None:
-        self._welcomed = False
+        self._welcomed = self._refused = False
         self._hello_at = trio.current_time()
         self._send(
             Hello(

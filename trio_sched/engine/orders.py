@@ -1,4 +1,4 @@
-"""What a nanny tells its worker, as lines of JSON on the worker's standard input: first `Start`, then `News`.
+"""What a nanny tells its worker, as lines of JSON on its standard input: first `Start`, then `News` and `Moved`.
 
 The pipe is the worker's lifeline as well: its end means that the nanny is gone, and the worker ends too. Secrets
 travel here, since everybody on the machine can read a process's arguments, and its environment would be handed on to
@@ -6,6 +6,8 @@ what tasks start.
 """
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -35,10 +37,17 @@ class News(Struct, tag="news"):
     scheduler: str
 
 
-_decoder = msgspec.json.Decoder(Start | News)
+class Moved(Struct, tag="moved"):
+    """The scheduler was restarted: it is to be reached, and convinced, like this."""
+
+    connection: Connection
+
+
+Order: TypeAlias = Start | News | Moved
+_decoder = msgspec.json.Decoder(Order)
 decode = _decoder.decode
 
 
-def encode(order: Start | News) -> bytes:
+def encode(order: Order) -> bytes:
     """One line."""
     return msgspec.json.encode(order) + b"\n"

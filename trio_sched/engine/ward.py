@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 import trio
 
@@ -24,7 +25,7 @@ from trio_sched.engine import board as boards
 from trio_sched.engine import orders
 from trio_sched.engine.board import Board
 from trio_sched.engine.cause import Evidence, cause, memory_used, oom_kills, rss_bytes
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.orders import Moved, News, Order, Start
 
 _COMMAND = (sys.executable, "-m", "trio_sched.engine.worker")
 _A_WHILE_S = 5.0
@@ -62,15 +63,8 @@ class Ward:
         self._faults = directory / f"{index}.faults"
         board = directory / f"{index}.board"
         self.board = Board(board, start.slots, create=True)
-        self._start = Start(
-            connection=start.connection,
-            name=f"{start.name}.{index}",
-            slots=start.slots,
-            hwm=start.hwm,
-            resources=start.resources,
-            board=str(board),
-            faults=str(self._faults),
-            nanny=True,
+        self._start = msgspec.structs.replace(
+            start, name=f"{start.name}.{index}", board=str(board), faults=str(self._faults), nanny=True
         )
         self._on_death = on_death
         self._news: News | None = None
@@ -163,13 +157,15 @@ class Ward:
         self._rss_bytes = rss_bytes(self.pid) if self.pid else 0
         self._memory_used = memory_used()
 
-    def tell(self, news: News) -> None:
-        """The nanny has a (new) session: pass it on to the worker, and to those that follow it."""
-        self._news = news
-        if self._process is not None:
-            self._tell(news)
+    def tell(self, order: News | Moved) -> None:
+        """The nanny has a (new) session, or the scheduler moved: tell the worker, and those that follow it."""
+        if isinstance(order, Moved):
+            self._start = msgspec.structs.replace(self._start, connection=order.connection)
+        else:
+            self._news = order
+        self._tell(order)
 
-    def _tell(self, order: Start | News) -> None:
+    def _tell(self, order: Order) -> None:
         """A line into the worker's pipe, which has room for hundreds; a worker that died meanwhile needs no news."""
         process = self._process
         if process is None or process.stdin is None or process.returncode is not None:

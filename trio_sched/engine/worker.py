@@ -24,7 +24,7 @@ from trio_sched.engine import orders
 from trio_sched.engine.board import Board
 from trio_sched.engine.capture import Capture
 from trio_sched.engine.link import Link, say
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.orders import Start
 from trio_sched.engine.pool import PoolLoop
 from trio_sched.engine.runner import Runner
 from trio_sched.engine.single import SingleLoop
@@ -57,7 +57,7 @@ def run(start: Start, lines: Iterator[bytes]) -> None:
     faults = _report_faults(start.faults)
     board = Board(Path(start.board) if start.board else None, start.slots)
     runner = Runner()
-    link = Link(start, runner, board, lambda: BlockingDealer(start.connection))
+    link = Link(start, runner, board, BlockingDealer)
     capture = Capture(start.slots)
     loop: Loop
     if start.slots == 1:
@@ -84,7 +84,7 @@ def _follow_nanny(lines: Iterator[bytes], link: Link, loop: Loop, heard: threadi
     """Thread: take the nanny's orders; when they end, so do we, whatever runs."""
     for line in lines:
         order = orders.decode(line)
-        if isinstance(order, News):
+        if not isinstance(order, Start):
             link.post(order)
             heard.set()
     loop.abandon("its nanny is gone", PATIENCE_S)
