@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,9 +44,10 @@ def engine(
 
     from trio_sched.cli.logs import configure_logs
     from trio_sched.engine.cause import cores
-    from trio_sched.transport.connection import find
+    from trio_sched.transport.connection import ENV_CONNECTION, find
 
     configure_logs(log_level, log_format)
+    told["where"] = connection or os.environ.get(ENV_CONNECTION)  # where to look should the scheduler be restarted
     told["workers"] = cores() if engines is None else engines
     reason = trio.run(_work, find(connection, "engine"), told, lifeline)
     typer.echo(f"ended: {reason}")
