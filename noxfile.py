@@ -58,8 +58,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict over the package and the examples."""
-    session.install(".", *group("types"))
+    """mypy --strict over the package, the examples and the tests that are typed."""
+    session.install(".[test]", *group("types"))
     session.run("mypy", "--strict", *session.posargs)
 
 

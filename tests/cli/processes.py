@@ -75,4 +75,5 @@ def children_of(pid: int) -> Sequence[Any]:
     """The processes below that one."""
     import psutil
 
-    return psutil.Process(pid).children(recursive=True)
+    children: list[Any] = psutil.Process(pid).children(recursive=True)
+    return children

@@ -32,9 +32,8 @@ def test_help_tells_the_default(setting: Any) -> None:
     """Where it is a number; as people write it."""
     default = getattr(Config(), setting.name)
     if isinstance(default, (int, float)):
-        shown = {1 << 30: "1 GiB", 32 << 20: "32 MiB", 16 << 20: "16 MiB"}.get(
-            default, f"{default:g}" if default < 1 else f"{default:.0f}"
-        )
+        sizes: dict[float, str] = {1 << 30: "1 GiB", 32 << 20: "32 MiB", 16 << 20: "16 MiB"}
+        shown = sizes.get(default, f"{default:g}" if default < 1 else f"{default:.0f}")
         assert f"[{shown}]" in setting.help
 
 

@@ -103,7 +103,7 @@ def test_json(code: str) -> None:
     """Messages of the wire: each is one, with no key that its type does not have."""
     from trio_sched.wire import native
 
-    message = msgspec.convert(msgspec.json.decode(code), native.FromPeer | native.ToClient)  # type: ignore[arg-type]
+    message = msgspec.convert(msgspec.json.decode(code), native.FromPeer | native.ToClient)
     known = {field.encode_name for field in msgspec.structs.fields(type(message))} | {"type"}
     assert set(msgspec.json.decode(code)) <= known
 

@@ -98,7 +98,9 @@ class ScriptStopper:
 
 def _terminal_told_it_too() -> bool:
     """Whether we run in the foreground of a terminal: Ctrl-C there goes to every process of the group."""
+    if sys.platform == "win32":
+        return True
     try:
         return os.getpgrp() == os.tcgetpgrp(sys.stdin.fileno())
-    except (OSError, ValueError, AttributeError):  # no terminal, or no such thing on this system
+    except (OSError, ValueError):  # no terminal
         return False
