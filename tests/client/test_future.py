@@ -134,6 +134,15 @@ def test_r23_cancel_ends_the_future_now_and_tells_the_scheduler() -> None:
     assert repr(one) == "<Future 3-8 cancelled>"
 
 
+def test_cancelling_what_nobody_watches_builds_nothing() -> None:
+    one = future()
+    assert one.cancel()
+    assert one._condition_if_any is None
+    called: list[Any] = []
+    one.add_done_callback(called.append)
+    assert called == [one]
+
+
 def test_what_has_ended_cannot_be_cancelled() -> None:
     cancelled.clear()
     assert not ended(ok(1)).cancel()

@@ -236,17 +236,14 @@ def chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[An
 
 
 def _results(submitted: Sequence[Future[Any]], until: float | None) -> Iterator[Any]:
-    """The results in order, letting go of each future; on the way out, whatever the reason, cancel what is left."""
+    """The results in order, letting go of their futures; on the way out, whatever the reason, cancel what is left."""
     left = list(submitted)
     left.reverse()
     try:
         while left:
-            future = left.pop()
-            try:
-                yield future.result(None if until is None else until - time.monotonic())
-            finally:
-                future.cancel()
-                del future
+            value = left[-1].result(None if until is None else until - time.monotonic())
+            left.pop()
+            yield value
     finally:
         for future in left:
             future.cancel()

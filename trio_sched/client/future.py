@@ -155,6 +155,12 @@ class Future(BaseFuture[T], futures.Future[T]):
 
     def cancel_here(self) -> bool:
         """Cancel the future without telling the scheduler. False: it is done."""
+        with lock():
+            if self._condition_if_any is None:  # nobody watches: no need to build anything
+                if self._state != PENDING:
+                    return False
+                self._state = CANCELLED_AND_NOTIFIED
+                return True
         return self._change(CANCELLED_AND_NOTIFIED, None)
 
     def set_result(self, result: T) -> None:
