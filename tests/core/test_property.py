@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from .outside import ACTIONS, Choose, Outside
 
-pytestmark = pytest.mark.timeout(900)  # a failure takes minutes to shrink
 LONG = settings.default.max_examples > 1000
+pytestmark = pytest.mark.timeout(0 if LONG else 900)  # a failure takes minutes to shrink
 WALKS, STEPS = (5000, 400) if LONG else (250, 300)
 
 

@@ -192,6 +192,24 @@ def test_r11_twobin_takes_the_less_recently_used_of_two() -> None:
     assert close([rank / tasks for rank in ranks], [5 / 9, 3 / 9, 1 / 9])
 
 
+@pytest.mark.parametrize("scheme", ["plainrandom", "twobin", "weighted"])
+def test_r11_drawing_leaves_excluded_engines_out_and_the_others_alike(scheme: str) -> None:
+    story = Story(scheme=scheme, hwm=0, check=False)
+    for engine in ("E", "F", "G"):
+        story.engine(engine)
+    counts, tasks = {"F": 0, "G": 0}, 0
+    for n in range(1200):
+        story.submit(n, retries=1, targets=["E", "F", "G"])
+        if story.where[n].engine == "E":
+            [(_, engine)] = assignments(story.error(n))
+            counts[str(engine)] += 1
+            tasks += 1
+        story.ok(n)
+    assert tasks > 100
+    if scheme != "twobin":  # which looks at the line of use
+        assert abs(counts["F"] - counts["G"]) < 4 * tasks**0.5
+
+
 @pytest.mark.parametrize("scheme", ["leastload", "lru", "plainrandom", "twobin", "weighted"])
 def test_r11_every_scheme_fills_exactly_what_has_room(scheme: str) -> None:
     story = Story(scheme=scheme, hwm=2)
@@ -391,6 +409,14 @@ def test_r16_the_longest_waiting_that_fits_takes_the_place() -> None:
     assert story.ok("two") == [delivered("two", "ok", "E")]  # "both" runs: no gpu is free
     assert story.submit("x", resources=GPU) == [accepted("x")]
     assert story.submit("y") == [accepted("y"), sent("y", "E")]
+
+
+def test_r16_fractions_add_up() -> None:
+    story = Story(hwm=0)
+    story.engine("E", slots=3, gpu=0.3)
+    assert story.submit("a", resources=(("gpu", 0.1),)) == [accepted("a"), sent("a", "E")]
+    assert story.submit("b", resources=(("gpu", 0.2),)) == [accepted("b"), sent("b", "E")]
+    assert story.submit("c", resources=(("gpu", 0.1),)) == [accepted("c")]
 
 
 def test_r16_amounts_that_are_not_offered_are_none() -> None:

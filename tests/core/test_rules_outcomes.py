@@ -304,6 +304,36 @@ def test_r20_what_was_cancelled_before_the_death_ends_as_cancelled() -> None:
     assert story.died("E", "a") == [failed("a", "TaskCancelled", "E"), sent("b", "F", attempt=2)]
 
 
+def test_r20_a_lost_engine_is_not_asked_back_for_anything_until_it_returns() -> None:
+    story = running("a", "b", "c")
+    story.lost("E")
+    assert story.cancel("a") == []
+    assert story.drain("E") == []
+    assert story.returned("E", "a", "b", "c") == [recalled(task, "E") for task in "abc"]
+    assert story.given_back("a") == [failed("a", "TaskCancelled")]
+
+
+def test_r20_what_was_cancelled_while_its_engine_was_lost_ends_with_the_grace_period() -> None:
+    story = running("a", "b")
+    story.lost("E")
+    assert story.cancel("b") == []
+    assert story.wait(5.0) == [failed("b", "TaskCancelled")]
+    assert story.engine("F") == [sent("a", "F", attempt=2)]
+
+
+def test_r20_grace_periods_end_by_their_time() -> None:
+    story = Story(grace_s=2.0)
+    for task, engine in [("a", "E"), ("b", "F")]:
+        story.engine(engine)
+        story.submit(task, targets=[engine])
+    story.lost("F")
+    story.now += 1
+    story.lost("E")
+    story.now += 5
+    ends = [failed("b", "ImpossibleDependency", "F"), failed("a", "ImpossibleDependency", "E")]
+    assert story.happens(TimePassed()) == ends
+
+
 # ---- R21: timeout ---------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +407,16 @@ def test_r21_unblamed_from_a_dead_engine_takes_up_its_old_clock() -> None:
     story.wait(50.0)
     assert story.died("E", "long") == []
     assert story.wait(0.0) == [failed("a", "TaskTimeout")]
+
+
+def test_r21_a_declined_task_takes_up_its_old_clock() -> None:
+    story = Story()
+    story.engine("E")
+    story.submit("a", timeout_s=3.0)
+    story.wait(2.0)
+    assert story.declined("a") == []
+    assert story.wait(0.99) == []
+    assert story.wait(0.01) == [failed("a", "TaskTimeout")]
 
 
 def test_r21_due_timeouts_end_by_deadline_then_by_submission() -> None:
@@ -632,6 +672,15 @@ def test_r29_a_draining_scheduler_takes_and_sends_nothing_more() -> None:
     assert story.given_back("b") == []
     assert story.ok("a") == [delivered("a", "ok", "E")]
     assert story.cancel("b") == [failed("b", "TaskCancelled")]
+
+
+def test_r29_while_draining_a_repeat_is_still_answered() -> None:
+    story = running("a", "b")
+    story.ok("a")
+    story.drain()
+    assert story.submit("a") == [accepted("a"), delivered("a", "ok", "E")]
+    assert story.submit("b") == [accepted("b")]
+    assert story.ok("b") == [delivered("b", "ok", "E")] * 2
 
 
 def test_r31_what_an_engine_sent_before_it_left_is_handled_before_its_leaving() -> None:
