@@ -23,6 +23,14 @@ class Line:
     peer: Peer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    """Of tests that failed in the middle."""
+    yield
+    for worker in Worker.started:
+        worker.stop()
+
+
 @pytest.fixture(scope="session")
 def short_dir() -> Path:
     return Path(os.environ["TRIO_SCHED_RUNTIME_DIR"])

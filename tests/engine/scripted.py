@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import trio
@@ -247,8 +247,11 @@ class Scripted:
 class Worker:
     """A real worker process, started as a nanny would start it but for a nanny."""
 
+    started: ClassVar[list[Worker]] = []
+
     def __init__(self, start: Start, *, argv: Sequence[str] = ()) -> None:
         self._said: str | None = None
+        Worker.started.append(self)
         command = [sys.executable, "-m", "trio_sched.engine.worker", *argv]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
         assert self.process.stdin

@@ -210,7 +210,8 @@ class _Line:
             self._socket = ZmqSocket.dealer(self._connection)
             self._hello()
             await self._until_silent()
-            _log.warning("the scheduler is silent; connecting anew", address=self._connection.address)
+            what = "refuses us; was it restarted?" if self._refused else "is silent"
+            _log.warning(f"the scheduler {what}", address=self._connection.address)
             self._socket.close()
             self._find_scheduler()
 
