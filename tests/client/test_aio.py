@@ -212,8 +212,10 @@ def test_cancelling_a_group_on_purpose_raises_nothing(run: Run, scheduler: Conne
                 never = group.options(**NEVER).submit(abs, 1)
                 await done
                 group.cancel()
+                late = group.options(**NEVER).submit(abs, 1)
             assert done.value == 1
             assert isinstance(never.error, trio_sched.TaskCancelled)
+            assert isinstance(late.error, trio_sched.TaskCancelled)
 
     run(main)
 

@@ -166,6 +166,21 @@ def test_bursts_are_gathered_and_complete(client: Client) -> None:
     assert sum(future.result(LIMIT_S) for future in futures) == 4999 * 2500
 
 
+def test_many_threads_submit(client: Client) -> None:
+    sums: list[int] = []
+
+    def work() -> None:
+        futures = [client.submit(abs, -n) for n in range(300)]
+        sums.append(sum(future.result(LIMIT_S) for future in futures))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert sums == [299 * 150] * 6
+
+
 def test_arguments_are_what_they_were_at_submit(client: Client) -> None:
     import numpy as np
 

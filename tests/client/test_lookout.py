@@ -7,7 +7,7 @@ import os
 import pytest
 
 from trio_sched.client.functions import Functions
-from trio_sched.client.lookout import CLOSING_LOOK_S, Lookout, version_problem
+from trio_sched.client.lookout import CLOSING_LOOK_S, QUIET_S, Lookout, version_problem
 from trio_sched.client.session import News, Session
 from trio_sched.errors import NoSchedulerError, SchedulerClosed, VersionMismatch
 from trio_sched.transport.connection import Connection
@@ -83,10 +83,22 @@ def test_hearing_of_it_again_ends_the_count() -> None:
 def test_a_dead_process_is_noticed_soon() -> None:
     other = Other()
     lookout, session = watching(companion=other)
-    assert lookout.look(session, 3.5) is False
+    assert lookout.look(session, 0.6) is False
     other.gone = True
-    assert lookout.look(session, 2.5) is False  # while it is heard, nobody looks
-    assert "is gone: process" in str(lookout.look(session, 3.5))
+    assert lookout.look(session, 0.4) is False  # while it is heard, nobody looks
+    assert "is gone: process" in str(lookout.look(session, 0.6))
+
+
+def test_who_waits_for_a_local_scheduler_looks_more_often() -> None:
+    lookout, session = watching(host=HERE)
+    session.outgoing(0.0)
+    assert lookout.patience_s(session, 0.0) == 2.0
+    session.tasks[1] = object()
+    assert lookout.patience_s(session, 0.0) == QUIET_S
+    lookout, session = watching()
+    session.outgoing(0.0)
+    session.tasks[1] = object()
+    assert lookout.patience_s(session, 1.5) == 0.5
 
 
 def test_a_closing_scheduler_is_watched_closely() -> None:

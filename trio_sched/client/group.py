@@ -44,6 +44,8 @@ class AsyncTaskGroup(AsyncSubmitter):
     def admit(self, future: AsyncFuture[Any]) -> None:
         """A task was submitted to the group."""
         self._open[future.number] = future
+        if self._cancelling:
+            self._line.session.cancel((future.number,))
 
     def check_open(self) -> None:
         """:raises RuntimeError: the block was left."""

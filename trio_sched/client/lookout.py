@@ -1,6 +1,6 @@
 """What both faces need to know about the other end: who we are to it, whether it is there, whether it can run calls.
 
-A scheduler of this host whose process is gone is found out within a heartbeat; one elsewhere counts as gone when it has
+A scheduler of this host whose process is gone is found out within a second; one elsewhere counts as gone when it has
 not been heard of for `reconnect_s`, during which the line is opened anew again and again. A client that finds its
 scheduler gone ends every unfinished task with SchedulerClosed: nobody waits for ever.
 """
@@ -23,8 +23,8 @@ from trio_sched.wire import native
 
 CLOSING_LOOK_S = 0.2
 """How often to look whether a scheduler that said it closes has gone."""
-QUIET_PERIODS = 1.5
-"""Heartbeats without a word after which we look whether the scheduler's process is there at all."""
+QUIET_S = 0.5
+"""Without a word for so long, while tasks are unfinished, we look whether a local scheduler's process is there."""
 log = logging.getLogger("trio_sched.client")
 
 
@@ -47,6 +47,7 @@ class Lookout:
         self._python = python
         self._reconnect_s = reconnect_s
         self._companion = companion
+        self._local = connection.host == os.uname().nodename
         self._unheard_since: float | None = None
         self._pythons: list[str] | None = None
         self._warned: set[str] = set()
@@ -83,13 +84,15 @@ class Lookout:
             return 0.0
         if session.closing is not None:
             return CLOSING_LOOK_S
+        if session.tasks and self._local:
+            return QUIET_S
         ping_at, heartbeat_s = session.liveness.ping_at, session.liveness.heartbeat_s
         return heartbeat_s if ping_at is None else max(0.0, min(ping_at - now, heartbeat_s))
 
     def look(self, session: Session[Any], now: float) -> TrioSchedError | bool:
         """Why it is over, if it is; else whether the line should be opened anew."""
         name, closing = self._connection.name, session.closing
-        quiet = session.liveness.quiet_s(now) > QUIET_PERIODS * session.liveness.heartbeat_s
+        quiet = session.liveness.quiet_s(now) > QUIET_S
         if (quiet or closing is not None) and self._is_gone():
             return SchedulerClosed(
                 f"the scheduler {name!r} is gone: {closing or f'process {self._connection.pid} died'}"
