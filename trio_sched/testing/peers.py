@@ -172,7 +172,7 @@ class FakePeer:
 
     def leave(self, cancel: bool = False) -> None:
         """Say good-bye."""
-        self.beating = False
+        self.beating = self.returning = False
         self.say(native.Bye(cancel))
 
 

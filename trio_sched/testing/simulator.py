@@ -36,6 +36,9 @@ class Simulator:
         self.seed = seed
         self.rng = random.Random(seed)
         self.now = 0.0
+        self._bodies: dict[int, bytes] = {}
+        self._inputs: dict[int, list[int]] = {}
+        """By full id: what each task was submitted with, and which results it is to be given."""
         self.did: Counter[str] = Counter()
         """What happened how often."""
         self._steps = steps
@@ -128,10 +131,15 @@ class Simulator:
 
     def _submit(self) -> None:
         client = self.rng.choice(self.clients)
-        if not client.number or len(client.sent) - client.accepted > 20:
+        if not client.number or len(client.sent) - client.accepted > min(20, self._config.credit):
             return
         bodies = [f"{client.number}-{number}" for number in range(self.rng.randint(1, 5))]
-        client.submit_nowait(*bodies, fn=self.rng.choice((b"", b"f", b"g")), **self._options(client))
+        options = self._options(client)
+        last = client.submit_nowait(*bodies, fn=self.rng.choice((b"", b"f", b"g")), **options)
+        inputs = [client.full(task) for task in options.get("inputs", ())]
+        for at, body in enumerate(reversed(bodies)):
+            self._bodies[last - at] = body.encode()
+            self._inputs[last - at] = inputs
 
     def _options(self, client: FakeClient) -> dict[str, Any]:
         rng = self.rng
@@ -145,18 +153,31 @@ class Simulator:
             options["timeout_s"] = rng.choice((0.5, 5.0))
         if rng.random() < 0.1:
             options["priority"] = rng.randint(-1, 1)
+        if rng.random() < 0.1:
+            options["resources"] = {"gpu": rng.choice((0.5, 1.0))}
+        if rng.random() < 0.1 and self.engines:
+            options["targets"] = [
+                engine.number for engine in rng.sample(self.engines, rng.randint(1, len(self.engines)))
+            ]
         return options
 
     def _engine_answers(self) -> None:
         for engine in self.engines:
             if engine.queued() and self.rng.random() < 0.7:
                 call = engine.take_call()
+                self._require_inputs(call)
                 self.rng.choices((engine.end_ok, engine.end_error, engine.end_unmet), self._answers)[0](call)
             recalled, engine.recalled = engine.recalled, []
             if recalled:
                 queued = set(engine.queued())
                 given = [task for task in recalled if task in queued]
                 engine.give_back(*given, kept=[task for task in recalled if task not in queued])
+
+    def _require_inputs(self, call: native.Call) -> None:
+        """A call comes with the values of its inputs, in order (R9), and with nothing else."""
+        values = [value.body for value in call.inputs or ()]
+        if values != [self._bodies[task] for task in self._inputs.get(call.id, ())]:
+            raise InvariantError(f"task {call.id} came with the inputs {values}")
 
     def _cancel(self) -> None:
         client = self.rng.choice(self.clients)
@@ -168,7 +189,8 @@ class Simulator:
     def _engine_joins(self) -> None:
         if len(self.engines) < self._engine_count:
             nanny = self.nanny.number if self.rng.random() < 0.5 else 0
-            engine = FakeEngine(self._connect, "engine's", slots=self.rng.choice((1, 1, 2)), nanny=nanny)
+            slots, resources = self.rng.choice((1, 1, 2)), self.rng.choice(({}, {"gpu": 1.0}))
+            engine = FakeEngine(self._connect, "engine's", slots=slots, resources=resources, nanny=nanny)
             engine.say(engine.hello())
             self.engines.append(engine)
 
@@ -211,15 +233,19 @@ class Simulator:
             running = list(engine.calls)[: self.rng.randint(0, 2)]
             self.nanny.report_death(engine, running=self.rng.choice((None, running)))
 
-    def _engine_leaves(self) -> None:
+    def _engine_leaves(self, engine: FakeEngine | None = None) -> None:
         if self.engines:
-            engine = self.engines.pop(self.rng.randrange(len(self.engines)))
+            engine = engine or self.rng.choice(self.engines)
+            self.engines.remove(engine)
             if engine.number:
                 engine.leave()
             engine.dealer.close()
 
     def _repeat_or_garble(self) -> None:
-        """What a confused peer may send."""
+        """What a curious or confused peer may send."""
+        client = self.rng.choice(self.clients)
+        client.say(native.Watch(self.rng.random() < 0.5))
+        client.say(native.Query(1, self.rng.choice(("status", "engines", "explain", "story")), self.rng.randint(0, 99)))
         peer = self.rng.choice(self._peers())
         if isinstance(peer, FakeEngine) and peer.calls:
             task = self.rng.choice(list(peer.calls))
@@ -233,8 +259,9 @@ class Simulator:
         for peer in (self.nanny, *self.clients, *self.engines):
             self._come_back(peer)
         self._answers = (1, 0, 0)
-        self._engine_count += 1
-        self._engine_joins()  # a fresh one, that has declined nothing
+        fresh = FakeEngine(self._connect, "engine's", resources={"gpu": 1.0})  # it has declined nothing
+        fresh.say(fresh.hello())
+        self.engines.append(fresh)
         for step in range(_STEPS_TO_SETTLE):
             self._server_works()
             for peer in self._peers():
@@ -242,6 +269,9 @@ class Simulator:
             self._engine_answers()
             self._advance(0.05)
             check(self.server.scheduler)
+            if step == 300:  # those that some task insists on and that cannot take it
+                while len(self.engines) > 1:
+                    self._engine_leaves(self.engines[0])
             if step > 400 and all(self._settled(client) for client in self.clients) and not self.server.scheduler.tasks:
                 return
         raise InvariantError(f"not settled: {self.server.queries.answer('status', 0, self.now)}")
