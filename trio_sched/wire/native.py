@@ -8,8 +8,9 @@ speaks the same messages as JSON text or msgpack binary.
 Frames. A pickled call or value is a *body* and any number of out-of-band buffers (pickle protocol 5). A small body
 travels inside its record. `frames` tells how many of the frames behind the message belong to the record, in the order
 of the records; when `body` is empty and `frames` is not 0, the first of them is the body (it was large). Where there
-are no frames (WebSocket), a body travels inside its record whatever its size, and its buffers in `attached`. A call with `inputs` counts their frames in its own `frames`:
-first those of the call itself, then those of each input in order (whose `frames` is its own count).
+are no frames (WebSocket), a body travels inside its record whatever its size, and its buffers in `attached`. A call
+with `inputs` counts their frames in its own `frames`: first those of the call itself, then those of each input in
+order (whose `frames` is its own count).
 
 Reliability. Submissions are answered by number: `accepted` counts all of this session's submissions that the scheduler
 has taken or refused, in the order sent, which returns credit and tells a client what it need not send again. Results
@@ -386,9 +387,7 @@ FromClient: TypeAlias = Hello | Ping | Bye | Submit | Cancel | Query | Watch | S
 FromEngine: TypeAlias = Hello | Ping | Bye | Finished | Recalled
 FromNanny: TypeAlias = Hello | Ping | Bye | Died
 FromPeer: TypeAlias = Hello | Ping | Bye | Submit | Cancel | Query | Watch | Stop | Finished | Recalled | Died
-ToClient: TypeAlias = (
-    Welcome | Error | Pong | Closing | Results | Accepted | Refused | Reply | Engines | Events
-)
+ToClient: TypeAlias = Welcome | Error | Pong | Closing | Results | Accepted | Refused | Reply | Engines | Events
 ToEngine: TypeAlias = Welcome | Error | Pong | Closing | Assign | Recall | Acked
 Message: TypeAlias = FromPeer | ToClient | ToEngine
 
