@@ -177,6 +177,28 @@ def test_r27_unless_it_asks_otherwise() -> None:
     run_virtual(main)
 
 
+def test_r27_a_closed_connection_is_not_yet_a_departure() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client(cancel_on_leave=True)
+            await client.submit("x")
+            await world.settle()
+            for _ in range(2):
+                link = world.server.sessions.clients[client.number].link
+                assert link is not None
+                world.server.hub.gone(link, "its front says so")
+                client.reconnect()
+                await trio.sleep(8)
+                assert (await client.join()).resumed
+            client.dealer.lose()
+            world.server.hub.gone(world.server.sessions.clients[client.number].link, "again")  # type: ignore[arg-type]
+            await trio.sleep(13)
+            assert world.server.scheduler.ends["cancelled"] == 1
+            assert not world.server.sessions.clients
+
+    run_virtual(main)
+
+
 def test_a_hello_said_twice_is_one_session() -> None:
     async def main() -> None:
         async with open_world() as world:

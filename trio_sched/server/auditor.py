@@ -66,16 +66,18 @@ class Auditor:
 
     def _judge(self, session: Session, now: float) -> list[Event]:
         """What is to be said about a session now."""
+        hasty = isinstance(session, ClientSession) and session.cancel_on_leave
         if session.link is None:
-            away_since = session.away_since if session.away_since is not None else now
-            if isinstance(session, EngineSession) or now - away_since < self._config.keep_results_s:
+            away_s = now - session.away_since if session.away_since is not None else 0.0
+            patience_s = self._patience_s if hasty else self._config.keep_results_s
+            if isinstance(session, EngineSession) or away_s < patience_s:
                 return []
-            return [Left(session, "nobody came back for its results")]
+            return [Left(session, "nobody came back for its results", cancel=hasty)]
         silent_s = now - max(self._heard(session), self._awake_since)
         if silent_s <= self._patience_s:
             self._probe(session, now)
             return []
-        if isinstance(session, ClientSession) and session.cancel_on_leave:
+        if hasty:
             return [Left(session, f"nothing was heard from it for {silent_s:.3g} s", cancel=True)]
         return [LinkLost(session.link, f"nothing was heard from it for {silent_s:.3g} s")]
 
