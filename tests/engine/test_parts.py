@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trio_sched.engine import capture, cause, ends, link, orders, runner
+from trio_sched.engine import capture, cause, ends, link, machine, orders, runner
 from trio_sched.engine.board import JOINED, LEAVING, STARTING, Board
 from trio_sched.engine.cause import Evidence
 from trio_sched.engine.orders import News, Start
@@ -80,11 +81,26 @@ def test_causes_of_death_in_words(evidence: Evidence, words: str) -> None:
 
 
 def test_evidence_can_be_gathered() -> None:
-    cgroup, machine = cause.oom_kills()
-    assert cgroup >= 0 <= machine
-    assert 0.0 < cause.memory_used() < 1.5
-    assert cause.rss_bytes(1 << 30) == 0
-    assert cause.cores() >= 1
+    in_cgroup, in_all = machine.oom_kills()
+    assert in_cgroup >= 0 <= in_all
+    assert 0.0 < machine.memory_used() < 1.5
+    assert machine.rss_bytes(os.getpid()) > 1 << 20
+    assert machine.rss_bytes(1 << 30) == 0
+    assert machine.cores() >= 1
+
+
+def test_a_cgroup_with_less_time_than_processors_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(machine, "_cgroup_file", lambda v2, v1: tmp_path / v2)
+    assert machine.cores() == 8
+    for text, expected in [("max 100000", 8), ("150000 100000", 2), ("10000 100000", 1), ("9900000 100000", 8)]:
+        (tmp_path / "cpu.max").write_text(text + "\n")
+        assert machine.cores() == expected
+    (tmp_path / "memory.events").write_text("oom 3\noom_kill 2\n")
+    assert machine.oom_kills()[0] == 2
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("990\n")
+    assert machine.memory_used() == 0.99
 
 
 # ---- output ---------------------------------------------------------------------------------------------------------

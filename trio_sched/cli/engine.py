@@ -43,7 +43,7 @@ def engine(
     import trio
 
     from trio_sched.cli.logs import configure_logs
-    from trio_sched.engine.cause import cores
+    from trio_sched.engine.machine import cores
     from trio_sched.transport.connection import ENV_CONNECTION, find
 
     configure_logs(log_level, log_format)

@@ -54,7 +54,7 @@ def run(
 
     from trio_sched.cli.hosting import Engines
     from trio_sched.cli.logs import configure_logs
-    from trio_sched.engine.cause import cores
+    from trio_sched.engine.machine import cores
 
     configure_logs(config.log_level, config.log_format)
     asked = Engines(cores() if engines is None else engines, slots, None, offered, GRACE_S)

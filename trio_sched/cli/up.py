@@ -21,6 +21,6 @@ def up(
     """
     offered = amounts(resource)
     from trio_sched.cli.hosting import Engines, host
-    from trio_sched.engine.cause import cores
+    from trio_sched.engine.machine import cores
 
     host(config, Engines(cores() if engines is None else engines, slots, None, offered), lifeline=lifeline)

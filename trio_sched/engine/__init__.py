@@ -11,5 +11,6 @@ ends.py        what came of a call, as a message
 orders.py      what a nanny tells its worker
 capture.py     what a task prints
 board.py       what a worker leaves in shared memory for its nanny
+machine.py     processors, memory, out-of-memory kills
 cause.py       of what a worker died, in words
 """

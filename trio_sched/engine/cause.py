@@ -7,7 +7,6 @@ all in use.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from dataclasses import dataclass
@@ -93,77 +92,3 @@ def _where(fault: str) -> str:
             break
         frames.append(f"{frame['function']} ({frame['file']}:{frame['line']})")
     return " < ".join(frames[:_FRAMES])
-
-
-# ---- the evidence ---------------------------------------------------------------------------------------------------
-
-
-def oom_kills() -> tuple[int, int]:
-    """The kernel's counters of out-of-memory kills: (our cgroup's, the machine's); 0 where they cannot be read."""
-    return _counter(_cgroup_file("memory.events", "memory.oom_control")), _counter(Path("/proc/vmstat"))
-
-
-def memory_used() -> float:
-    """The share of memory in use, of the machine or of our cgroup, whichever is fuller."""
-    import psutil
-
-    machine = float(psutil.virtual_memory().percent) / 100
-    limit = _number(_cgroup_file("memory.max", "memory.limit_in_bytes"))
-    used = _number(_cgroup_file("memory.current", "memory.usage_in_bytes"))
-    return max(machine, used / limit if limit else 0.0)
-
-
-def rss_bytes(pid: int) -> int:
-    """The resident memory of a process; 0 if it is gone."""
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
-def _cgroup_file(v2: str, v1: str) -> Path:
-    """The file of our memory cgroup, by the name it has in either version; inside a container its root is our own."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    root = Path("/sys/fs/cgroup")
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            return _first_that_exists(root / path.lstrip("/") / v2, root / v2)
-        if "memory" in controllers.split(","):
-            return _first_that_exists(root / "memory" / path.lstrip("/") / v1, root / "memory" / v1)
-    return root / v2
-
-
-def _first_that_exists(first: Path, second: Path) -> Path:
-    return first if first.exists() else second
-
-
-def _counter(path: Path) -> int:
-    """The value of the line "oom_kill N" in a file."""
-    try:
-        for line in path.read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    except (OSError, ValueError):
-        return 0
-    return 0
-
-
-def _number(path: Path) -> int:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return 0
-    return int(text) if text.isdigit() and int(text) < 1 << 60 else 0  # "max", or v1's huge number: no limit
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

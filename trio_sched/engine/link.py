@@ -12,6 +12,7 @@ A link belongs to one thread at a time (whoever holds the loop's lock); `wake` a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import deque
@@ -65,8 +66,9 @@ class Dealer(Protocol):
 
 
 def say(text: str) -> None:
-    """A line on the worker's own standard error, past any capture."""
-    os.write(2, f"trio_sched engine {os.getpid()}: {text}\n".encode())
+    """A line on the worker's own standard error, past any capture; nothing where there is none."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"trio_sched engine {os.getpid()}: {text}\n".encode())
 
 
 class Link:

@@ -19,8 +19,8 @@ from typing import TypeAlias
 import structlog
 import trio
 
-from trio_sched.engine.cause import cores
 from trio_sched.engine.link import FATAL, MISSED
+from trio_sched.engine.machine import cores, memory_used, oom_kills
 from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.ward import Death, Ward
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
@@ -66,7 +66,7 @@ async def run_nanny(
     resources: Mapping[str, float] | None = None,
     name: str = "",
     where: str | Path | None = None,
-    grace_s: float = 5.0,
+    grace_s: float = 10.0,
     start_timeout_s: float = START_TIMEOUT_S,
     task_status: trio.TaskStatus[Nanny] = trio.TASK_STATUS_IGNORED,
 ) -> str:
@@ -104,6 +104,8 @@ class Nanny:
     def __init__(self, start: Start, workers: int, directory: Path, look_up: LookUp) -> None:
         self._line = _Line(start.connection, start.name, look_up, self._tell, self._on_beat)
         self._wards = [Ward(start, directory, index, self._on_death) for index in range(workers)]
+        for ward in self._wards:
+            ward.look(oom_kills(), 0.0)
 
     async def _run(self, grace_s: float, start_timeout_s: float, task_status: trio.TaskStatus[Nanny]) -> None:
         line = self._line
@@ -143,8 +145,9 @@ class Nanny:
             ward.tell(order)
 
     def _on_beat(self) -> None:
+        kills, used = oom_kills(), memory_used()
         for ward in self._wards:
-            ward.look()
+            ward.look(kills, used)
 
     def _on_death(self, death: Death) -> None:
         if death.orderly or not death.pid:

@@ -136,9 +136,10 @@ class Runner:
         place = self._places.get(session, _NOWHERE)
         if extend_path(place.path):
             importlib.invalidate_caches()
-        directory = place.cwd if place.cwd and os.path.isdir(place.cwd) else self._home
-        if directory != _current_directory():
-            os.chdir(directory)
+        here = _current_directory()
+        for directory in (place.cwd, self._home):
+            if directory == here or (directory and _entered(directory)):
+                break
         self._session = session
 
     # ---- async def --------------------------------------------------------------------------------------------------
@@ -219,6 +220,14 @@ def extend_path(entries: Sequence[str]) -> bool:
     sys.path[:0] = new_first
     sys.path.extend(new_last)
     return bool(new_first or new_last)
+
+
+def _entered(directory: str) -> bool:
+    try:
+        os.chdir(directory)
+    except OSError:  # it is not on this machine, or not for us
+        return False
+    return True
 
 
 def _current_directory() -> str:

@@ -24,7 +24,8 @@ import trio
 from trio_sched.engine import board as boards
 from trio_sched.engine import orders
 from trio_sched.engine.board import Board
-from trio_sched.engine.cause import Evidence, cause, memory_used, oom_kills, rss_bytes
+from trio_sched.engine.cause import Evidence, cause
+from trio_sched.engine.machine import oom_kills, rss_bytes
 from trio_sched.engine.orders import Moved, News, Order, Start
 
 _COMMAND = (sys.executable, "-m", "trio_sched.engine.worker")
@@ -69,7 +70,7 @@ class Ward:
         self._on_death = on_death
         self._news: News | None = None
         self._process: trio.Process | None = None
-        self._kills = oom_kills()
+        self._kills = (0, 0)
         self._rss_bytes = 0
         self._memory_used = 0.0
         self.deaths = 0
@@ -151,11 +152,11 @@ class Ward:
                 reason = f"it was stopped, and its tasks did not end within {grace_s:g} s"
         return Death(process.pid, reason, self.board, at_work, orderly)
 
-    def look(self) -> None:
+    def look(self, kills: tuple[int, int], memory_used: float) -> None:
         """Now and then: note what would be evidence, should the worker be killed."""
-        self._kills = oom_kills()
+        self._kills = kills
+        self._memory_used = memory_used
         self._rss_bytes = rss_bytes(self.pid) if self.pid else 0
-        self._memory_used = memory_used()
 
     def tell(self, order: News | Moved) -> None:
         """The nanny has a (new) session, or the scheduler moved: tell the worker, and those that follow it."""
