@@ -9,7 +9,7 @@ import pytest
 from trio_sched.client.functions import Functions
 from trio_sched.client.lookout import CLOSING_LOOK_S, QUIET_S, Lookout, version_problem
 from trio_sched.client.session import News, Session
-from trio_sched.errors import NoSchedulerError, SchedulerClosed, VersionMismatch
+from trio_sched.errors import NoSchedulerError, SchedulerClosed, VersionMismatch, WireError
 from trio_sched.transport.connection import Connection
 from trio_sched.wire import native
 
@@ -129,6 +129,12 @@ def test_trouble_keeps_its_first_cause_but_not_a_mismatch() -> None:
     lookout.over(SchedulerClosed("second"))
     with pytest.raises(SchedulerClosed, match="first"):
         lookout.check_talking()
+
+
+def test_rubbish_from_the_scheduler_ends_the_client_but_news_of_an_unknown_kind_does_not() -> None:
+    lookout, _ = watching()
+    assert lookout.misunderstood(WireError("unknown message type 'x'", "unknown_type")) is None
+    assert isinstance(lookout.misunderstood(WireError("not a message")), SchedulerClosed)
 
 
 def test_a_refusal_has_two_names() -> None:

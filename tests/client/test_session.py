@@ -94,6 +94,9 @@ def test_no_more_than_the_credit_is_under_way() -> None:
     line.hear(native.Pong(accepted=3))
     assert submits(line.sent()) == [[4, 5]]
     assert not line.session.unsent
+    assert not line.session.handed_over
+    line.hear(native.Accepted(5))
+    assert line.session.handed_over
 
 
 def test_a_submit_is_closed_when_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:

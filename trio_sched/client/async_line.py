@@ -7,7 +7,6 @@ futures that wait for it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +27,6 @@ from trio_sched.wire.native import Frame
 
 FLUSH_TIMEOUT_S = 5.0
 """How long leaving may take to hand over what was submitted."""
-log = logging.getLogger("trio_sched.client")
 
 
 class AsyncLine:
@@ -106,7 +104,7 @@ class AsyncLine:
         if cancel:
             self.session.forget_unsent()
         with anyio.move_on_after(FLUSH_TIMEOUT_S):
-            while self._over is None and self.session.welcomed and self.session.unsent:
+            while self._over is None and self.session.welcomed and not (cancel or self.session.handed_over):
                 await self._turned.wait()
         if self._over is None and self.session.welcomed:
             self.session.say(native.Bye(cancel=cancel))
@@ -153,7 +151,8 @@ class AsyncLine:
         try:
             news = self.session.receive(parts, anyio.current_time())
         except WireError as error:
-            log.error("a message from the scheduler was not understood: %s", error)
+            if (why := self.lookout.misunderstood(error)) is not None:
+                self._fail(why)
             return
         why = self.lookout.note(self.session, news, begun=self._begun)
         if news.welcomed:

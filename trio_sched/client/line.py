@@ -184,7 +184,7 @@ class Line:
             out = session.outgoing(now)
             self._burst = session.sent - sent_before > 1
             done = self._leave_now or (self._leave_when_done and session.waiting == 0)
-            leaving = done and (self._leave_cancelling or not session.unsent or not session.welcomed)
+            leaving = done and (self._leave_cancelling or session.handed_over or not session.welcomed)
         send, encode = self._dealer.send, native.encode
         for message, frames in out:
             send([encode(message), *frames])
@@ -198,8 +198,7 @@ class Line:
             try:
                 news = self.session.receive(parts, time.monotonic())
             except WireError as error:
-                log.error("a message from the scheduler was not understood: %s", error)
-                return None
+                return self.lookout.misunderstood(error)
             why = self.lookout.note(self.session, news, begun=self._begun.done())
             if news.welcomed and self.origin.session != self.session.number:
                 self.origin = Origin(self.session.number, self.cancel)

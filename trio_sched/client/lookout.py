@@ -17,7 +17,14 @@ from typing import Any, Protocol
 
 from trio_sched.client.ends import Ended
 from trio_sched.client.session import H, News, Session
-from trio_sched.errors import NoSchedulerError, SchedulerClosed, SubmissionRefused, TrioSchedError, VersionMismatch
+from trio_sched.errors import (
+    NoSchedulerError,
+    SchedulerClosed,
+    SubmissionRefused,
+    TrioSchedError,
+    VersionMismatch,
+    WireError,
+)
 from trio_sched.transport.connection import Connection, is_stale
 from trio_sched.wire import native
 
@@ -127,6 +134,14 @@ class Lookout:
         if news.rejected:
             return (SchedulerClosed if begun else NoSchedulerError)(f"the scheduler refuses us: {news.rejected}")
         return None
+
+    def misunderstood(self, error: WireError) -> TrioSchedError | None:
+        """A message could not be read. One of a type that we do not know is somebody else's business; any other may
+        have held results, for which somebody would wait for ever."""
+        log.error("a message from the scheduler was not understood: %s", error)
+        if error.kind == "unknown_type":
+            return None
+        return SchedulerClosed(f"a message from the scheduler was not understood: {error}")
 
     def _note_versions(self) -> None:
         problem, self.warning = version_problem(self._python, self._pythons or ())

@@ -208,6 +208,11 @@ class Session(Generic[H]):
         return bool(self._queue)
 
     @property
+    def handed_over(self) -> bool:
+        """Whether the scheduler has everything that was submitted."""
+        return not self._queue and not self._unaccepted
+
+    @property
     def busy(self) -> bool:
         """Whether `outgoing` has something other than heartbeats to send now."""
         if not self._welcomed:
