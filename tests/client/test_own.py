@@ -14,6 +14,7 @@ import pytest
 
 import trio_sched
 from trio_sched import Client
+from trio_sched.client import own
 from trio_sched.client.own import OwnScheduler
 
 LIMIT_S = 60.0
@@ -80,18 +81,28 @@ def test_a_killed_scheduler_ends_every_future() -> None:
 
 
 def test_a_scheduler_that_shuts_down_says_so() -> None:
-    own = OwnScheduler(1)
+    other = OwnScheduler(1)
     try:
-        client = Client(own.connection())
+        client = Client(other.connection())
         waiting = client.options(resources={"none": 1}).submit(abs, 1)
         assert client.submit(abs, -1).result(LIMIT_S) == 1
     finally:
-        own.close()
+        other.close()
     with pytest.raises(trio_sched.SchedulerClosed):
         waiting.result(LIMIT_S)
     with pytest.raises(trio_sched.SchedulerClosed):
         client.submit(abs, 1)
     client.shutdown()
+
+
+def test_what_killed_clients_left_behind_is_swept_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    old, new = tmp_path / "trio_sched-own-old", tmp_path / "trio_sched-own-new"
+    for directory in (old, new):
+        directory.mkdir()
+    os.utime(old, (0, 0))
+    own._sweep()
+    assert [path.name for path in tmp_path.iterdir()] == [new.name]
 
 
 def test_what_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -26,10 +26,13 @@ from trio_sched.transport.connection import (
 )
 
 NAME = "own"
+PREFIX = "trio_sched-own-"
 START_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 10.0
 """How long the processes may take to end before they are killed."""
 LOOK_S = 0.01
+LEFT_BEHIND_S = 300.0
+"""A directory without a connection file for so long belongs to nobody any more."""
 
 
 class OwnScheduler:
@@ -39,7 +42,8 @@ class OwnScheduler:
         """Start them; `connection()` waits until they answer."""
         if engines < 1:
             raise ValueError(f"engines={engines!r}: must be 1 or more")
-        self._directory = Path(tempfile.mkdtemp(prefix="trio_sched-own-"))
+        _sweep()
+        self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._log = tempfile.TemporaryFile(prefix="trio_sched-")  # noqa: SIM115  # lives as long as the processes
         command = [sys.executable, "-m", "trio_sched", "up", "-n", str(engines), "--name", NAME, "--lifeline"]
         for option, value in (("--hwm", hwm), ("--scheme", scheme)):
@@ -120,3 +124,15 @@ class OwnScheduler:
             os.close(self._process.stdin.fileno())
             self._process.stdin = None
         self._process.returncode = 0  # not our child: nothing to wait for
+
+
+def _sweep() -> None:
+    """Remove the directories of clients that were killed, and could not do it themselves."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError, ConnectionFileError):
+            found = directory.stat()
+            if found.st_uid != os.getuid() or time.time() - found.st_mtime < LEFT_BEHIND_S:
+                continue
+            path = connection_path(NAME, "client", directory)
+            if not path.exists() or is_stale(read_connection_file(path)):
+                shutil.rmtree(directory, ignore_errors=True)
