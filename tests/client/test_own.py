@@ -16,6 +16,7 @@ import trio_sched
 from trio_sched import Client
 from trio_sched.client import own
 from trio_sched.client.own import OwnScheduler
+from trio_sched.transport.connection import Connection, write_connection_files
 
 LIMIT_S = 60.0
 
@@ -100,7 +101,12 @@ def test_what_killed_clients_left_behind_is_swept_up(monkeypatch: pytest.MonkeyP
     old, new = tmp_path / "trio_sched-own-old", tmp_path / "trio_sched-own-new"
     for directory in (old, new):
         directory.mkdir()
+    stale = tmp_path / "trio_sched-own-stale"
+    stale.mkdir(mode=0o700)
+    connection = Connection("own", "client", f"ipc://{stale}/own.sock", "t", host=os.uname().nodename)
+    write_connection_files(connection, connection, stale)
     os.utime(old, (0, 0))
+    os.utime(stale, (0, 0))
     own._sweep()
     assert [path.name for path in tmp_path.iterdir()] == [new.name]
 

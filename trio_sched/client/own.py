@@ -22,6 +22,7 @@ from trio_sched.transport.connection import (
     ENV_DIRECTORY,
     Connection,
     connection_path,
+    is_stale,
     read_connection_file,
 )
 
