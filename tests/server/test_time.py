@@ -109,6 +109,23 @@ def test_r20_what_got_lost_on_the_way_is_sent_again_when_the_engine_returns() ->
     run_virtual(main)
 
 
+def test_r20_what_is_assigned_in_the_turn_of_its_return_is_sent_once() -> None:
+    """Its last result and its Hello are read together: the next call is queued when the Hello is handled."""
+
+    async def main() -> None:
+        async with open_world(hwm=1) as world:
+            client, engine = await world.client(), await world.engine()
+            await client.submit("x", "y")
+            call = await engine.next_call()
+            engine.end_ok(call)
+            assert (await engine.rejoin()).resumed
+            assert (await engine.next_call()).body == b"y"
+            await world.settle()
+            assert engine.repeated == set()
+
+    run_virtual(main)
+
+
 def test_a_nanny_s_beats_count_for_its_engines() -> None:
     async def main() -> None:
         async with open_world() as world:

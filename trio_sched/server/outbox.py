@@ -186,6 +186,7 @@ class Outbox:
             welcome.credit = config.credit
             welcome.accepted = session.received  # what arrived will be answered, so it need not be sent again
         elif isinstance(session, EngineSession):
+            session.begin_anew()  # here, in the order of effects: calls of this very turn may be queued already
             welcome.accepted = session.acked_told = session.taken
             session.untold_bytes = 0
         if self._send(session, welcome) and isinstance(session, ClientSession) and effect.resumed:

@@ -119,13 +119,7 @@ class Reception:
         if was_here or not session.lost:  # nobody had noticed; what was on the old link may be lost
             effects += self._core(EngineLost(session.number, "it reconnected"), now)
         session.nanny = hello.nanny
-        session.sizes.clear()
-        session.unanswered_bytes = 0
-        session.calls.clear()
-        session.recalls.clear()
         self._sessions.set_lost(session, False)
-        session.functions.clear()  # what was on the old link may not have come through
-        session.places.clear()
         holding = frozenset(hello.holding)
         for effect in self._core(EngineReturned(session.number, holding), now):
             if isinstance(effect, RecallTask) and effect.task not in holding:

@@ -92,7 +92,8 @@ class Results(Reader):
         if engine is None and message.pid and not message.engine:
             engine = self._sessions.engine_of(nanny, message.pid)
         if engine is None or engine.nanny != nanny.number:
-            self.hub.note("death_of_unknown", engine=message.engine, nanny=nanny.number)
+            if message.engine:  # else it died before it joined
+                self.hub.note("death_of_unknown", engine=message.engine, nanny=nanny.number)
             return
         running = None if message.running is None else tuple(message.running)
         self.events.append(WorkerDied(engine, message.reason or "its nanny saw it die", running))

@@ -201,6 +201,16 @@ class EngineSession(Session):
         order, which is nearly theirs and adds up the same."""
         self.unanswered_bytes = 0
 
+    def begin_anew(self) -> None:
+        """It is back on a new link: what was queued for the old one is void, for the core gives it again, and
+        whatever else was on that link may not have come through."""
+        self.calls.clear()
+        self.recalls.clear()
+        self.sizes.clear()
+        self.unanswered_bytes = 0
+        self.functions.clear()
+        self.places.clear()
+
     def answered(self, count: int) -> None:
         """It answered for so many calls: they are no longer in its window."""
         sizes = self.sizes

@@ -284,6 +284,9 @@ class FakeEngine(FakePeer):
         self.places: dict[int, native.Place] = {}
         self.acked = 0
         self.recalled: list[int] = []
+        self.repeated: set[tuple[int, int]] = set()
+        """(task, attempt) that it was given although it had been given it already."""
+        self._seen: set[tuple[int, int]] = set()
         self._queue: list[native.Call] = []
         self._unacked: list[tuple[native.TaskEnd, Sequence[Frame]]] = []
 
@@ -299,6 +302,8 @@ class FakeEngine(FakePeer):
             self._resume(message)
         elif isinstance(message, native.Assign):
             native.attach(message.tasks, frames)
+            for call in message.tasks:
+                (self.repeated if (call.id, call.attempt) in self._seen else self._seen).add((call.id, call.attempt))
             self.functions.update(message.functions)
             for dropped in message.drop:
                 self.functions.pop(dropped, None)
@@ -321,6 +326,7 @@ class FakeEngine(FakePeer):
             self.calls.clear()
             self._queue.clear()
             self._unacked.clear()
+            self._seen.clear()
             self.acked = 0
             return
         self._note_acked(welcome.accepted)

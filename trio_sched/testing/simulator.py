@@ -163,6 +163,8 @@ class Simulator:
 
     def _engine_answers(self) -> None:
         for engine in self.engines:
+            if engine.repeated:
+                raise InvariantError(f"engine {engine.number} was given {engine.repeated} twice")
             if engine.queued() and self.rng.random() < 0.7:
                 call = engine.take_call()
                 self._require_inputs(call)
