@@ -50,7 +50,7 @@ class Simulator:
         self._front = NativeFront(self._config, self.network.open_router)
         self._router: Any = self._front.listen(self.server.hub)
         self.nanny = FakeNanny(self._connect, tokens["engine"])
-        self.clients = [FakeClient(self._connect, tokens["client"]) for _ in range(clients)]
+        self.clients = [self._make_client(tokens["client"]) for _ in range(clients)]
         self.engines: list[FakeEngine] = []
         self._engine_count = engines
         self.gone: list[FakeClient] = []
@@ -74,6 +74,10 @@ class Simulator:
             (1, self._engine_leaves),
             (1, self._repeat_or_garble),
         ]
+
+    def _make_client(self, token: str) -> FakeClient:
+        """For those who simulate with other clients."""
+        return FakeClient(self._connect, token)
 
     def _connect(self) -> Any:
         return self.network.connect(ADDRESS)
