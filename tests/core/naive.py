@@ -57,6 +57,7 @@ class NaiveEngine:
     slots: int
     room: float
     offers: dict[str, float]
+    kind: str
     number: int
     tasks: list[NaiveTask] = field(default_factory=list)  # outstanding, in the order of assignment
     running: list[NaiveTask] = field(default_factory=list)  # those that hold their resources (R16)
@@ -68,10 +69,10 @@ class NaiveEngine:
         return self.offers.get(name, 0.0) - sum(dict(task.spec.resources).get(name, 0.0) for task in self.running)
 
     def fits(self, spec: TaskSpec) -> bool:
-        return all(amount <= self.free(name) for name, amount in spec.resources)
+        return self.kind == spec.kind and all(amount <= self.free(name) for name, amount in spec.resources)
 
     def could_fit(self, spec: TaskSpec) -> bool:
-        return all(amount <= self.offers.get(name, 0.0) for name, amount in spec.resources)
+        return self.kind == spec.kind and all(amount <= self.offers.get(name, 0) for name, amount in spec.resources)
 
 
 @dataclass(eq=False)
@@ -123,7 +124,7 @@ class Naive:
         self.seen: dict[int, int] = {}  # session -> highest counter
         self.numbers = 0
         self.last_sent = 0.0
-        self.last_dealt = -1
+        self.last_dealt: dict[str, int] = {}  # by kind
         self.to_settle: list[NaiveTask] = []
         self.effects: list[Effect] = []
         self.real: list[Effect] = []
@@ -307,7 +308,7 @@ class Naive:
         if engine.id in task.failed_on and not self.may_go_back(task):
             return False
         if self.settings.scheme == "pure":
-            return True
+            return engine.kind == task.spec.kind
         return len(engine.tasks) < engine.room and engine.fits(task.spec)
 
     def may_go_back(self, task: NaiveTask) -> bool:
@@ -324,8 +325,9 @@ class Naive:
         if scheme == "lru":
             return engines[0]
         if scheme == "pure":
-            turn = sorted(engines, key=lambda engine: (engine.number <= self.last_dealt, engine.number))
-            self.last_dealt = turn[0].number
+            last = self.last_dealt.get(task.spec.kind, -1)
+            turn = sorted(engines, key=lambda engine: (engine.number <= last, engine.number))
+            self.last_dealt[task.spec.kind] = turn[0].number
             return turn[0]
         assert scheme in RANDOM_SCHEMES, scheme
         attempt = (task.id, task.attempt + 1)
@@ -526,7 +528,7 @@ class Naive:
         self.engines_joined += 1
         hwm = self.settings.hwm if event.hwm is None else event.hwm
         room = hwm * event.slots if hwm else float("inf")
-        engine = NaiveEngine(event.engine, event.slots, room, dict(event.resources), self.engines_joined)
+        engine = NaiveEngine(event.engine, event.slots, room, dict(event.resources), event.kind, self.engines_joined)
         self.engines.append(engine)
         self.line.insert(0, engine)
         self.publish("engine_joined", engine=engine.id)

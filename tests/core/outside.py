@@ -155,6 +155,7 @@ class Outside:
         asks: dict[str, Any] = {
             "resources": ASKED,
             "priority": [0, 0, 1],
+            "kind": ["", "other"],
             "retries": [0, 0, 1, 3],
             "timeout_s": [None, None, 0.5, 1.0, 3.0],
             "backoff_s": [0.0, 0.0, 0.5, 2.0],
@@ -190,7 +191,8 @@ class Outside:
             engine = len(self.joined)
             self.joined.append(engine)
             slots, offers = (2, RICH) if self.rich else (choose([1, 1, 2]), choose(OFFERED))
-            self.happens(EngineJoined(engine, slots, choose([None, None, None, 0, 1, 3]), offers))
+            kind = choose(["", "", "", "other"])
+            self.happens(EngineJoined(engine, slots, choose([None, None, None, 0, 1, 3]), offers, kind))
 
     def engines_answer(self) -> None:
         """Some open assignments are answered, mostly the first of an engine."""
@@ -262,7 +264,9 @@ class Outside:
         elif what == "drain all" and self.choose(range(6)) == 5:
             self.happens(DrainRequested(None))
         elif what == "engine again":
-            self.happens(EngineJoined(self.choose(self.joined[-8:]), 3, 0))
+            here = [engine.id for engine in self.naive.engines]  # one that is gone has a new id when it joins again
+            if here:
+                self.happens(EngineJoined(self.choose(here), 3, 0))
         elif what == "client again":
             client = self.choose(CLIENTS)
             if self.naive.find_client(client) is not None:

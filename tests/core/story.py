@@ -90,8 +90,10 @@ class Story:
 
     # ---- engines ----------------------------------------------------------------------------------------------------
 
-    def engine(self, engine: EngineId, slots: int = 1, hwm: int | None = None, **offers: float) -> list[Effect]:
-        return self.happens(EngineJoined(engine, slots, hwm, tuple(sorted(offers.items()))))
+    def engine(
+        self, engine: EngineId, slots: int = 1, hwm: int | None = None, kind: str = "", **offers: float
+    ) -> list[Effect]:
+        return self.happens(EngineJoined(engine, slots, hwm, tuple(sorted(offers.items())), kind))
 
     def lost(
         self, engine: EngineId, confirmed: bool = False, running: tuple[TaskId, ...] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from trio_sched.core import snapshot
 from trio_sched.core.effects import AssignTask
 from trio_sched.core.events import Dependency
 
@@ -424,3 +425,14 @@ def test_r16_amounts_that_are_not_offered_are_none() -> None:
     story.engine("E", gpu=1.0)
     assert story.submit("a", resources=(("gpu", 1.0), ("license", 1.0))) == [accepted("a")]
     assert story.cancel("a") == [failed("a", "TaskCancelled")]
+
+
+def test_r16_a_task_goes_only_to_engines_of_its_kind() -> None:
+    story = Story()
+    story.engine("native")
+    assert story.submit("a", kind="other") == [accepted("a")]
+    assert "no engine has a kind of 'other'" in snapshot.explain(story.scheduler, "a", 0.0)
+    assert story.submit("b") == [accepted("b"), sent("b", "native")]
+    assert story.engine("foreign", kind="other") == [sent("a", "foreign")]
+    assert story.submit("c", targets=["native"], kind="other") == [accepted("c")]
+    assert story.died("native", "b") == [failed("c", "ImpossibleDependency", None)]

@@ -34,6 +34,7 @@ class Engine:
         "hwm",
         "id",
         "joined_at",
+        "kind",
         "load",
         "lost_reason",
         "lost_running",
@@ -56,6 +57,7 @@ class Engine:
         hwm: int,
         resources: tuple[tuple[str, float], ...],
         joined_at: float,
+        kind: str = "",
     ) -> None:
         self.id = engine_id
         self.number = number
@@ -66,6 +68,7 @@ class Engine:
         self.resources = dict(resources)
         self.free = dict(resources)
         self.joined_at = joined_at
+        self.kind = kind
         self.used = -number
         """When it was last given a task, on a clock that counts assignments; new engines come first (R11)."""
         self.load = 0

@@ -64,6 +64,8 @@ class TaskSpec(Struct, frozen=True, gc=False):
     """Engine deaths that a running task survives apart from its retries (R20). None: no such allowance, and the tasks
     queued behind it are failed with it, as ipyparallel expects."""
     label: str = ""
+    kind: str = ""
+    """Only engines of this kind understand the payload (R16)."""
 
 
 DEFAULT_SPEC = TaskSpec()
@@ -123,12 +125,13 @@ class ResultsReceived(Struct, frozen=True, gc=False):
 
 
 class EngineJoined(Struct, frozen=True, gc=False):
-    """An engine registered. `hwm` None: the scheduler's own; 0: no limit (R10)."""
+    """An engine registered. `hwm` None: the scheduler's own; 0: no limit (R10). `kind`: what payloads it reads."""
 
     engine: EngineId
     slots: int = 1
     hwm: int | None = None
     resources: tuple[tuple[str, float], ...] = ()
+    kind: str = ""
 
 
 class EngineLost(Struct, frozen=True, gc=False):

@@ -143,7 +143,10 @@ class Lifecycle:
         """Queue a task whose dependencies are met, unless it has to wait for its backoff or for more to follow."""
         spec = task.spec
         place = spec.targets if spec.follow is None else self._place_of(task)
-        pool = self.pools.anyone if place is None and not spec.resources else self.pools.find(place, spec.resources)
+        if place is None and not spec.resources and not spec.kind:
+            pool = self.pools.anyone
+        else:
+            pool = self.pools.find(place, spec.resources, spec.kind)
         if place is not None and pool.hopeless(task.refused):
             self.pools.tidy(pool)
             if task.needs is not None and task.needs.follow:
@@ -173,7 +176,7 @@ class Lifecycle:
         targets = task.spec.targets if task.needs is None or task.needs.follow else self._place_of(task)
         if targets is None:
             return
-        pool = self.pools.find(targets, task.spec.resources)
+        pool = self.pools.find(targets, task.spec.resources, task.spec.kind)
         if pool.hopeless(task.refused):
             self.pools.tidy(pool)
             self._no_target_left(task, now)

@@ -30,22 +30,23 @@ class Pools:
 
     def __init__(self, new_room: Callable[[], Room]) -> None:
         self._new_room = new_room
-        self._by_key: dict[tuple[frozenset[EngineId] | None, Resources], Pool] = {}
+        self._by_key: dict[tuple[frozenset[EngineId] | None, Resources, str], Pool] = {}
         self._by_target: dict[EngineId, dict[Pool, None]] = {}
         self.engines: dict[EngineId, Engine] = {}
         """All registered engines."""
         self.hot: dict[Pool, None] = {}
         self.anyone = self.find(None, ())
-        """The pool of tasks that ask for nothing."""
+        """The pool of native tasks that ask for nothing."""
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._by_key.values())
 
-    def find(self, targets: frozenset[EngineId] | None, resources: Resources) -> Pool:
+    def find(self, targets: frozenset[EngineId] | None, resources: Resources, kind: str = "") -> Pool:
         """The pool for a requirement, made when it is new."""
-        pool = self._by_key.get((targets, resources))
+        pool = self._by_key.get((targets, resources, kind))
         if pool is None:
-            pool = self._by_key[targets, resources] = Pool(targets, resources, self._new_room(), self.engines)
+            pool = Pool(targets, resources, kind, self._new_room(), self.engines)
+            self._by_key[targets, resources, kind] = pool
             candidates = (
                 self.engines.values()
                 if targets is None
@@ -132,14 +133,14 @@ class Pools:
     def next(self) -> tuple[Task, Engine] | None:
         """Take out the ready task that goes next, and choose its engine; None when none can go."""
         hot = self.hot
-        if len(hot) == 1 and self.anyone in hot and len(self.anyone.queues) == 1:
-            pool = self.anyone
-            if pool.live:
-                engine = pool.room.pick(NOBODY)
+        if len(hot) == 1:  # nothing to compare with
+            (pool,) = hot
+            if pool.targets is None and len(pool.queues) == 1:
+                engine = pool.room.pick(NOBODY) if pool.live else None
                 if engine is not None:
                     return pool.plain.pop(), engine
-            hot.clear()
-            return None
+                hot.clear()
+                return None
         return self._compared() if hot else None
 
     def _compared(self) -> tuple[Task, Engine] | None:

@@ -218,20 +218,22 @@ class ReadyQueue:
 
 
 class Pool:
-    """One requirement on engines: its targets and resources, the engines that match it, and the tasks that have it."""
+    """One requirement on engines (targets, resources, kind), the engines that match it, and the tasks that have it."""
 
-    __slots__ = ("bound", "live", "members", "plain", "queues", "registered", "resources", "room", "targets")
+    __slots__ = ("bound", "kind", "live", "members", "plain", "queues", "registered", "resources", "room", "targets")
 
     def __init__(
         self,
         targets: frozenset[EngineId] | None,
         resources: tuple[tuple[str, float], ...],
+        kind: str,
         room: Room,
         registered: Mapping[EngineId, Engine],
     ) -> None:
         self.registered = registered
         self.targets = targets
         self.resources = resources
+        self.kind = kind
         self.room = room
         """The matching engines that have room now, by the scheme."""
         self.members: dict[EngineId, Engine] = {}
@@ -244,9 +246,9 @@ class Pool:
         """Waiting tasks that need one of its targets, but are in no queue yet (R7)."""
 
     @property
-    def key(self) -> tuple[frozenset[EngineId] | None, tuple[tuple[str, float], ...]]:
+    def key(self) -> tuple[frozenset[EngineId] | None, tuple[tuple[str, float], ...], str]:
         """What it is found by."""
-        return self.targets, self.resources
+        return self.targets, self.resources, self.kind
 
     def queue(self, refused: frozenset[EngineId], failed: frozenset[EngineId]) -> ReadyQueue:
         """The queue for these exclusions."""
@@ -257,7 +259,7 @@ class Pool:
 
     def matches(self, engine: Engine) -> bool:
         """Whether the engine could ever take a task of this pool."""
-        if self.targets is not None and engine.id not in self.targets:
+        if engine.kind != self.kind or (self.targets is not None and engine.id not in self.targets):
             return False
         return not self.resources or fits(self.resources, engine.resources)
 

@@ -281,7 +281,7 @@ class Scheduler(Lifecycle):
             return
         self._engine_numbers += 1
         hwm = self.settings.hwm if event.hwm is None else event.hwm
-        engine = Engine(event.engine, self._engine_numbers, event.slots, hwm, event.resources, now)
+        engine = Engine(event.engine, self._engine_numbers, event.slots, hwm, event.resources, now, event.kind)
         if self._pure:
             engine.capacity = UNLIMITED
         self.pools.join(engine)

@@ -48,6 +48,7 @@ def engines(scheduler: Scheduler, now: float) -> list[dict[str, Any]]:
     return [
         {
             "engine": engine.id,
+            "kind": engine.kind,
             "state": _state(engine),
             "slots": engine.slots,
             "hwm": engine.hwm,
@@ -199,7 +200,8 @@ _EXPLAINED = {
 
 
 def _asked(pool: Pool) -> str:
-    parts = [f"{what}={amount:g}" for what, amount in pool.resources]
+    parts = [f"a kind of {pool.kind!r}"] if pool.kind else []
+    parts += [f"{what}={amount:g}" for what, amount in pool.resources]
     if pool.targets is not None:
         parts.append(f"engine {_listed(sorted(map(str, pool.targets)), ' or ')}")
     return " and ".join(parts) or "anything"
