@@ -301,6 +301,8 @@ class _Line:
         elif error.kind == "unauthenticated" and self.session:
             self._refused = True  # a scheduler that was restarted
             self._welcomed = False
+        elif error.kind == "closing":
+            self.end(error.message)
         elif error.kind in FATAL:
             self.fail(f"refuses us: {error.message}")
         else:
