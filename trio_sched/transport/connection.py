@@ -307,7 +307,7 @@ def _the_only_one(directory: Path, role: Role) -> Connection:
             f"{len(running)} schedulers run: {_names(running)}; name one of them, or set {ENV_CONNECTION}"
         )
     left_behind = f" ({'; '.join(unusable)})" if unusable else ""
-    raise NoSchedulerError(f"no scheduler runs in {directory}{left_behind}; start one with: trio-sched start")
+    raise NoSchedulerError(f"no scheduler runs in {directory}{left_behind}; start one with: trio-sched up")
 
 
 def _names(running: list[Connection]) -> str:
