@@ -313,6 +313,15 @@ def test_r20_a_lost_engine_is_not_asked_back_for_anything_until_it_returns() -> 
     assert story.given_back("a") == [failed("a", "TaskCancelled")]
 
 
+def test_r20_what_was_recalled_and_an_engine_that_returns_does_not_hold_counts_as_given_back() -> None:
+    story = running("a", "b", "c")
+    story.cancel("b")
+    story.drain("E")
+    story.lost("E")
+    story.engine("F")
+    assert story.returned("E", "a") == [failed("b", "TaskCancelled"), sent("c", "F", attempt=2)]
+
+
 def test_r20_what_was_cancelled_while_its_engine_was_lost_ends_with_the_grace_period() -> None:
     story = running("a", "b")
     story.lost("E")
