@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from trio_sched.core.effects import RecallTask, Refuse
+from trio_sched.core.effects import Refuse
 from trio_sched.core.events import (
     ClientJoined,
     ClientLeft,
@@ -21,7 +21,6 @@ from trio_sched.core.events import (
     EngineJoined,
     EngineLost,
     EngineReturned,
-    RecallAnswered,
     ResultsReceived,
 )
 from trio_sched.core.scheduler import Scheduler
@@ -120,14 +119,7 @@ class Reception:
             effects += self._core(EngineLost(session.number, "it reconnected"), now)
         session.nanny = hello.nanny
         self._sessions.set_lost(session, False)
-        holding = frozenset(hello.holding)
-        for effect in self._core(EngineReturned(session.number, holding), now):
-            if isinstance(effect, RecallTask) and effect.task not in holding:
-                # The assignment got lost, so the engine cannot give the task back; it will never run there.
-                answer = RecallAnswered(session.number, effect.task, True, effect.attempt)
-                effects += self._core(answer, now)
-            else:
-                effects.append(effect)
+        effects += self._core(EngineReturned(session.number, frozenset(hello.holding)), now)
         effects.append(TellEngines())
         return effects
 
