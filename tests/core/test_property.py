@@ -19,7 +19,7 @@ from .outside import ACTIONS, Choose, Outside
 
 LONG = settings.default.max_examples > 1000
 pytestmark = pytest.mark.timeout(0 if LONG else 900)  # a failure takes minutes to shrink
-WALKS, STEPS = (5000, 400) if LONG else (250, 300)
+WALKS, STEPS = (3000, 400) if LONG else (250, 300)
 
 
 def by_hypothesis(data: st.DataObject) -> Choose:
