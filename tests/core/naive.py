@@ -588,7 +588,7 @@ class Naive:
 
     def engine_returned(self, event: EngineReturned) -> None:
         engine = self.find_engine(event.engine)
-        if engine is None or engine.gone_at is None:
+        if engine is None:
             return
         engine.gone_at = engine.known_running = None
         never_begun = []

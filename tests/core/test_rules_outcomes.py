@@ -289,6 +289,12 @@ def test_r20_one_that_returns_in_time_goes_on() -> None:
     assert [story.ok(task) for task in "abc"] == [[delivered(task, "ok", "E")] for task in "abc"]
 
 
+def test_r20_one_whose_loss_nobody_noticed_returns_all_the_same() -> None:
+    story = running("a", "b", grace_s=0.0)
+    assert story.returned("E", "a") == [sent("b", "E")]
+    assert story.scheduler.counters == {}
+
+
 def test_r20_one_that_returns_too_late_is_not_known() -> None:
     story = running("a")
     story.lost("E")

@@ -55,12 +55,19 @@ def a_recalled_task_fails_and_waits_for_its_retry() -> None:
     story.error("c")
 
 
+def a_recalled_task_has_begun() -> None:
+    story = follower_of_a_or_b(hwm=2)
+    story.drain("E")
+    story.kept("c")
+
+
 SELDOM = [
     a_follower_loses_its_engine_while_ready,
     a_follower_loses_its_engine_in_a_backoff,
     a_follower_loses_its_engine_while_recalled,
     a_recalled_task_is_cancelled,
     a_recalled_task_fails_and_waits_for_its_retry,
+    a_recalled_task_has_begun,
 ]
 """What random walks come upon once in a thousand."""
 

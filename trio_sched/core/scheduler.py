@@ -331,8 +331,8 @@ class Scheduler(Lifecycle):
 
     def _engine_returned(self, event: EngineReturned, now: float) -> None:
         engine = self.engines.get(event.engine)
-        if engine is None or not engine.lost_until:
-            self._count("engine_returned_unlost")
+        if engine is None:
+            self._count("unknown_engine_returned")
             return
         engine.lost_until = 0.0
         engine.lost_running = None

@@ -91,9 +91,8 @@ class Reception:
             session = self._sessions.open(hello, now)
             session.bind(link)
             return [Welcomed(session, link, False), *self._joined(session, hello, now)]
-        was_here = session.link is not None
         session.bind(link)
-        effects = [Welcomed(session, link, True, hello.received), *self._returned(session, hello, was_here, now)]
+        effects = [Welcomed(session, link, True, hello.received), *self._returned(session, hello, now)]
         if self._closing is not None:
             effects.append(Tell(session, self._closing))
         return effects
@@ -107,21 +106,16 @@ class Reception:
             return [TellEngines(), *self._core(joined, now)]
         return []
 
-    def _returned(self, session: Session, hello: Hello, was_here: bool, now: float) -> list[Effect]:
+    def _returned(self, session: Session, hello: Hello, now: float) -> list[Effect]:
         if isinstance(session, ClientSession):
             tasks = session.acknowledge(hello.received)
             self._move(session, Place(hello.cwd, hello.path))
             return self._core(ResultsReceived(session.number, tasks), now) if tasks else []
         if not isinstance(session, EngineSession):
             return []
-        effects: list[Effect] = []
-        if was_here or not session.lost:  # nobody had noticed; what was on the old link may be lost
-            effects += self._core(EngineLost(session.number, "it reconnected"), now)
         session.nanny = hello.nanny
         self._sessions.set_lost(session, False)
-        effects += self._core(EngineReturned(session.number, frozenset(hello.holding)), now)
-        effects.append(TellEngines())
-        return effects
+        return [*self._core(EngineReturned(session.number, frozenset(hello.holding)), now), TellEngines()]
 
     def _move(self, client: ClientSession, place: Place) -> None:
         """A client came back from another working directory: engines must hear of it."""
