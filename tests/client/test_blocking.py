@@ -14,7 +14,9 @@ import time
 import weakref
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import trio_sched
@@ -351,6 +353,56 @@ def test_options_views_stack_and_check(client: Client) -> None:
         client.options(retries=-1)
     with pytest.raises(ValueError, match="'x' is not a task"):
         client.options(after="x")
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("priority", value) for value in ("x", 1.5, 10**30, -(10**30), NAN)),
+        *(("retries", value) for value in ("x", 1.5, -1, 10**30, INF)),
+        *((name, value) for name in ("timeout", "backoff") for value in ("x", -1, NAN, INF, 10**400)),
+        *((name, value) for name in ("after_all", "follow_failure", "same_engine") for value in ("x", 2)),
+        *(("targets", value) for value in ("3", ["3"], [None], 1.5, [10**30])),
+        *(("resources", value) for value in ("x", ["gpu"], {"gpu": "x"}, {"gpu": NAN}, {"gpu": INF}, {3: 1})),
+        *((name, value) for name in ("after", "follow") for value in (3, [None], [[1]], 1.5, "0-0", "1-" + "9" * 20)),
+        *(("label", value) for value in (3, b"x")),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_found_where_it_is_written(client: Client, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=option if option not in ("after", "follow") else "task"):
+        client.options(**{option: value})  # type: ignore[misc]  # the point of the test
+    assert client.submit(abs, -1).result(LIMIT_S) == 1
+
+
+def test_options_take_what_can_be_meant(client: Client) -> None:
+    one, half = np.int64(1), np.float32(0.5)
+    engines = np.array([engine["engine"] for engine in client.engines()])
+    view = client.options(priority=one, retries=one, timeout=np.float64(60), backoff=half, same_engine=np.bool_(True))  # type: ignore[arg-type]  # numpy's types are not declared
+    assert view.options(targets=engines, label=os.fsdecode(b"\xff")).submit(abs, -1).result(LIMIT_S) == 1
+    assert view.options(targets=engines[0], timeout=None, after=None).submit(abs, -1).result(LIMIT_S) == 1  # type: ignore[arg-type]  # nor is None
+
+
+def test_a_client_whose_place_has_odd_names(scheduler: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, os.fsdecode(b"/caf\xe9"), Path("/tmp")])
+    monkeypatch.setattr(os, "getcwd", lambda: os.fsdecode(b"/caf\xe9"))
+    with Client(scheduler, name=os.fsdecode(b"caf\xe9"), weight=np.float64(2)) as client:
+        assert client.submit(abs, -1).result(LIMIT_S) == 1
+    for bad in (0, -1, NAN, INF, "x"):
+        with pytest.raises(ValueError, match="weight"):
+            Client(scheduler, weight=bad)  # type: ignore[arg-type]  # the point of the test
+    with pytest.raises(ValueError, match="name"):
+        Client(scheduler, name=3)  # type: ignore[arg-type]  # likewise
+
+
+def test_what_is_no_function_and_what_cannot_travel_is_said_at_once(client: Client) -> None:
+    with pytest.raises(TypeError, match="'int' object is not callable"):
+        client.submit(3)  # type: ignore[call-overload]  # the point of the test
+    for mine in (client, client.options(priority=1)):
+        with pytest.raises(trio_sched.SubmitError, match="a client cannot be sent"):
+            client.submit(id, mine)
 
 
 # ---- looking and cancelling -----------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ def test_r19_the_question_comes_first() -> None:
     picky = depend(lambda limit, *, name: False, 3, name="x")(abs)
     with pytest.raises(UnmetDependency, match=r"<lambda>\(3, name='x'\) is false on this engine"):
         picky(1)
+    with pytest.raises(TypeError, match="'int' object is not callable"):
+        depend(3)  # type: ignore[arg-type]  # the point of the test
 
 
 def test_r19_modules() -> None:

@@ -8,14 +8,14 @@ futures that wait for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from trio_sched.client.async_future import AsyncFuture
-from trio_sched.client.ends import Origin
+from trio_sched.client.ends import Origin, cannot_be_sent
 from trio_sched.client.functions import Functions
 from trio_sched.client.lookout import Companion, Lookout, ends_of
 from trio_sched.client.session import Session
@@ -48,6 +48,9 @@ class AsyncLine:
         self._begun = False
         self._over: TrioSchedError | None = None
 
+    def __reduce__(self) -> NoReturn:
+        cannot_be_sent()
+
     # ---- from the user's tasks --------------------------------------------------------------------------------------
 
     async def start(self, tasks: TaskGroup, timeout_s: float) -> None:
@@ -65,7 +68,7 @@ class AsyncLine:
         if not self._begun:
             raise NoSchedulerError(
                 f"the scheduler {self.connection.name!r} at {self.connection.address} did not answer within "
-                f"{timeout_s} s"
+                f"{timeout_s:g} s"
             )
 
     def wake(self) -> None:

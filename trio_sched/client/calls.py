@@ -27,7 +27,10 @@ def find_function(functions: Functions, function: Callable[..., Any]) -> Functio
     """The pickled function.
 
     :raises SubmitError: it cannot be pickled.
+    :raises TypeError: it is no function, nor anything else that can be called.
     """
+    if not callable(function):
+        raise TypeError(f"'{type(function).__name__}' object is not callable; submit(fn, *args) takes a function first")
     try:
         return functions.of(function)
     except Exception as error:

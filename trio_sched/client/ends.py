@@ -11,7 +11,7 @@ import operator
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 from trio_sched import errors
 from trio_sched.client.functions import Function
@@ -57,6 +57,11 @@ class Origin:
         self.session = session
         self.canceller = canceller
         """What `cancel()` asks: called with the counter of a task."""
+
+
+def cannot_be_sent() -> NoReturn:
+    """For the `__reduce__` of what belongs to a client."""
+    raise TypeError("a client cannot be sent; a task that needs one makes its own, with Client()")
 
 
 class Undecoded:

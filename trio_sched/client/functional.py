@@ -27,6 +27,8 @@ def depend(check: Callable[..., object], *args: Any, **kwargs: Any) -> Callable[
     The check runs before each call, on the engine. If it is false the task goes elsewhere; if it raises, the task
     fails.
     """
+    if not callable(check):
+        raise TypeError(f"'{type(check).__name__}' object is not callable; depend(check, *args) takes a function first")
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         return Dependent(function, check, args, kwargs)

@@ -119,7 +119,7 @@ class Future(BaseFuture[T], futures.Future[T]):
                 if self._state == PENDING:
                     condition.wait(timeout)
         if self._state == PENDING:
-            raise TimeoutError(f"task {self.task_id} did not end within {timeout} s")
+            raise TimeoutError(f"task {self.task_id} did not end within {timeout:g} s")
         if self._state == CANCELLED_AND_NOTIFIED:
             raise futures.CancelledError
         self._decode()

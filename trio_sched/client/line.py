@@ -17,9 +17,9 @@ import threading
 import time
 import weakref
 from concurrent import futures
-from typing import Any
+from typing import Any, NoReturn
 
-from trio_sched.client.ends import Origin, described
+from trio_sched.client.ends import Origin, cannot_be_sent, described
 from trio_sched.client.functions import Functions
 from trio_sched.client.future import Future, settle
 from trio_sched.client.lookout import Companion, Lookout, ends_of
@@ -60,6 +60,9 @@ class Line:
         self._burst = False
         self._thread = threading.Thread(target=self._run, name="trio_sched client", daemon=True)
 
+    def __reduce__(self) -> NoReturn:
+        cannot_be_sent()
+
     # ---- from the user's threads ------------------------------------------------------------------------------------
 
     def start(self, timeout_s: float) -> None:
@@ -77,7 +80,7 @@ class Line:
             if isinstance(error, TimeoutError):
                 raise NoSchedulerError(
                     f"the scheduler {self.connection.name!r} at {self.connection.address} did not answer within "
-                    f"{timeout_s} s"
+                    f"{timeout_s:g} s"
                 ) from None
             raise
 
@@ -105,7 +108,7 @@ class Line:
         try:
             return answer.result(timeout_s)
         except TimeoutError:
-            raise NoSchedulerError(f"the scheduler did not answer within {timeout_s} s") from None
+            raise NoSchedulerError(f"the scheduler did not answer within {timeout_s:g} s") from None
 
     def say(self, message: native.FromClient) -> None:
         """Send a message."""

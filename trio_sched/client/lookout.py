@@ -8,6 +8,8 @@ scheduler gone ends every unfinished task with SchedulerClosed: nobody waits for
 from __future__ import annotations
 
 import logging
+import math
+import numbers
 import os
 import platform
 import sys
@@ -163,7 +165,15 @@ def ends_of(news: News[H]) -> Iterator[tuple[H, Ended]]:
 
 
 def hello(connection: Connection, *, name: str, weight: float, cancel_on_leave: bool) -> native.Hello:
-    """The first message. Engines run our tasks in our directory and with our sys.path, where they exist."""
+    """The first message. Engines run our tasks in our directory and with our sys.path, where they exist, and where
+    their names can be sent.
+
+    :raises ValueError: a value cannot be right; the message names it.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"name={name!r}: must be text")
+    if not isinstance(weight, numbers.Real) or not 0 < weight < math.inf:
+        raise ValueError(f"weight={weight!r}: must be a number, more than 0")
     try:
         cwd = os.getcwd()
     except OSError:  # it was removed
@@ -171,15 +181,20 @@ def hello(connection: Connection, *, name: str, weight: float, cancel_on_leave: 
     return native.Hello(
         role="client",
         token=connection.token,
-        name=name,
-        host=platform.node(),
+        name=native.sendable(name),
+        host=native.sendable(platform.node()),
         pid=os.getpid(),
         python=platform.python_version(),
-        weight=weight,
-        cwd=cwd,
-        path=[entry or cwd for entry in sys.path],
-        cancel_on_leave=cancel_on_leave,
+        weight=float(weight),
+        cwd=cwd if _can_be_sent(cwd) else "",
+        path=[place for entry in sys.path if _can_be_sent(place := entry or cwd)],
+        cancel_on_leave=bool(cancel_on_leave),
     )
+
+
+def _can_be_sent(path: object) -> bool:
+    """Python ignores what is not text in sys.path; so do we."""
+    return isinstance(path, str) and native.sendable(path) == path
 
 
 def version_problem(ours: str, theirs: Sequence[str]) -> tuple[str, str]:

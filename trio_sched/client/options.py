@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import math
+import numbers
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, TypedDict, Unpack
 
 from trio_sched.client.ends import BaseFuture
@@ -13,6 +17,8 @@ __all__ = ["OptionNames", "TaskRef", "Unpack", "task_number", "wire_options"]
 TaskRef: TypeAlias = "BaseFuture[Any] | str | int"
 """A task: a future of any client of the same scheduler, or an id as shown ("3-17"), or the same as a number."""
 SESSION_SHIFT = 32
+TOO_LARGE = 1 << 62
+"""No id, priority or number of retries is that large, in either direction."""
 
 
 class OptionNames(TypedDict, total=False):
@@ -56,17 +62,22 @@ def task_number(ref: TaskRef) -> int:
     """
     if isinstance(ref, BaseFuture):
         return ref.full_id
-    if isinstance(ref, int) and not isinstance(ref, bool) and ref >> SESSION_SHIFT:
-        return ref
-    if isinstance(ref, str):
+    number = 0
+    if isinstance(ref, int) and not isinstance(ref, bool):
+        number = ref
+    elif isinstance(ref, str):
         session, dash, counter = ref.partition("-")
-        if dash and session.isdecimal() and counter.isdecimal():
-            return int(session) << SESSION_SHIFT | int(counter)
+        if dash and session.isdecimal() and counter.isdecimal() and int(counter) <= native.COUNTER_MASK:
+            number = int(session) << SESSION_SHIFT | int(counter)
+    if native.COUNTER_MASK < number < TOO_LARGE:
+        return number
     raise ValueError(f"{ref!r} is not a task: give a future, or an id like '3-17'")
 
 
 def wire_options(asked: OptionNames) -> native.Options:
-    """The wire form.
+    """The wire form. An option that is None is as if it had not been given.
+
+    What the scheduler could not read must be found here: there it would be the end of the whole client.
 
     :raises ValueError: a value cannot be right; the message names the option.
     :raises TypeError: there is no such option.
@@ -75,46 +86,107 @@ def wire_options(asked: OptionNames) -> native.Options:
     if unknown:
         known = ", ".join(OptionNames.__annotations__)
         raise TypeError(f"options() has no option {', '.join(sorted(unknown))!r}; it has {known}")
-    for name in ("retries", "backoff", "timeout"):
-        value = asked.get(name)
-        if value is not None and not (isinstance(value, (int, float)) and value >= 0):
-            raise ValueError(f"{name}={value!r}: must be a number, 0 or more")
+    made = {name: _MAKERS[name](name, value) for name, value in asked.items() if value is not None}
     for which in ("after", "follow"):
-        if not asked.get(f"{which}_success", True) and not asked.get(f"{which}_failure", False):
+        if not made.get(f"{which}_success", True) and not made.get(f"{which}_failure", False):
             raise ValueError(f"{which}_success and {which}_failure are both false: then nothing could ever count")
-    for name, amount in asked.get("resources", {}).items():
-        if not amount > 0:
-            raise ValueError(f"resources: {name}={amount!r} must be more than 0")
-    targets = asked.get("targets")
-    return native.Options(
-        after=_pending(asked),
-        after_all=asked.get("after_all", True),
-        after_success=asked.get("after_success", True),
-        after_failure=asked.get("after_failure", False),
-        follow=[task_number(ref) for ref in _refs(asked.get("follow", ()))],
-        follow_all=asked.get("follow_all", True),
-        follow_success=asked.get("follow_success", True),
-        follow_failure=asked.get("follow_failure", False),
-        targets=None if targets is None else [targets] if isinstance(targets, int) else sorted(set(targets)),
-        resources=dict(asked.get("resources", {})),
-        priority=asked.get("priority", 0),
-        retries=asked.get("retries", 0),
-        timeout_s=asked.get("timeout"),
-        backoff_s=float(asked.get("backoff", 0.0)),
-        same_engine=asked.get("same_engine", True),
-        label=asked.get("label", ""),
-    )
+    if "after" in made and made.get("after_all", True) and made.get("after_success", True):
+        made["after"] = _pending(made["after"])
+    for which in ("after", "follow"):
+        made[which] = [task_number(ref) for ref in made.get(which, ())]
+    return native.Options(**{_WIRE_NAMES.get(name, name): value for name, value in made.items()})
 
 
-def _refs(given: TaskRef | Iterable[TaskRef]) -> list[TaskRef]:
-    given = [given] if isinstance(given, (BaseFuture, str, int)) else list(given)
-    return list(dict.fromkeys(given))
-
-
-def _pending(asked: OptionNames) -> list[int]:
+def _pending(refs: list[TaskRef]) -> list[TaskRef]:
     """The tasks of `after`, without those that are known here to have succeeded where all must: the scheduler may have
     forgotten them, and the list may be long."""
-    refs = _refs(asked.get("after", ()))
-    if asked.get("after_all", True) and asked.get("after_success", True):
-        refs = [ref for ref in refs if not (isinstance(ref, BaseFuture) and ref.succeeded)]
-    return [task_number(ref) for ref in refs]
+    return [ref for ref in refs if not (isinstance(ref, BaseFuture) and ref.succeeded)]
+
+
+# ---- values: whatever can be meant, numpy's numbers among it, as what the wire takes ---------------------------------
+
+
+def _tasks(name: str, given: Any) -> list[TaskRef]:
+    if isinstance(given, (BaseFuture, str, int)):
+        return [given]
+    try:
+        return list(dict.fromkeys(given))
+    except TypeError:
+        raise ValueError(f"{name}={given!r}: must be tasks: futures, or ids like '3-17'") from None
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = TOO_LARGE
+    if not -TOO_LARGE < number < TOO_LARGE:
+        raise ValueError(f"{name}={value!r}: must be a whole number")
+    return number
+
+
+def _count(name: str, value: Any) -> int:
+    if (count := _whole(name, value)) < 0:
+        raise ValueError(f"{name}={value!r}: must be 0 or more")
+    return count
+
+
+def _finite(value: Any) -> float:
+    """NaN for what is no finite number."""
+    with contextlib.suppress(OverflowError):
+        if isinstance(value, numbers.Real) and math.isfinite(number := float(value)):
+            return number
+    return math.nan
+
+
+def _seconds(name: str, value: Any) -> float:
+    if not (seconds := _finite(value)) >= 0:
+        raise ValueError(f"{name}={value!r}: must be a number of seconds, 0 or more")
+    return seconds
+
+
+def _flag(name: str, value: Any) -> bool:
+    if value not in (True, False):
+        raise ValueError(f"{name}={value!r}: must be True or False")
+    return bool(value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}={value!r}: must be text")
+    return native.sendable(value)
+
+
+def _engines(name: str, value: Any) -> list[int]:
+    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+    return sorted({_whole(name, engine) for engine in (value if several else [value])})
+
+
+def _amounts(name: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}={value!r}: must be amounts by name, like {{'gpu': 1}}")
+    for resource, amount in value.items():
+        if not _finite(amount) > 0:
+            raise ValueError(f"{name}: {resource}={amount!r} must be a number, more than 0")
+    return {_text(name, resource): _finite(amount) for resource, amount in value.items()}
+
+
+_MAKERS: dict[str, Callable[[str, Any], Any]] = {
+    "after": _tasks,
+    "after_all": _flag,
+    "after_success": _flag,
+    "after_failure": _flag,
+    "follow": _tasks,
+    "follow_all": _flag,
+    "follow_success": _flag,
+    "follow_failure": _flag,
+    "targets": _engines,
+    "retries": _count,
+    "backoff": _seconds,
+    "same_engine": _flag,
+    "timeout": _seconds,
+    "priority": _whole,
+    "resources": _amounts,
+    "label": _text,
+}
+_WIRE_NAMES = {"backoff": "backoff_s", "timeout": "timeout_s"}

@@ -41,8 +41,8 @@ class OwnScheduler:
 
     def __init__(self, engines: int, *, hwm: int | None = None, scheme: str | None = None) -> None:
         """Start them; `connection()` waits until they answer."""
-        if engines < 1:
-            raise ValueError(f"engines={engines!r}: must be 1 or more")
+        if not isinstance(engines, int) or engines < 1:
+            raise ValueError(f"engines={engines!r}: must be a whole number, 1 or more")
         _sweep()
         self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._log = tempfile.TemporaryFile(prefix="trio_sched-")  # noqa: SIM115  # lives as long as the processes

@@ -41,6 +41,11 @@ COUNTER_MASK = 0xFFFF_FFFF
 Frame: TypeAlias = bytes | bytearray | memoryview
 
 
+def sendable(text: str) -> str:
+    """As text that can be sent: what UTF-8 has no form for, such as the odd bytes of a file name, as escapes."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 class Options(Struct, omit_defaults=True):
     """What a submission asks for beside its call; see `core.events.TaskSpec`. Task ids may be counters of the sender's
     own.
