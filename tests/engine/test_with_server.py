@@ -98,6 +98,16 @@ def test_r20_a_task_that_kills_its_engines_fails_with_the_cause_and_harms_no_oth
     assert [future.result(WAIT_S) for future in others] == list(range(40))
 
 
+def test_r20_a_task_that_closes_the_worker_s_descriptors_is_blamed_for_its_death(client: Client) -> None:
+    @whole
+    def close_all() -> None:
+        os.closerange(3, 256)
+
+    with pytest.raises(EngineError, match="SIGABRT"):
+        client.submit(close_all).result(WAIT_S)
+    assert client.submit(abs, -1).result(WAIT_S) == 1
+
+
 def test_r23_a_task_queued_behind_a_long_one_can_be_cancelled(client: Client, gate: Gate) -> None:
     somewhere = client.submit(abs, -1)
     somewhere.result(WAIT_S)

@@ -267,6 +267,25 @@ def test_a_task_may_use_processes_of_its_own(line: Line, method: str) -> None:
     assert got.value == [1, 2]
 
 
+@pytest.mark.parametrize(("ending", "code"), [("return", 0), ("raise", 1), ("exit", 7)])
+def test_a_process_that_a_task_forks_is_no_second_worker(line: Line, ending: str, code: int) -> None:
+    def work(ending: str) -> int:
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where its traceback goes
+        if ending == "exit":
+            sys.exit(7)
+        if ending == "raise":
+            raise ValueError("in the child")
+        return -1
+
+    got = line.scheduler.run(line.peer, work, ending)
+    assert got.end.outcome == "ok", got.end.error
+    assert got.value == code
+    assert line.scheduler.run(line.peer, abs, -1).value == 1
+
+
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +328,18 @@ def test_long_output_is_cut_in_the_middle(line: Line) -> None:
     assert text.endswith("xxx\nend\n")
     assert "characters cut ...]" in text
     assert len(text) < capture.LIMIT + 100
+
+
+def test_text_that_utf8_has_no_form_for_comes_back_as_escapes(line: Line) -> None:
+    def talk(name: str) -> None:
+        print("reading", name)
+        raise FileNotFoundError(name)
+
+    got = line.scheduler.run(line.peer, talk, os.fsdecode(b"caf\xe9"))
+    assert got.end.stdout == "reading caf\\udce9\n"
+    assert got.end.error is not None
+    assert got.end.error.message == "caf\\udce9"
+    assert got.value.args == ("caf\udce9",)
 
 
 def test_a_task_has_no_standard_input(line: Line) -> None:

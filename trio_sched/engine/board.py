@@ -7,6 +7,9 @@ machine:
 
     0  state     1  scheduler instance (hashed)     2  engine session     3  whether it ever began a task
     4 and on: the task that each slot runs, or 0
+
+A task stays there after its end until its answer was sent, or the next one begins: one whose answer cannot be sent any
+more, because it closed the worker's descriptors, would else never be blamed, and run again and again.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ class Board:
                 os.close(descriptor)
         self._words = memoryview(self._map).cast("Q")
         self.running = self._words[_SLOTS:]
-        """By slot, the full id of the task that runs; 0: none."""
+        """By slot, the full id of the task that runs, or whose answer is about to be sent; 0: none."""
 
     @property
     def state(self) -> int:

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from trio_sched.wire.native import sendable
+
 LIMIT = 1_000_000
 """Characters kept of each stream of a task."""
 _HALF = LIMIT // 2
@@ -68,7 +70,7 @@ class Output:
     def take(self) -> tuple[str, str]:
         """(stdout, stderr) of the task that ended."""
         self.dirty = False
-        return self.texts[0].take(), self.texts[1].take()
+        return sendable(self.texts[0].take()), sendable(self.texts[1].take())
 
 
 class _Bytes(io.RawIOBase):

@@ -21,7 +21,7 @@ import msgspec
 from trio_sched import errors
 from trio_sched.errors import CallError, ResultError, UnmetDependency
 from trio_sched.wire import payload
-from trio_sched.wire.native import INLINE_BYTES, Call, Frame, RemoteError, TaskEnd
+from trio_sched.wire.native import INLINE_BYTES, Call, Frame, RemoteError, TaskEnd, sendable
 
 Ended: TypeAlias = tuple[TaskEnd, tuple[Frame, ...]]
 """The answer and the frames that go with it."""
@@ -183,6 +183,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _bounded(text: str) -> str:
+    text = sendable(text)
     if len(text) <= TEXT_LIMIT:
         return text
     half = TEXT_LIMIT // 2

@@ -132,6 +132,11 @@ class Link:
         message = encode(Finished([end for end, _ in batch]))
         self._dealer.send([message, *(frame for _, frames in batch for frame in frames)])
 
+    @property
+    def told(self) -> bool:
+        """Whether no answer waits to be sent."""
+        return not self._unsent
+
     def _count(self, acked: int) -> None:
         for _ in range(min(acked - self._acked, len(self._unacked))):
             self._unacked.popleft()

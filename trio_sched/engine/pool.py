@@ -68,6 +68,9 @@ class PoolLoop:
                 link.tick()
             self._hand_out()
             link.flush()
+            if link.told:
+                for slot in self._idle:
+                    self._board.running[slot] = 0
 
     def _wait(self) -> None:
         try:
@@ -124,7 +127,6 @@ class PoolLoop:
 
     def _end(self, slot: int) -> None:
         call = self._running.pop(slot)[0]
-        self._board.running[slot] = 0
         for name, amount in (call.resources or {}).items():
             self._free[name] += amount
 

@@ -14,10 +14,11 @@ import os
 import pickle
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import perf_counter
 from types import CoroutineType
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -39,6 +40,8 @@ class Runner:
         """Largest message that the scheduler takes; 0: not known."""
         self.in_call = False
         """With one slot: whether the task's own code runs, which an interrupt may hit."""
+        self.forked = False
+        """Whether this process is one that a task forked: there is no worker in it to come back to."""
         self._functions: dict[bytes, Function] = {}
         self._pickled: dict[bytes, bytes] = {}
         """Functions that no task has asked for yet, by digest."""
@@ -89,8 +92,12 @@ class Runner:
             if type(value) is CoroutineType:
                 value = self._complete(value)
             self.in_call = False
+            if self.forked:
+                _end_fork(None)
         except BaseException as error:  # the task's, whatever it is
             self.in_call = False
+            if self.forked:
+                _end_fork(error)
             return ends.of_error(call, error, perf_counter() - started, self.limit_bytes)
         took_s = perf_counter() - started
         if value is None and not call.call:
@@ -152,6 +159,23 @@ class Runner:
 
             runner = self._loops.runner = asyncio.Runner()
         return runner.run(_and_no_more(coroutine))
+
+
+def _end_fork(error: BaseException | None) -> NoReturn:
+    """The task returned, or raised, in a process that it forked: end that as a script would end."""
+    code = 0 if error is None else 1
+    try:
+        if isinstance(error, SystemExit):
+            if error.code is None or isinstance(error.code, int):
+                code = (error.code or 0) & 0xFF
+            else:
+                sys.stderr.write(f"{error.code}\n")
+        elif error is not None:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 async def _and_no_more(coroutine: Coroutine[Any, Any, Any]) -> Any:

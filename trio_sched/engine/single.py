@@ -83,7 +83,6 @@ class SingleLoop:
             self._link.wake()
             self._io.acquire()
         output.open = False
-        self._board.running[0] = 0
         if output.dirty:
             ended[0].stdout, ended[0].stderr = output.take()
         self._link.keep(ended, self._generation, perf_counter())
@@ -98,6 +97,8 @@ class SingleLoop:
         link = self._link
         self._look()
         link.flush()
+        if link.told:
+            self._board.running[0] = 0
         if link.queue or link.leaving:
             return
         try:

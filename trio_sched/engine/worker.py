@@ -65,7 +65,7 @@ def run(start: Start, lines: Iterator[bytes]) -> None:
     else:
         loop = PoolLoop(link, runner, capture, board, start.resources)
     _handle_signals(loop)
-    os.register_at_fork(after_in_child=lambda: _in_forked_child(capture))
+    os.register_at_fork(after_in_child=lambda: _in_forked_child(capture, runner))
     if start.nanny:
         heard = threading.Event()
         threading.Thread(
@@ -122,12 +122,13 @@ def _handle_signals(loop: Loop) -> None:
     signal.signal(signal.SIGINT, lambda number, frame: loop.interrupt())
 
 
-def _in_forked_child(capture: Capture) -> None:
+def _in_forked_child(capture: Capture, runner: Runner) -> None:
     """A process that a task forked is no worker: signals end it (multiprocessing counts on that), what it prints is
-    printed, and where it crashes is nobody's cause of death."""
+    printed, where it crashes is nobody's cause of death, and it ends where the task does."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.disable()
+    runner.forked = True
     for output in capture.outputs:
         output.open = False
 
