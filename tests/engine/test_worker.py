@@ -72,7 +72,7 @@ def test_r9_results_of_other_tasks_are_arguments(line: Line) -> None:
     with payload.meeting() as met:
         first, second = Future(), Future()
         call, functions, frames = scheduler.call(lambda a, b, c: (a * b + c.sum(), b), first, second, big)
-    assert met == [first, second]
+    assert list(met) == [first, second]
     call.inputs = [scheduler.value_of(array), scheduler.value_of(number)]
     frames = (*frames, *array.frames, *number.frames)
     call.frames = len(frames)

@@ -48,7 +48,10 @@ def make_call(
     session: int,
     limit_bytes: int,
 ) -> tuple[Call, Sequence[Frame], list[BaseFuture[Any]]]:
-    """(the call without its number, its frames, those of its inputs that have not ended).
+    """(the call without its number, its frames, its inputs that must not have ended when it is submitted).
+
+    An input that ended well since it was pickled is one of these: its value is to go along instead, for the scheduler
+    may have dropped it. One that failed stays an input, so that the call fails as it should.
 
     :raises SubmitError: an argument cannot be pickled, or is a future of somebody else, or it is all too large.
     """
@@ -70,7 +73,7 @@ def make_call(
     if met:
         options = replace(options or _NO_OPTIONS, inputs=[_input_number(future, session) for future in met])
     call = Call(0, fn=function.digest, body=body, frames=len(frames), options=options)
-    return call, frames, [future for future in met if not future.ended] if met else met
+    return call, frames, [future for future in met if future.succeeded or not future.ended] if met else []
 
 
 def frozen(buffer: Frame) -> Frame:

@@ -93,7 +93,7 @@ def dump_function(function: Callable[..., Any]) -> bytes:
 # around the unpickling the engine provides their values.
 
 _inputs: ContextVar[Sequence[Any] | None] = ContextVar("trio_sched_inputs", default=None)
-_met: ContextVar[list[Any] | None] = ContextVar("trio_sched_futures_met", default=None)
+_met: ContextVar[dict[Any, int] | None] = ContextVar("trio_sched_futures_met", default=None)
 
 
 def input_value(index: int) -> Any:
@@ -115,12 +115,12 @@ def providing(values: Sequence[Any]) -> Iterator[None]:
 
 
 class meeting:  # noqa: N801  # a context manager, and a class because a generator would cost every submission 1 us
-    """Client: the list to which `met` adds the futures that are pickled inside."""
+    """Client: the futures that are pickled inside, in order, each with its index."""
 
     __slots__ = ("_token",)
 
-    def __enter__(self) -> list[Any]:
-        futures: list[Any] = []
+    def __enter__(self) -> dict[Any, int]:
+        futures: dict[Any, int] = {}
         self._token = _met.set(futures)
         return futures
 
@@ -133,8 +133,4 @@ def met(future: Any) -> tuple[Callable[[int], Any], tuple[int]]:
     futures = _met.get()
     if futures is None:
         raise TypeError("a future can only be pickled as an argument of submit")
-    for index, other in enumerate(futures):
-        if other is future:
-            return input_value, (index,)
-    futures.append(future)
-    return input_value, (len(futures) - 1,)
+    return input_value, (futures.setdefault(future, len(futures)),)

@@ -1,0 +1,58 @@
+"""From a call to a message: what becomes of the futures among its arguments (R9)."""
+
+from __future__ import annotations
+
+import operator
+import time
+from typing import Any
+
+from trio_sched.client.calls import make_call
+from trio_sched.client.ends import Origin
+from trio_sched.client.functions import Function
+from trio_sched.client.future import Future, settle
+from trio_sched.wire import payload
+from trio_sched.wire.native import TaskEnd
+
+FUNCTION = Function(b"digest", b"data")
+
+
+def future(number: int) -> Future[Any]:
+    one: Future[Any] = Future(Origin(3, lambda counter: None))
+    one.number = number
+    return one
+
+
+class Ends:
+    """Ends a future at the moment when it is itself pickled."""
+
+    def __init__(self, future: Future[Any], end: TaskEnd) -> None:
+        self.future, self.end = future, end
+
+    def __reduce__(self) -> Any:
+        settle([(self.future, self.end)])
+        return operator.neg, (1,)
+
+
+def test_r9_an_input_that_ends_during_the_pickling_is_told() -> None:
+    good, bad, pending = future(1), future(2), future(3)
+    ends = [
+        Ends(good, TaskEnd(3 << 32 | 1, body=payload.dumps(5)[0])),
+        Ends(bad, TaskEnd(3 << 32 | 2, outcome="cancelled")),
+    ]
+    call, _, unfinished = make_call(FUNCTION, (good, bad, pending, *ends), {}, None, 3, 0)
+    assert call.options is not None
+    assert call.options.inputs == [1, 2, 3]
+    assert unfinished == [good, pending]  # good's value must go along instead; bad makes the task impossible
+    call, _, unfinished = make_call(FUNCTION, (good, bad, pending), {}, None, 3, 0)
+    assert call.options is not None
+    assert call.options.inputs == [2, 3]
+    assert unfinished == [pending]
+
+
+def test_r9_many_inputs_cost_in_proportion() -> None:
+    inputs = [future(number) for number in range(1, 30_001)]
+    began = time.perf_counter()
+    call, _, unfinished = make_call(FUNCTION, (inputs, lambda: None), {}, None, 3, 0)
+    assert time.perf_counter() - began < 5.0  # it took half a minute when each was compared with all before
+    assert call.options is not None
+    assert len(unfinished) == len(call.options.inputs) == 30_000
