@@ -40,6 +40,17 @@ def test_submit_await_and_map(run: Run, scheduler: Connection) -> None:
     run(main)
 
 
+def test_good_bye_is_the_last_word(run: Run, scheduler: Connection, client: trio_sched.Client) -> None:
+    async def main() -> None:
+        for _ in range(3):
+            async with open_client(scheduler):
+                pass
+
+    before = client.status()["counters"].get("unknown_peer", 0)
+    run(main)
+    assert client.status()["counters"].get("unknown_peer", 0) == before
+
+
 def test_errors_are_raised_where_they_are_awaited(run: Run, scheduler: Connection) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:

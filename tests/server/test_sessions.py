@@ -199,6 +199,39 @@ def test_r27_a_closed_connection_is_not_yet_a_departure() -> None:
     run_virtual(main)
 
 
+def test_r27_a_good_bye_that_is_read_after_the_connection_was_found_closed_counts() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine()
+            first = await client.submit("x", "y")
+            client.dealer.cut()  # behind its last words, which wait to be read
+            await engine.finish(await engine.next_call())  # the scheduler cannot tell it, and gives its connection up
+            await world.settle()
+            assert world.server.sessions.clients[client.number].link is None
+            bye = [client.dealer.routing_id, native.encode(native.Bye(cancel=True))]
+            client.dealer._router.arrive(bye)
+            client.dealer._router.arrive(bye)
+            await world.settle()
+            assert client.number not in world.server.sessions.clients
+            assert first + 1 not in world.server.scheduler.tasks or engine.unheard(native.Recall)
+            assert world.server.hub.counters == {"unknown_peer": 1}  # the second one
+
+    run_virtual(main)
+
+
+def test_r27_an_old_connection_s_good_bye_does_not_end_a_session_that_is_back() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine(eager=True)
+            old = client.dealer.routing_id
+            assert (await client.rejoin()).resumed
+            client.dealer._router.arrive([old, native.encode(native.Bye(cancel=True))])
+            assert engine.number
+            assert (await client.end_of(await client.submit("x"))).outcome == "ok"
+
+    run_virtual(main)
+
+
 def test_a_hello_said_twice_is_one_session() -> None:
     async def main() -> None:
         async with open_world() as world:

@@ -110,8 +110,8 @@ class AsyncLine:
             while self._over is None and self.session.welcomed and not (cancel or self.session.handed_over):
                 await self._turned.wait()
         if self._over is None and self.session.welcomed:
-            self.session.say(native.Bye(cancel=cancel))
             self._send_now(anyio.current_time())
+            self._socket.send_many([[native.encode(native.Bye(cancel=cancel))]])  # nothing may come behind it
 
     def close(self) -> None:
         """Close the socket; end what is left."""

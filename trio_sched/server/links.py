@@ -25,13 +25,15 @@ Raw: TypeAlias = "tuple[Link, Sequence[Any]]"
 class Link:
     """One connection of one peer. Fronts override `send`, and what else they need."""
 
-    __slots__ = ("heard_at", "lane", "session")
+    __slots__ = ("former", "heard_at", "lane", "session")
 
     def __init__(self) -> None:
         self.session: Session | None = None
         """None until its Hello was accepted, and again when it is cut off."""
         self.lane = STRANGERS
         """Where the hub sorts what it says."""
+        self.former = 0
+        """The session that it had when it was cut off, whose good-bye may still be on its way; 0: none."""
         self.heard_at = 0.0
         """When anything last arrived from it: the time of receipt, not of handling."""
 

@@ -20,8 +20,8 @@ from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import Frame, Message, encode
 
 STRANGERS_KEPT = 1024
-"""Peers that have not said Hello (properly) and are remembered all the same, so that one that says it twice is one
-peer."""
+"""Peers that have not said Hello (properly), or were cut off, and are remembered all the same, so that one that says
+it twice is one peer, and a good-bye is known as whose it is."""
 
 
 class RouterSocket(Protocol):
@@ -108,13 +108,16 @@ class NativeFront:
         hub.receive(messages, now)
 
     def _stranger(self, routing_id: bytes) -> NativeLink:
-        strangers = self._strangers
-        link = strangers.get(routing_id)
+        link = self._strangers.get(routing_id)
         if link is None:
-            link = strangers[routing_id] = NativeLink(self, routing_id)
-            if len(strangers) > STRANGERS_KEPT:
-                strangers.popitem(last=False)
+            link = NativeLink(self, routing_id)
+            self._keep(link)
         return link
+
+    def _keep(self, link: NativeLink) -> None:
+        self._strangers[link.routing_id] = link
+        if len(self._strangers) > STRANGERS_KEPT:
+            self._strangers.popitem(last=False)
 
     # ---- for links --------------------------------------------------------------------------------------------------
 
@@ -128,9 +131,10 @@ class NativeFront:
         self._links[link.routing_id] = link
 
     def forget(self, link: NativeLink) -> None:
-        """It has none any more."""
+        """It has none any more, but its good-bye may be on its way."""
         if self._links.get(link.routing_id) is link:
             del self._links[link.routing_id]
+            self._keep(link)
 
 
 def _remove_socket_file(address: str) -> None:

@@ -16,8 +16,8 @@ from msgspec import Struct
 from trio_sched.errors import WireError
 from trio_sched.server.happenings import Event
 from trio_sched.server.hub import Hub
-from trio_sched.server.links import Link, Raw
-from trio_sched.wire.native import Error, Frame
+from trio_sched.server.links import STRANGERS, Link, Raw
+from trio_sched.wire.native import Bye, Error, Frame
 
 Handler = Callable[[Any, Any, Sequence[Frame]], None]
 """(session, message, frames): adds events."""
@@ -70,6 +70,9 @@ class Reader:
     def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
         """One message."""
         session = link.session
+        if session is None and link.former and type(message) is Bye:
+            self.hub.forward(STRANGERS, link, message, frames)
+            return
         if session is None:
             self.hub.note("unknown_peer")
             self.answer(link, "unknown_peer", "say Hello first")

@@ -69,6 +69,7 @@ class Session:
             self.heard_at = max(self.heard_at, link.heard_at)
             self.away_since = now
             link.session = None
+            link.former = self.number
             link.lane = STRANGERS
             link.close()
 
@@ -251,6 +252,11 @@ class Sessions:
     def _table(self, role: Role) -> dict[int, Session]:
         return {"client": self.clients, "engine": self.engines, "nanny": self.nannies}[role]  # type: ignore[return-value]
         # dict is invariant; each table holds only its own kind, which `open` sees to
+
+    def away(self, number: int) -> Session | None:
+        """The session of that number, if it has no link."""
+        session = self.clients.get(number) or self.engines.get(number) or self.nannies.get(number)
+        return session if session is not None and session.link is None else None
 
     def open(self, hello: Hello, now: float) -> Session:
         """A new session."""
