@@ -120,6 +120,7 @@ class Server:
         self.sessions = Sessions()
         self.inbox = Inbox(config.submissions_per_turn)
         self.hub = Hub(self.inbox, self.identity)
+        self.hub.stop = self.stop
         functions = Functions()
         self.outbox = Outbox(self.hub, config, self.sessions, functions, self.identity.instance)
         about = {"name": config.name, "scheduler": self.identity.instance}

@@ -12,13 +12,13 @@ then sleep for ever. Hence the rules of this file:
 Between the last zmq.Again and the wait nothing may touch the socket unseen: `_wait_scope` is set before the first
 checkpoint, so a flush in between cancels a wait that has not begun yet, which is as good.
 
-Each socket has a context of its own: ZAP, which authenticates TCP peers, is one handler for each context, and several
-schedulers may live in one process.
+Each native socket has a context of its own: ZAP, which authenticates TCP peers, is one handler for each context, and
+several schedulers may live in one process. Sockets of other kinds, which share a context, are made by zmq_bound.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -54,7 +54,7 @@ class ZmqSocket:
         self._closing = False
         self._authenticator: ZmqSocket | None = None
         self._roles: dict[bytes, Role] = {}
-        self._sharing: tuple[ZmqSocket, ...] = (self,)
+        self._sharing: Sequence[ZmqSocket] = (self,)
 
     # ---- making one -------------------------------------------------------------------------------------------------
 
@@ -96,6 +96,14 @@ class ZmqSocket:
             context.destroy(linger=0)
             raise
         return cls(context, socket, address=connection.address, routed=False)
+
+    def share(self, users: Sequence[ZmqSocket]) -> None:
+        """These, this one among them, use one context: the last to close ends it."""
+        self._sharing = users
+
+    def with_socket(self, use: Callable[[zmq.Socket[bytes]], str]) -> str:
+        """What `use` makes of the bare socket: for the other files of this package, before anyone receives."""
+        return use(self._socket)
 
     # ---- receiving --------------------------------------------------------------------------------------------------
 
