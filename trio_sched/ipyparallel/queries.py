@@ -13,6 +13,7 @@ have the fields of an exception, which the client raises.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from sqlite3 import DatabaseError
 from typing import Any
 
 from msgspec import Struct
@@ -106,6 +107,8 @@ class Queries:
             content = failure("NoData", str(error))
         except QueryError as error:
             content = failure("ValueError", str(error))
+        except DatabaseError as error:
+            content = failure("DatabaseError", str(error))
         except (WireError, KeyError, TypeError, ValueError) as error:
             content = failure(type(error).__name__, f"{msg_type or 'the request'} cannot be understood: {error}")
         return Answer(_ERROR_TYPES.get(msg_type, "hub_error"), content)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import trio
@@ -17,10 +17,8 @@ from msgspec import Struct
 
 from trio_sched.ipyparallel.records.record import Record, decoded, encoded, utc, utc_now
 from trio_sched.ipyparallel.records.store import NoStore, Store
+from trio_sched.wire.jupyter import Parsed
 from trio_sched.wire.native import Frame
-
-if TYPE_CHECKING:
-    from trio_sched.wire.jupyter import Parsed
 
 COMPLETED_KEPT = 1024
 """Ids of ended tasks that are kept for each engine."""
@@ -86,12 +84,12 @@ class Monitor:
 
     # ---- what the fronts say ----------------------------------------------------------------------------------------
 
-    def submitted(self, queue: str, msg: Parsed, client_uuid: str, engine_uuid: str | None = None) -> None:
+    def submitted(self, queue: str, message: Parsed, client: str, engine: str | None = None) -> None:
         """A client asked for something: over the task queue, of one engine, or of many (one call for each)."""
-        msg_id = msg.head.msg_id
+        msg_id = message.head.msg_id
         if msg_id in self.pending:
             return
-        frames = msg.frames
+        frames = message.frames
         record = Record(
             msg_id=msg_id,
             queue=queue,
@@ -100,28 +98,28 @@ class Monitor:
             content=frames[4],
             buffers=tuple(frames[5:]),
             submitted=utc(_of_header(frames[1]).date),
-            client_uuid=client_uuid,
-            engine_uuid=engine_uuid,
+            client_uuid=client,
+            engine_uuid=engine,
             label=_of_metadata(frames[3]).label,
         )
         if self.store.add(record):
-            self.pending[msg_id] = engine_uuid
-            if engine_uuid is not None:
-                self._book(engine_uuid).outstanding[msg_id] = queue
+            self.pending[msg_id] = engine
+            if engine is not None:
+                self._book(engine).outstanding[msg_id] = queue
 
-    def arrived(self, engine_uuid: str, msg_id: str) -> None:
+    def arrived(self, engine: str, msg_id: str) -> None:
         """A task was assigned to an engine."""
         if msg_id not in self.pending:
             return
         self._leave(msg_id)
-        self.pending[msg_id] = engine_uuid
-        self._book(engine_uuid).outstanding[msg_id] = "task"
+        self.pending[msg_id] = engine
+        self._book(engine).outstanding[msg_id] = "task"
         record = self.store.get(msg_id)
         if record is not None:
-            record.engine_uuid = engine_uuid
+            record.engine_uuid = engine
             self.store.changed(record)
 
-    def finished(self, queue: str, reply: Parsed, engine_uuid: str | None) -> None:
+    def finished(self, queue: str, reply: Parsed, engine: str | None) -> None:
         """The reply to a request went to its client."""
         frames = reply.frames
         msg_id = reply.parent.msg_id
@@ -129,9 +127,9 @@ class Monitor:
         if msg_id in self.pending:
             at = self._leave(msg_id)
             del self.pending[msg_id]
-            engine_uuid = engine_uuid or at
-            if engine_uuid and metadata.status != "aborted":
-                book = self._book(engine_uuid)
+            engine = engine or at
+            book = self.engines.get(engine or "")
+            if book is not None and metadata.status != "aborted":
                 book.ended += 1
                 book.completed.append(msg_id)
         record = self.store.get(msg_id)
@@ -144,35 +142,31 @@ class Monitor:
         record.started = utc(metadata.started)
         record.received = utc_now()
         record.completed = utc(_of_header(frames[1]).date) or record.received
-        if engine_uuid:
-            record.engine_uuid = engine_uuid
+        if engine:
+            record.engine_uuid = engine
         self.store.changed(record)
 
-    def output(self, msg: Parsed) -> None:
+    def output(self, message: Parsed) -> None:
         """An engine published something about a request: what it printed, showed, or how it failed."""
-        keep = _OUTPUT.get(msg.head.msg_type)
+        keep = _OUTPUT.get(message.head.msg_type)
         if keep is None:
             return
-        record = self.store.get(msg.parent.msg_id)
-        if record is not None and keep(record, msg.frames[4]):
+        record = self.store.get(message.parent.msg_id)
+        if record is not None and keep(record, message.frames[4]):
             self.store.changed(record)
 
-    def engine_gone(self, engine_uuid: str) -> None:
+    def engine_gone(self, engine: str) -> None:
         """An engine is no longer registered. What it was asked directly has failed; its tasks are the scheduler's
         business."""
-        book = self.engines.get(engine_uuid)
-        if book is None:
-            return
-        direct = [msg_id for msg_id, queue in book.outstanding.items() if queue != "task"]
-        for msg_id in direct:
-            del book.outstanding[msg_id]
+        book = self.engines.pop(engine, None)
+        for msg_id, queue in book.outstanding.items() if book else ():
+            if queue == "task":
+                continue
             self.pending.pop(msg_id, None)
             record = self.store.get(msg_id)
             if record is not None:
-                _fail(record, f"Engine {engine_uuid!r} died while running task {msg_id!r}")
+                _fail(record, f"Engine {engine!r} died while running task {msg_id!r}")
                 self.store.changed(record)
-        if not book.outstanding:
-            del self.engines[engine_uuid]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write what is new from time to time; close the store at the end. A front runs this beside its sockets."""
@@ -197,10 +191,10 @@ class Monitor:
             record.resubmitted = as_
             self.store.changed(record)
 
-    def _book(self, engine_uuid: str) -> EngineBook:
-        book = self.engines.get(engine_uuid)
+    def _book(self, engine: str) -> EngineBook:
+        book = self.engines.get(engine)
         if book is None:
-            book = self.engines[engine_uuid] = EngineBook()
+            book = self.engines[engine] = EngineBook()
         return book
 
     def _leave(self, msg_id: str) -> str | None:
@@ -219,19 +213,19 @@ class NullMonitor(Monitor):
     def __init__(self) -> None:
         super().__init__(NoStore())
 
-    def submitted(self, queue: str, msg: Parsed, client_uuid: str, engine_uuid: str | None = None) -> None:
+    def submitted(self, queue: str, message: Parsed, client: str, engine: str | None = None) -> None:
         """Not kept."""
 
-    def arrived(self, engine_uuid: str, msg_id: str) -> None:
+    def arrived(self, engine: str, msg_id: str) -> None:
         """Not kept."""
 
-    def finished(self, queue: str, reply: Parsed, engine_uuid: str | None) -> None:
+    def finished(self, queue: str, reply: Parsed, engine: str | None) -> None:
         """Not kept."""
 
-    def output(self, msg: Parsed) -> None:
+    def output(self, message: Parsed) -> None:
         """Not kept."""
 
-    def engine_gone(self, engine_uuid: str) -> None:
+    def engine_gone(self, engine: str) -> None:
         """Not kept."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -42,6 +42,7 @@ class SQLiteStore:
         """:raises ConfigError: the file cannot be opened, or is no SQLite database."""
         self._dirty: dict[str, Record] = {}
         self._dirty_bytes = 0
+        self._closed = False
         self.lost = 0
         """Records that could not be written (a full disk, say)."""
         try:
@@ -91,6 +92,8 @@ class SQLiteStore:
         record = self._dirty.get(msg_id)
         if record is not None:
             return record
+        if self._closed:
+            return None
         row = self._db.execute(f"{self._select} where msg_id = ?", (msg_id,)).fetchone()
         return None if row is None else _record(row)
 
@@ -130,7 +133,7 @@ class SQLiteStore:
 
     def flush(self) -> None:
         """Write what is not written yet. What cannot be written is lost, and logged: tasks go on without records."""
-        if not self._dirty:
+        if self._closed or not self._dirty:
             return
         rows = [_row(record) for record in self._dirty.values()]
         self._dirty.clear()
@@ -144,6 +147,7 @@ class SQLiteStore:
 
     def close(self) -> None:
         self.flush()
+        self._closed = True
         self._db.close()
 
     def _one(self, sql: str) -> Any:
