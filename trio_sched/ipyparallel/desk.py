@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import structlog
-from msgspec import Struct
 
 from trio_sched.errors import WireError
 from trio_sched.ipyparallel.config import IppConfig, Side, address_of
 from trio_sched.ipyparallel.monitor import Monitor
+from trio_sched.ipyparallel.patient import PatientRouter
 from trio_sched.ipyparallel.roster import Roster
 from trio_sched.server.hub import Hub
 from trio_sched.transport.curve import KeyPair
 from trio_sched.transport.zmq_bound import Kind, SocketSet
 from trio_sched.transport.zmq_socket import ZmqSocket
-from trio_sched.wire.jupyter import Codec, Parsed
+from trio_sched.wire.jupyter import Codec
 from trio_sched.wire.native import Frame
 
 log = structlog.get_logger(__name__)
 Ports: TypeAlias = dict[str, "int | list[int]"]
-
-
-class Answer(Struct):
-    """What is answered to a question on the registration socket."""
-
-    msg_type: str
-    content: Mapping[str, Any]
-    buffers: Sequence[Frame] = ()
-
-
-Question: TypeAlias = Callable[[Parsed], "Answer | Awaitable[Answer] | None"]
-"""Answers a request; None: no answer is due. What it raises becomes an error reply."""
 
 
 class Desk:
@@ -50,12 +38,12 @@ class Desk:
         self.roster = Roster()
         self.ports: dict[Side, Ports] = {"client": {}, "engine": {}}
         """As they go into the connection files."""
-        self.questions: dict[str, Question] = {}
-        """By message type: what clients and engines may ask on the registration socket."""
         self.engine_gone: Callable[[str, str], None] = _nobody
         """(uuid, reason): an engine is known to be gone. Registration puts its own here."""
         self.on_engine_gone: list[Callable[[str], None]] = []
         """Called with the uuid of each engine that was unregistered."""
+        self.tasks: list[Callable[[], Awaitable[Any]]] = []
+        """What the parts want to be run."""
         keys = KeyPair(config.curve_publickey, config.curve_secretkey) if config.curve else None
         self.sockets = SocketSet(keys, config.max_message_bytes)
         self._former = former
@@ -64,25 +52,32 @@ class Desk:
 
     # ---- sockets ----------------------------------------------------------------------------------------------------
 
-    def bind(self, kind: Kind, side: Side, channel: str, *, mandatory: bool = False) -> ZmqSocket:
-        """A socket of this side, bound and named in its connection file. Errors as `SocketSet.bind`."""
+    def bind(
+        self, kind: Kind, side: Side, channel: str, *, mandatory: bool = False, ports: int | None = None
+    ) -> ZmqSocket:
+        """A socket of this side, bound and named in its connection file. Errors as `SocketSet.bind`.
+
+        With `ports` it listens at so many of them, and the file has a list.
+        """
         interface = self.config.interface(side)
-        wanted = self._wanted(side, channel)
-        port = next(wanted)
-        socket = self.sockets.bind(kind, address_of(interface, port), mandatory=mandatory)
-        self.ports[side][channel] = _port_of(socket.address)
+        wanted = (address_of(interface, port) for port in self._wanted(side, channel))
+        socket = self.sockets.bind(kind, next(wanted), mandatory=mandatory)
+        first = _port_of(socket.address)
+        if ports is None:
+            self.ports[side][channel] = first
+        else:
+            others = [_port_of(self.sockets.also(socket, next(wanted))) for _ in range(1, ports)]
+            self.ports[side][channel] = [first, *others]
         return socket
 
-    def bind_many(self, kind: Kind, side: Side, channel: str, count: int) -> ZmqSocket:
-        """As `bind`, but one socket with so many ports; its file names a list."""
-        interface = self.config.interface(side)
-        wanted = self._wanted(side, channel)
-        socket = self.sockets.bind(kind, address_of(interface, next(wanted)))
-        ports = [_port_of(socket.address)]
-        for _ in range(1, count):
-            ports.append(_port_of(self.sockets.also(socket, address_of(interface, next(wanted)))))
-        self.ports[side][channel] = ports
-        return socket
+    def bind_patient(self, channel: str, ports: int | None = None) -> PatientRouter:
+        """A ROUTER for engines, which waits for registered ones that are not connected yet; `ports`: see `bind`."""
+        socket = self.bind("router", "engine", channel, mandatory=True, ports=ports)
+        engines = self.roster.engines
+        router = PatientRouter(socket, lambda uuid: uuid in engines)
+        self.on_engine_gone.append(router.forget)
+        self.tasks.append(router.run)
+        return router
 
     def bind_both(self, kind: Kind, channel: str) -> ZmqSocket:
         """As `bind`, for both sides at the same port."""

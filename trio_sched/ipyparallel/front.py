@@ -6,18 +6,21 @@ await nursery.start(serve, front.config.for_server(), [front])
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
 import trio
 
 from trio_sched.ipyparallel import files
+from trio_sched.ipyparallel.broadcast import Broadcast
 from trio_sched.ipyparallel.config import IppConfig, Side, new_key
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.heartbeat import Heartbeat
-from trio_sched.ipyparallel.monitor import Monitor
+from trio_sched.ipyparallel.queries import Queries
+from trio_sched.ipyparallel.records.base import Monitor
+from trio_sched.ipyparallel.records.opening import open_monitor
 from trio_sched.ipyparallel.registration import Registration
+from trio_sched.ipyparallel.relay import Output, Relay
 from trio_sched.ipyparallel.tasks import TaskQueue
 from trio_sched.server.hub import Hub
 from trio_sched.transport.curve import new_keys
@@ -37,14 +40,14 @@ class IpyparallelFront:
 
     async def run(self, hub: Hub, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
         """See server.links.Front."""
-        desk = self._open(hub)
-        self.desk = desk
+        records = open_monitor(self.config)
+        self.desk = desk = self._open(hub, records)
         try:
-            tasks = self._parts(desk)
+            self._bind(desk, records)
             written = self._write_files(desk)
             try:
                 async with trio.open_nursery() as nursery:
-                    for task in tasks:
+                    for task in desk.tasks:
                         nursery.start_soon(task)
                     task_status.started({"ipyparallel": str(files.path_of(self.config, "client"))})
             finally:
@@ -54,7 +57,7 @@ class IpyparallelFront:
         finally:
             desk.sockets.close()
 
-    def _open(self, hub: Hub) -> Desk:
+    def _open(self, hub: Hub, records: Monitor) -> Desk:
         """Settle key, ports and CURVE keys, which a former run may have left."""
         config = self.config
         former = files.read_former(config) if config.reuse else {}
@@ -64,19 +67,27 @@ class IpyparallelFront:
         if config.curve and not config.curve_publickey:
             pair = new_keys(()).server
             config = _replaced(config, curve_publickey=pair.public, curve_secretkey=pair.secret)
-        return Desk(config, hub, Codec(key.encode(), config.signature_scheme), Monitor(), former)
+        return Desk(config, hub, Codec(key.encode(), config.signature_scheme), records, former)
 
-    def _parts(self, desk: Desk) -> list[Callable[[], Awaitable[Any]]]:
-        """Bind every socket. Returns the tasks to run.
-
-        The records (records/) put a monitor into desk.monitor and questions into desk.questions here, before the others
-        are made; the relays (relay.py, broadcast.py) bind their sockets here.
-        """
+    def _bind(self, desk: Desk, records: Monitor) -> None:
+        """Make the parts, each with its sockets; what they want to be run is in desk.tasks."""
         registration = Registration(desk)
-        heartbeat = Heartbeat(desk, registration)
+        Heartbeat(desk, registration)
         queue = TaskQueue(desk)
-        desk.hub.outlets.append(queue)
-        return [registration.run, heartbeat.run, queue.run]
+        codec, note, monitor = desk.codec, desk.hub.note, desk.monitor
+        relays = [
+            Relay(name, desk.bind("router", "client", name), desk.bind_patient(name), codec, note, monitor)
+            for name in ("mux", "control")
+        ]
+        leaves = desk.bind_patient("broadcast", desk.config.broadcast_leaves)
+        clients = desk.bind("router", "client", "broadcast")
+        broadcast = Broadcast(clients, leaves, codec, note, monitor, desk.roster.engines.__contains__)
+        engines, clients = desk.bind("sub", "engine", "iopub"), desk.bind("pub", "client", "iopub")
+        output = Output(engines, clients, codec, note, monitor, lambda uuid: desk.engine_gone(uuid, "it shut down"))
+        queries = Queries(codec, records, desk.roster.present, queue.submit, registration.shut_down)
+        registration.ask(queries.answer)
+        desk.on_engine_gone += [broadcast.engine_gone, records.engine_gone]
+        desk.tasks += [*(relay.run for relay in relays), broadcast.run, output.run, records.run]
 
     def _write_files(self, desk: Desk) -> dict[Side, dict[str, Any]]:
         server_key = desk.config.curve_publickey if desk.config.curve else None

@@ -30,6 +30,7 @@ class Heartbeat:
         self._pong = desk.bind("router", "engine", "hb_pong")
         self._subscribed = trio.Event()
         self._pinged_at = 0.0
+        desk.tasks.append(self.run)
 
     async def run(self) -> None:
         """The task."""

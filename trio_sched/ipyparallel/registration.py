@@ -7,15 +7,16 @@ its heart first beats; one whose heart does not is forgotten. It goes by its own
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import structlog
 import trio
 
 from trio_sched.core.events import EngineJoined, EngineLost
-from trio_sched.errors import TrioSchedError, WireError
-from trio_sched.ipyparallel.desk import Answer, Desk
+from trio_sched.errors import WireError
+from trio_sched.ipyparallel.desk import Desk
+from trio_sched.ipyparallel.queries import Answer
 from trio_sched.ipyparallel.roster import Engine
 from trio_sched.wire.jupyter import Parsed, failure
 from trio_sched.wire.native import Frame
@@ -23,6 +24,7 @@ from trio_sched.wire.native import Frame
 log = structlog.get_logger(__name__)
 KIND = "ipyparallel"
 """What the core calls our engines and our tasks' payloads."""
+Ask: TypeAlias = Callable[[Parsed], Answer]
 SHUTDOWN_DELAY_S = 0.1
 """For the reply to reach the client before the sockets close."""
 _LONGEST_UUID = 255
@@ -36,19 +38,19 @@ class Registration:
         self._desk = desk
         self._socket = desk.bind_both("router", "registration")
         self._notifier = desk.bind("pub", "client", "notification")
-        self._nursery: trio.Nursery | None = None
+        self._stopping = trio.Event()
         desk.engine_gone = self.engine_gone
-        desk.questions.update(
-            registration_request=self._register,
-            unregistration_request=self._unregister,
-            connection_request=self._connect,
-            shutdown_request=self._shut_down,
-        )
+        desk.tasks.append(self.run)
+        self._ask: Ask = _nobody_asked
+
+    def ask(self, ask: Ask) -> None:
+        """`ask` answers all requests but those of engines that come and go."""
+        self._ask = ask
 
     async def run(self) -> None:
         """The task."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            nursery.start_soon(self._stop)
             await self._desk.pump(self._socket, "registration", self._take)
 
     # ---- requests ---------------------------------------------------------------------------------------------------
@@ -56,40 +58,27 @@ class Registration:
     def _take(self, frames: list[Frame]) -> None:
         message = self._desk.codec.read(frames)
         kind = message.head.msg_type
-        question = self._desk.questions.get(kind)
+        answer: Answer | None
         try:
-            if question is None:
-                raise KeyError(f"unknown message type {kind!r}")
-            answer = question(message)
+            if kind == "registration_request":
+                answer = self._register(message)
+            elif kind == "unregistration_request":
+                answer = self._unregister(message)
+            else:
+                answer = self._ask(message)
+        except (WireError, ValueError) as error:
+            self._desk.hub.note("malformed", channel="registration", request=kind, why=str(error))
+            answer = Answer("hub_error", failure(type(error).__name__, str(error)))
         except Exception as error:
-            self._fail(message, error)
-            return
-        if isinstance(answer, Answer):
-            self._send(message, answer)
-        elif answer is not None and self._nursery is not None:
-            self._nursery.start_soon(self._answer_later, message, answer)
-
-    async def _answer_later(self, message: Parsed, answer: Awaitable[Answer]) -> None:
-        try:
-            self._send(message, await answer)
-        except Exception as error:
-            self._fail(message, error)
-        self._socket.flush()
-
-    def _send(self, message: Parsed, answer: Answer) -> None:
-        reply = self._desk.codec.message(
-            answer.msg_type, answer.content, parent=message.frames[1], buffers=answer.buffers
-        )
-        self._socket.send([*message.identities, *reply])
-
-    def _fail(self, message: Parsed, error: Exception) -> None:
-        """Tell who asked why there is no answer."""
-        kind = "malformed" if isinstance(error, WireError) else "request_failed"
-        self._desk.hub.note(kind, channel="registration", request=message.head.msg_type, why=repr(error))
-        if not isinstance(error, (TrioSchedError, KeyError, IndexError, TypeError, ValueError)):
-            log.error("request failed", request=message.head.msg_type, exc_info=error)
-        evalue = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        self._send(message, Answer("hub_error", failure(type(error).__name__, evalue)))
+            self._desk.broken("registration")
+            answer = Answer("hub_error", failure(type(error).__name__, str(error)))
+        if answer is not None:
+            reply = self._desk.codec.message(
+                answer.msg_type, answer.content, parent=message.frames[1], buffers=answer.buffers
+            )
+            self._socket.send([*message.identities, *reply])
+            if answer.then is not None:
+                answer.then()
 
     def notify(self, msg_type: str, content: Mapping[str, Any], parent: Frame = b"{}") -> None:
         """Tell all clients."""
@@ -122,12 +111,13 @@ class Registration:
         self.notify("registration_notification", {"id": engine.number, "uuid": engine.uuid})
         log.info("engine joined", number=engine.number, uuid=engine.uuid)
 
-    def _unregister(self, message: Parsed) -> None:
+    def _unregister(self, message: Parsed) -> Answer | None:
         engine = self._desk.roster.by_number.get(message.content.get("id"))  # type: ignore[arg-type]
         if engine is None:
             self._desk.hub.note("unknown_engine_left", channel="registration")
         else:
             self.engine_gone(engine.uuid, "it unregistered")
+        return None
 
     def engine_gone(self, uuid: str, reason: str) -> None:
         """An engine left, or is dead. Its results may still be on their way: the core keeps its tasks for a while."""
@@ -154,23 +144,18 @@ class Registration:
             self._desk.hub.note("registration_stalled", uuid=engine.uuid)
             self.engine_gone(engine.uuid, "its heart never beat")
 
-    # ---- clients ----------------------------------------------------------------------------------------------------
+    # ---- the end ----------------------------------------------------------------------------------------------------
 
-    def _connect(self, message: Parsed) -> Answer:
-        engines = {str(number): uuid for number, uuid in self._desk.roster.present().items()}
-        return Answer("connection_reply", {"status": "ok", "engines": engines})
+    def shut_down(self) -> None:
+        """A client asked for it, and was answered."""
+        self.notify("shutdown_notification", {"status": "ok"})
+        self._stopping.set()
 
-    def _shut_down(self, message: Parsed) -> Answer:
-        self.notify("shutdown_notification", {"status": "ok"}, message.frames[1])
-        if self._nursery is not None:
-            self._nursery.start_soon(self._stop_soon)
-        return Answer("shutdown_reply", {"status": "ok"})
-
-    async def _stop_soon(self) -> None:
+    async def _stop(self) -> None:
+        await self._stopping.wait()
         await trio.sleep(SHUTDOWN_DELAY_S)
         self._desk.hub.stop("a client asked for it")
 
 
-def numbers(engines: Sequence[Engine]) -> list[int]:
-    """The engines as people see them."""
-    return [engine.number for engine in engines]
+def _nobody_asked(message: Parsed) -> Answer:
+    raise ValueError(f"unknown message type {message.head.msg_type!r}")

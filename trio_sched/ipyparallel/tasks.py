@@ -8,9 +8,6 @@ and the metadata. This is where nearly all of a task's time in this process is s
 calls is. A task of which the core itself says how it ends gets a reply of ours.
 
 The identity of a client's connection is a new one for each socket, so a client is its header's session (R15).
-
-An engine whose heart beats may be connected here a little later, or again after a disturbance: what could not be sent
-is tried again, in order, until it can be or the engine is gone.
 """
 
 from __future__ import annotations
@@ -48,8 +45,6 @@ RECEIVED_AT_ONCE = 64
 """Results that were passed on are let go of by the core in such lots,"""
 RECEIVED_BYTES = 1 << 20
 """or when they hold so much memory."""
-TRY_AGAIN_S = (0.002, 0.1)
-"""The first and the longest pause before another try to reach an engine."""
 CLIENT_IDLE_S = 3600.0
 """A client without unfinished tasks that sent none for so long is forgotten; should it come back, it is a new one."""
 
@@ -99,7 +94,7 @@ class TaskQueue:
         self._codec = desk.codec
         self._inbox = desk.hub.inbox
         self._client_side = desk.bind("router", "client", "task")
-        self._engine_side = desk.bind("router", "engine", "task", mandatory=True)
+        self._engine_side = desk.bind_patient("task")
         self._routes: dict[str, Route] = {}
         """By unfinished task."""
         self._clients: dict[str, Client] = {}
@@ -108,18 +103,15 @@ class TaskQueue:
         self._received_count = 0
         self._received_bytes = 0
         self._sent = False
-        self._stuck: dict[str, list[list[Frame]]] = {}
-        """By engine: what could not be sent to it yet."""
-        self._stuck_now = trio.Event()
         desk.hub.on_flush(self.flush)
-        desk.on_engine_gone.append(self._forget_engine)
+        desk.hub.outlets.append(self)
+        desk.tasks.append(self.run)
 
     async def run(self) -> None:
         """The tasks."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump_requests)
             nursery.start_soon(self._pump_replies)
-            nursery.start_soon(self._try_again)
             nursery.start_soon(self._forget_clients)
 
     # ---- requests ---------------------------------------------------------------------------------------------------
@@ -243,10 +235,7 @@ class TaskQueue:
 
     def _assign(self, effect: AssignTask) -> None:
         engine: str = effect.engine  # type: ignore[assignment]
-        message = [engine.encode(), *effect.payload.message]
-        if engine in self._stuck or not self._engine_side.send(message):
-            self._stuck.setdefault(engine, []).append(message)
-            self._stuck_now.set()
+        self._engine_side.send([engine.encode(), *effect.payload.message])
         self._sent = True
         if self._desk.monitor.on:
             self._desk.monitor.arrived(engine, effect.task)  # type: ignore[arg-type]
@@ -299,27 +288,7 @@ class TaskQueue:
             self._engine_side.flush()
             self._client_side.flush()
 
-    # ---- engines out of reach, clients out of mind ------------------------------------------------------------------
-
-    async def _try_again(self) -> None:
-        pause_s, longest_s = TRY_AGAIN_S
-        while True:
-            if not self._stuck:
-                self._stuck_now = trio.Event()
-                pause_s = TRY_AGAIN_S[0]
-                await self._stuck_now.wait()
-            await trio.sleep(pause_s)
-            pause_s = min(2 * pause_s, longest_s)
-            for engine, messages in list(self._stuck.items()):
-                while messages and self._engine_side.send(messages[0]):
-                    del messages[0]
-                    pause_s = TRY_AGAIN_S[0]
-                if not messages:
-                    del self._stuck[engine]
-            self._engine_side.flush()
-
-    def _forget_engine(self, uuid: str) -> None:
-        self._stuck.pop(uuid, None)
+    # ---- clients out of mind -----------------------------------------------------------------------------------------
 
     async def _forget_clients(self) -> None:
         while True:
