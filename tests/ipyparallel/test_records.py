@@ -13,10 +13,10 @@ import pytest
 from tests.ipyparallel.messages import reply, request
 from trio_sched.errors import ConfigError
 from trio_sched.ipyparallel.config import IppConfig
-from trio_sched.ipyparallel.records.base import NullRecorder, Recorder
+from trio_sched.ipyparallel.records.base import Monitor, NullMonitor
 from trio_sched.ipyparallel.records.finding import Query, QueryError
 from trio_sched.ipyparallel.records.memory import MemoryStore
-from trio_sched.ipyparallel.records.opening import open_recorder
+from trio_sched.ipyparallel.records.opening import open_monitor
 from trio_sched.ipyparallel.records.record import FIELDS, Record, as_dict, utc
 from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, SQLiteStore
 from trio_sched.ipyparallel.records.store import NoStore, NotKept, Store
@@ -49,7 +49,7 @@ def whole(store: Store, msg_id: str) -> dict[str, Any]:
 
 
 def test_a_task_from_submission_to_result(store: Store) -> None:
-    monitor = Recorder(store)
+    monitor = Monitor(store)
     monitor.submitted(
         "task",
         request("t", metadata={"label": "fit", "retries": 1}, content={"a": 1}, buffers=(b"in", b"more")),
@@ -100,7 +100,7 @@ def test_a_task_from_submission_to_result(store: Store) -> None:
 
 
 def test_output_of_executions(store: Store) -> None:
-    monitor = Recorder(store)
+    monitor = Monitor(store)
     monitor.submitted("mux", request("x", msg_type="execute_request"), "alice", "e-uuid")
     monitor.output(reply("x", msg_type="execute_input", content={"code": "1/0", "execution_count": 3}))
     monitor.output(reply("x", msg_type="error", content={"ename": "ZeroDivisionError"}))
@@ -112,7 +112,7 @@ def test_output_of_executions(store: Store) -> None:
 
 
 def test_a_repeat_changes_nothing_and_unknown_ones_are_ignored(store: Store) -> None:
-    monitor = Recorder(store)
+    monitor = Monitor(store)
     monitor.submitted("task", request("t", content={"a": 1}), "alice")
     monitor.submitted("task", request("t", content={"a": 2}), "mallory")
     monitor.finished("task", reply("t"), "e-uuid")
@@ -126,7 +126,7 @@ def test_a_repeat_changes_nothing_and_unknown_ones_are_ignored(store: Store) -> 
 
 
 def test_garbage_in_the_dicts_is_kept_as_nothing(store: Store) -> None:
-    monitor = Recorder(store)
+    monitor = Monitor(store)
     message = request("t", date="yesterday", metadata={"label": 5})
     message.frames[4] = b"\xff{"
     monitor.submitted("task", message, "alice")
@@ -144,7 +144,7 @@ def test_garbage_in_the_dicts_is_kept_as_nothing(store: Store) -> None:
 
 
 def test_an_engine_that_goes_fails_what_it_was_asked_directly(store: Store) -> None:
-    monitor = Recorder(store)
+    monitor = Monitor(store)
     monitor.submitted("mux", request("direct"), "alice", "e-uuid")
     monitor.submitted("task", request("task"), "alice")
     monitor.arrived("e-uuid", "task")
@@ -171,7 +171,7 @@ def test_history_is_by_submission_and_drop_forgets(store: Store) -> None:
 
 
 def test_what_a_query_returns_is_a_copy(store: Store) -> None:
-    monitor = Recorder(store)
+    monitor = Monitor(store)
     monitor.submitted("task", request("t", content={"a": 1}, buffers=(b"x",)), "alice")
     record = whole(store, "t")
     record["content"]["a"] = 2
@@ -334,7 +334,7 @@ def test_sqlite_in_a_file_that_is_none(tmp_path: Path) -> None:
 def test_sqlite_that_cannot_write_loses_records_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
-    monitor = Recorder(store)
+    monitor = Monitor(store)
     monitor.submitted("task", request("t"), "alice")
     with sqlite3.connect(path) as db:
         db.execute("drop table trio_sched_tasks")
@@ -348,7 +348,7 @@ def test_sqlite_that_cannot_write_loses_records_and_nothing_else(tmp_path: Path)
 
 
 def test_no_records_say_so() -> None:
-    monitor = NullRecorder()
+    monitor = NullMonitor()
     monitor.submitted("task", request("t"), "alice")
     monitor.finished("task", reply("t"), "e")
     assert not monitor.on
@@ -361,8 +361,8 @@ def test_no_records_say_so() -> None:
 
 
 def test_the_settings_choose(tmp_path: Path) -> None:
-    def opened(database: Any, **options: Any) -> Recorder:
-        return open_recorder(IppConfig(profile_dir=str(tmp_path), database=database, database_options=options))
+    def opened(database: Any, **options: Any) -> Monitor:
+        return open_monitor(IppConfig(profile_dir=str(tmp_path), database=database, database_options=options))
 
     assert not opened("nodb").on
     assert isinstance(opened("dictdb", record_limit=5).store, MemoryStore)

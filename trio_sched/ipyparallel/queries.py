@@ -3,22 +3,23 @@
 An answer that cannot be given says why: as the reply's content where clients look there, else as `hub_error`. Both
 have the fields of an exception, which the client raises.
 
-    queue_request          what waits and runs where     db_request          records that match a query
-    load_request           how much each engine has      purge_request       forget records
-    result_request         results of (others') tasks    resubmit_request    run tasks again, under new ids
+    connection_request     who is here                   db_request          records that match a query
+    queue_request          what waits and runs where     purge_request       forget records
+    load_request           how much each engine has      resubmit_request    run tasks again, under new ids
+    result_request         results of (others') tasks    shutdown_request    stop the controller
     history_request        ids of all records            become_dask_request, stop_distributed_request
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from sqlite3 import DatabaseError
 from typing import Any
 
+from msgspec import Struct
+
 from trio_sched.errors import WireError
-from trio_sched.ipyparallel.desk import Answer, Question
-from trio_sched.ipyparallel.records.base import Recorder
+from trio_sched.ipyparallel.records.base import Monitor
 from trio_sched.ipyparallel.records.finding import Query, QueryError
 from trio_sched.ipyparallel.records.record import (
     BUFFERS,
@@ -41,6 +42,15 @@ _KEPT_METADATA = ("label", "retries", "timeout")
 """What of a task's metadata a resubmission keeps: dependencies and targets may be long gone."""
 
 
+class Answer(Struct):
+    """What to send back, and what to do when that is sent."""
+
+    msg_type: str
+    content: Json
+    buffers: Sequence[Frame] = ()
+    then: Callable[[], None] | None = None
+
+
 class Refusal(Exception):
     """A question that has no answer: the client raises an exception of this name."""
 
@@ -50,20 +60,26 @@ class Refusal(Exception):
 
 
 class Queries:
-    """Answers questions from the records and the recorder's books."""
+    """Answers questions from the records and the monitor's books."""
 
-    def __init__(self, codec: Codec, recorder: Recorder, engines: Engines, resubmit: Callable[[Parsed], None]) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        monitor: Monitor,
+        engines: Engines,
+        resubmit: Callable[[Parsed], None],
+        shut_down: Callable[[], None],
+    ) -> None:
         """`engines`: uuids by number. `resubmit` is given a request as if a client had sent it on the task queue, and
-        sends its reply to nobody.
+        sends its reply to nobody. `shut_down` is called when the one who asked for it has its answer.
         """
         self._codec = codec
-        self._recorder = recorder
+        self._monitor = monitor
         self._engines = engines
         self._resubmit = resubmit
-
-    def questions(self) -> dict[str, Question]:
-        """The handlers by message type."""
-        handlers = {
+        self._shut_down = shut_down
+        self._handlers: dict[str, Callable[[Json], Answer]] = {
+            "connection_request": self._connection,
             "queue_request": self._queue,
             "load_request": self._load,
             "result_request": self._result,
@@ -71,14 +87,19 @@ class Queries:
             "db_request": self._db,
             "purge_request": self._purge,
             "resubmit_request": self._resubmission,
+            "shutdown_request": self._shutdown,
             "become_dask_request": self._become_dask,
             "stop_distributed_request": self._stop_distributed,
         }
-        return {msg_type: partial(self._answer, msg_type, handler) for msg_type, handler in handlers.items()}
 
-    def _answer(self, msg_type: str, handler: Callable[[Json], Answer], message: Parsed) -> Answer:
-        """The answer to a request, or why there is none."""
+    def answer(self, message: Parsed) -> Answer:
+        """The answer to any request but those that register."""
+        msg_type = ""
         try:
+            msg_type = message.head.msg_type
+            handler = self._handlers.get(msg_type)
+            if handler is None:
+                raise Refusal("KeyError", f"Bad Message Type: {msg_type!r}")
             return handler(message.content)
         except Refusal as error:
             content = failure(error.ename, str(error))
@@ -89,10 +110,14 @@ class Queries:
         except DatabaseError as error:
             content = failure("DatabaseError", str(error))
         except (WireError, KeyError, TypeError, ValueError) as error:
-            content = failure(type(error).__name__, f"the {msg_type} cannot be understood: {error}")
+            content = failure(type(error).__name__, f"{msg_type or 'the request'} cannot be understood: {error}")
         return Answer(_ERROR_TYPES.get(msg_type, "hub_error"), content)
 
     # ---- engines ----------------------------------------------------------------------------------------------------
+
+    def _connection(self, _content: Json) -> Answer:
+        engines = {str(number): uuid for number, uuid in self._engines().items()}
+        return Answer("connection_reply", {"status": "ok", "engines": engines})
 
     def _targets(self, targets: Any) -> dict[int, str]:
         """Uuids by number of the engines that a request names, by either."""
@@ -113,7 +138,7 @@ class Queries:
         verbose = bool(content.get("verbose", False))
         reply: Json = {"status": "ok"}
         for number, uuid in self._targets(content.get("targets")).items():
-            book = self._recorder.engines.get(uuid)
+            book = self._monitor.engines.get(uuid)
             outstanding = book.outstanding if book else {}
             tasks = [msg_id for msg_id, queue in outstanding.items() if queue == "task"]
             direct = [msg_id for msg_id, queue in outstanding.items() if queue != "task"]
@@ -122,14 +147,14 @@ class Queries:
                 "completed": (list(book.completed) if verbose else book.ended) if book else ([] if verbose else 0),
                 "tasks": tasks if verbose else len(tasks),
             }
-        unassigned = self._recorder.unassigned()
+        unassigned = self._monitor.unassigned()
         reply["unassigned"] = unassigned if verbose else len(unassigned)
         return Answer("queue_reply", reply)
 
     def _load(self, content: Json) -> Answer:
         reply: Json = {"status": "ok"}
         for number, uuid in self._targets(content.get("targets")).items():
-            book = self._recorder.engines.get(uuid)
+            book = self._monitor.engines.get(uuid)
             reply[str(number)] = len(book.outstanding) if book else 0
         return Answer("load_reply", reply)
 
@@ -143,7 +168,7 @@ class Queries:
         records = {record.msg_id: record for record in self._find(wanted)}
         for msg_id in wanted:
             record = records.get(msg_id)
-            if msg_id in self._recorder.pending or (record is not None and record.completed is None):
+            if msg_id in self._monitor.pending or (record is not None and record.completed is None):
                 reply["pending"].append(msg_id)
             elif record is None:
                 raise Refusal("KeyError", f"No such message: {msg_id}")
@@ -155,7 +180,7 @@ class Queries:
         return Answer("result_reply", reply, buffers)
 
     def _history(self, _content: Json) -> Answer:
-        return Answer("history_reply", {"status": "ok", "history": self._recorder.store.history()})
+        return Answer("history_reply", {"status": "ok", "history": self._monitor.store.history()})
 
     def _db(self, content: Json) -> Answer:
         query = Query(content.get("query") or {})
@@ -165,7 +190,7 @@ class Queries:
         buffers: list[Frame] = []
         lengths: dict[str, list[int]] = {name: [] for name in BUFFERS if asked is not None and name in fields}
         shown = [name for name in fields if name not in BUFFERS]
-        for record in self._recorder.store.find(query):
+        for record in self._monitor.store.find(query):
             records.append(as_dict(record, shown))
             for name, counts in lengths.items():
                 found = value(record, name)
@@ -183,14 +208,14 @@ class Queries:
         )
 
     def _purge(self, content: Json) -> Answer:
-        recorder = self._recorder
+        monitor = self._monitor
         msg_ids = content.get("msg_ids") or []
         if msg_ids == "all":
             self._drop({"completed": {"$ne": None}})
             return Answer("purge_reply", {"status": "ok"})
         msg_ids = _ids({"msg_ids": msg_ids})
         for msg_id in msg_ids:
-            if msg_id in recorder.pending:
+            if msg_id in monitor.pending:
                 raise Refusal("IndexError", f"msg pending: {msg_id!r}")
         engines = self._engines()
         uuids = []
@@ -198,18 +223,18 @@ class Queries:
             if number not in engines:
                 raise Refusal("IndexError", f"No such engine: {number}")
             uuids.append(engines[number])
-        recorder.store.drop(msg_ids)
+        monitor.store.drop(msg_ids)
         if uuids:
             self._drop({"engine_uuid": {"$in": uuids}, "completed": {"$ne": None}})
         return Answer("purge_reply", {"status": "ok"})
 
     def _drop(self, query: Json) -> None:
-        if self._recorder.on:
-            store = self._recorder.store
+        if self._monitor.on:
+            store = self._monitor.store
             store.drop([record.msg_id for record in store.find(Query(query))])
 
     def _find(self, msg_ids: Sequence[str]) -> Iterable[Record]:
-        return self._recorder.store.find(Query({"msg_id": {"$in": list(msg_ids)}}))
+        return self._monitor.store.find(Query({"msg_id": {"$in": list(msg_ids)}}))
 
     # ---- what changes something -------------------------------------------------------------------------------------
 
@@ -223,7 +248,7 @@ class Queries:
         anew = {msg_id: self._anew(records[msg_id]) for msg_id in dict.fromkeys(wanted)}
         for msg_id, message in anew.items():
             self._resubmit(message)
-            self._recorder.resubmitted(msg_id, message.head.msg_id)
+            self._monitor.resubmitted(msg_id, message.head.msg_id)
         mapping = {msg_id: message.head.msg_id for msg_id, message in anew.items()}
         return Answer("resubmit_reply", {"status": "ok", "resubmitted": mapping})
 
@@ -242,6 +267,9 @@ class Queries:
             record.content,
         ]
         return Parsed([], self._codec.resigned(parts, record.buffers)[1:])
+
+    def _shutdown(self, _content: Json) -> Answer:
+        return Answer("shutdown_reply", {"status": "ok"}, then=self._shut_down)
 
     def _become_dask(self, _content: Json) -> Answer:
         raise Refusal(

@@ -1,4 +1,4 @@
-"""The recorder: told of every request and reply, it keeps the records and knows where everything is.
+"""The monitor: told of every request and reply, it keeps the records and knows where everything is.
 
 The fronts tell it what passes through them: `submitted`, `arrived` (at an engine), `finished`, `output`, `engine_gone`.
 Nothing here waits, and nothing is parsed that the front had not parsed anyway. `on` is False when no records are
@@ -15,7 +15,6 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from trio_sched.ipyparallel.monitor import Monitor, Queue
 from trio_sched.ipyparallel.records.record import Record, decoded, encoded, utc, utc_now
 from trio_sched.ipyparallel.records.store import NoStore, Store
 from trio_sched.wire.jupyter import Parsed
@@ -71,7 +70,7 @@ class EngineBook:
         """The last of those that ended."""
 
 
-class Recorder(Monitor):
+class Monitor:
     """Keeps records in a store, and the books of what is pending where."""
 
     on = True
@@ -85,7 +84,7 @@ class Recorder(Monitor):
 
     # ---- what the fronts say ----------------------------------------------------------------------------------------
 
-    def submitted(self, queue: Queue, message: Parsed, client: str, engine: str | None = None) -> None:
+    def submitted(self, queue: str, message: Parsed, client: str, engine: str | None = None) -> None:
         """A client asked for something: over the task queue, of one engine, or of many (one call for each)."""
         msg_id = message.head.msg_id
         if msg_id in self.pending:
@@ -120,7 +119,7 @@ class Recorder(Monitor):
             record.engine_uuid = engine
             self.store.changed(record)
 
-    def finished(self, queue: Queue, reply: Parsed, engine: str | None) -> None:
+    def finished(self, queue: str, reply: Parsed, engine: str | None) -> None:
         """The reply to a request went to its client."""
         frames = reply.frames
         msg_id = reply.parent.msg_id
@@ -206,7 +205,7 @@ class Recorder(Monitor):
         return at
 
 
-class NullRecorder(Recorder):
+class NullMonitor(Monitor):
     """Keeps nothing and costs nothing."""
 
     on = False
@@ -214,13 +213,13 @@ class NullRecorder(Recorder):
     def __init__(self) -> None:
         super().__init__(NoStore())
 
-    def submitted(self, queue: Queue, message: Parsed, client: str, engine: str | None = None) -> None:
+    def submitted(self, queue: str, message: Parsed, client: str, engine: str | None = None) -> None:
         """Not kept."""
 
     def arrived(self, engine: str, msg_id: str) -> None:
         """Not kept."""
 
-    def finished(self, queue: Queue, reply: Parsed, engine: str | None) -> None:
+    def finished(self, queue: str, reply: Parsed, engine: str | None) -> None:
         """Not kept."""
 
     def output(self, message: Parsed) -> None:

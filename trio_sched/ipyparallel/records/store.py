@@ -1,4 +1,4 @@
-"""Where records are kept: what the recorder and the queries need of such a place.
+"""Where records are kept: what the monitor and the queries need of such a place.
 
 A store hands out the records themselves. Who changes one says so with `changed`, so that the store can count bytes
 and write; nobody keeps one across turns.
