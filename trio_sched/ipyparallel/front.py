@@ -84,7 +84,7 @@ class IpyparallelFront:
         broadcast = Broadcast(clients, leaves, codec, note, monitor, desk.roster.engines.__contains__)
         engines, clients = desk.bind("sub", "engine", "iopub"), desk.bind("pub", "client", "iopub")
         output = Output(engines, clients, codec, note, monitor, lambda uuid: desk.engine_gone(uuid, "it shut down"))
-        queries = Queries(codec, records, desk.roster.present, queue.submit, registration.shut_down)
+        queries = Queries(codec, records, desk.roster.present, queue.submit, registration.shut_down, queue.whereabouts)
         registration.ask(queries.answer)
         desk.on_engine_gone += [broadcast.engine_gone, records.engine_gone]
         desk.tasks += [*(relay.run for relay in relays), broadcast.run, output.run, records.run]

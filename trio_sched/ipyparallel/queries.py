@@ -19,7 +19,7 @@ from typing import Any
 from msgspec import Struct
 
 from trio_sched.errors import WireError
-from trio_sched.ipyparallel.records.base import Monitor
+from trio_sched.ipyparallel.records.base import EngineBook, Monitor
 from trio_sched.ipyparallel.records.finding import Query, QueryError
 from trio_sched.ipyparallel.records.record import (
     BUFFERS,
@@ -69,10 +69,13 @@ class Queries:
         engines: Engines,
         resubmit: Callable[[Parsed], None],
         shut_down: Callable[[], None],
+        whereabouts: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
         """`engines`: uuids by number. `resubmit` is given a request as if a client had sent it on the task queue, and
-        sends its reply to nobody. `shut_down` is called when the one who asked for it has its answer.
+        sends its reply to nobody. `shut_down` is called when the one who asked for it has its answer. `whereabouts`:
+        unfinished tasks and the uuids of the engines they were sent to, for want of a monitor that knows.
         """
+        self._whereabouts = whereabouts
         self._codec = codec
         self._monitor = monitor
         self._engines = engines
@@ -135,28 +138,39 @@ class Queries:
         return {number: engines[number] for number in found}
 
     def _queue(self, content: Json) -> Answer:
-        verbose = bool(content.get("verbose", False))
+        show = list if content.get("verbose", False) else len
         reply: Json = {"status": "ok"}
+        books, unassigned = self._books()
         for number, uuid in self._targets(content.get("targets")).items():
-            book = self._monitor.engines.get(uuid)
-            outstanding = book.outstanding if book else {}
-            tasks = [msg_id for msg_id, queue in outstanding.items() if queue == "task"]
-            direct = [msg_id for msg_id, queue in outstanding.items() if queue != "task"]
+            book = books.get(uuid) or EngineBook()
             reply[str(number)] = {
-                "queue": direct if verbose else len(direct),
-                "completed": (list(book.completed) if verbose else book.ended) if book else ([] if verbose else 0),
-                "tasks": tasks if verbose else len(tasks),
+                "queue": show([msg_id for msg_id, queue in book.outstanding.items() if queue != "task"]),
+                "completed": list(book.completed) if show is list else book.ended,
+                "tasks": show([msg_id for msg_id, queue in book.outstanding.items() if queue == "task"]),
             }
-        unassigned = self._monitor.unassigned()
-        reply["unassigned"] = unassigned if verbose else len(unassigned)
+        reply["unassigned"] = show(unassigned)
         return Answer("queue_reply", reply)
 
     def _load(self, content: Json) -> Answer:
-        reply: Json = {"status": "ok"}
-        for number, uuid in self._targets(content.get("targets")).items():
-            book = self._monitor.engines.get(uuid)
-            reply[str(number)] = len(book.outstanding) if book else 0
-        return Answer("load_reply", reply)
+        books, _unassigned = self._books()
+        loads = {
+            str(number): len(books[uuid].outstanding) if uuid in books else 0
+            for number, uuid in self._targets(content.get("targets")).items()
+        }
+        return Answer("load_reply", {"status": "ok", **loads})
+
+    def _books(self) -> tuple[Mapping[str, EngineBook], list[str]]:
+        """What each engine has to do, and the tasks that wait for one. Without a monitor only tasks are known of."""
+        if self._monitor.on:
+            return self._monitor.engines, self._monitor.unassigned()
+        books = {uuid: EngineBook() for uuid in self._engines().values()}
+        unassigned = []
+        for msg_id, uuid in self._whereabouts().items():
+            if uuid in books:
+                books[uuid].outstanding[msg_id] = "task"
+            else:
+                unassigned.append(msg_id)
+        return books, unassigned
 
     # ---- records ----------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ from trio_sched.errors import WireError
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.registration import KIND
 from trio_sched.server.happenings import Event
-from trio_sched.wire.jupyter import Parsed, failure, split
+from trio_sched.wire.jupyter import UNREADABLE, Parsed, failure, split
 from trio_sched.wire.native import Frame
 
 log = structlog.get_logger(__name__)
@@ -65,7 +65,7 @@ _decode_wishes = msgspec.json.Decoder(Wishes).decode
 class Route:
     """An unfinished task: what to send to the engine, and where the reply goes."""
 
-    __slots__ = ("client", "copies", "header", "identities", "message")
+    __slots__ = ("client", "copies", "engine", "header", "identities", "message")
 
     def __init__(self, client: str, message: list[Frame], identities: list[bytes], header: Frame) -> None:
         self.client = client
@@ -73,6 +73,8 @@ class Route:
         self.identities = identities
         self.header = header
         self.copies = 1
+        self.engine: str | None = None
+        """Where it was last sent."""
 
 
 class Client:
@@ -140,6 +142,8 @@ class TaskQueue:
 
     def _submit(self, message: Parsed, frames: list[Frame], events: list[Event]) -> None:
         head = message.head
+        if not head.msg_id:
+            raise WireError("it has no id")
         client = self._clients.get(head.session)
         if client is None:
             client = self._clients[head.session] = Client(head.session)
@@ -199,6 +203,8 @@ class TaskQueue:
                 self._inbox.add_results(events)
 
     def _finish(self, reply: Parsed) -> Event:
+        if not reply.identities:
+            raise WireError("it names no engine")
         engine = reply.identities[0].decode("utf-8", "replace")
         fate = reply.fate
         msg_id = reply.parent.msg_id
@@ -235,6 +241,7 @@ class TaskQueue:
 
     def _assign(self, effect: AssignTask) -> None:
         engine: str = effect.engine  # type: ignore[assignment]
+        effect.payload.engine = engine
         self._engine_side.send([engine.encode(), *effect.payload.message])
         self._sent = True
         if self._desk.monitor.on:
@@ -263,10 +270,16 @@ class TaskQueue:
     def _refused(self, effect: Refuse) -> None:
         route = self._leave(effect.task)  # type: ignore[arg-type]
         if route is not None:
-            self._reply(
+            frames = self._reply(
                 route.identities, route.header, failure("SubmissionRefused", effect.reason), {"status": "error"}
             )
+            if self._desk.monitor.on:
+                self._desk.monitor.finished("task", split(frames), None)
             self._sent = True
+
+    def whereabouts(self) -> dict[str, str | None]:
+        """The unfinished tasks, and the engine that each was last sent to."""
+        return {msg_id: route.engine for msg_id, route in self._routes.items()}
 
     def _leave(self, msg_id: str) -> Route | None:
         """One submission of this task is answered."""
@@ -306,7 +319,7 @@ def spec_of(metadata: Frame) -> TaskSpec:
     """What a request's metadata ask for. Raises WireError."""
     try:
         wishes = _decode_wishes(metadata)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError(f"the metadata cannot be read: {error}") from None
     after, follow = _dependency(wishes.after, "after"), _dependency(wishes.follow, "follow")
     targets, retries, timeout = wishes.targets, wishes.retries or 0, wishes.timeout or None
