@@ -16,7 +16,7 @@ import zmq
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport.curve import KeyPair
-from trio_sched.transport.endpoint import LINGER_MS, real_address
+from trio_sched.transport.endpoint import real_address, set_options
 from trio_sched.transport.zmq_socket import ZmqSocket
 
 Kind: TypeAlias = Literal["router", "pub", "sub", "xpub", "xsub"]
@@ -43,10 +43,7 @@ class SocketSet:
         """
         socket: zmq.Socket[bytes] = self._context.socket(_KINDS[kind])
         try:
-            socket.sndhwm = 0
-            socket.rcvhwm = 0
-            socket.linger = LINGER_MS
-            socket.maxmsgsize = self._max_message_bytes or -1
+            set_options(socket, address, self._max_message_bytes)
             self._set_kind(socket, kind, mandatory)
             if self._keys:
                 socket.curve_server = True
