@@ -20,6 +20,12 @@ def test_the_script_runs_against_engines_and_its_exit_code_is_ours(script: Path,
     assert list(runtime_dir.glob("*.json")) == [], "connection files are left behind"
 
 
+def test_a_runtime_directory_of_its_own(script: Path, runtime_dir: Path) -> None:
+    """The script finds the scheduler there, too."""
+    done = command("run", "-n", "1", "--runtime-dir", str(runtime_dir / "x"), str(script), TRIO_SCHED_RUNTIME_DIR="")
+    assert (done.stderr, done.returncode) == ("", 7)
+
+
 @pytest.mark.parametrize("what", ["missing.py", "."])
 def test_a_script_that_does_not_exist(what: str) -> None:
     done = command("run", what)

@@ -136,7 +136,7 @@ def test_connection_files_that_cannot_be_used(runtime_dir: Path) -> None:
 # ---- coming and going -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "lifeline", "stop"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGHUP", "lifeline", "stop"])
 def test_a_clean_shutdown(how: str, runtime_dir: Path) -> None:
     with Foreground("up", "-n", "1", "--lifeline") as up:
         below = children_of(up.process.pid)

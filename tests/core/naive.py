@@ -588,14 +588,20 @@ class Naive:
 
     def engine_returned(self, event: EngineReturned) -> None:
         engine = self.find_engine(event.engine)
-        if engine is None or engine.gone_at is None:
+        if engine is None:
             return
         engine.gone_at = engine.known_running = None
+        never_begun = []
         for task in engine.tasks:
-            if task.asked_back:
+            if task.asked_back and task.id not in event.holding:
+                never_begun.append(task)
+            elif task.asked_back:
                 self.effects.append(RecallTask(engine.id, task.id, task.attempt))
             elif task.id not in event.holding:
                 self.effects.append(self.assignment(task))
+        for task in never_begun:
+            self.take_back(task)
+            self.back(task)
 
     def engine_lost(self, event: EngineLost) -> None:
         engine = self.find_engine(event.engine)

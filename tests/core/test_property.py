@@ -19,7 +19,7 @@ from .outside import ACTIONS, Choose, Outside
 
 LONG = settings.default.max_examples > 1000
 pytestmark = pytest.mark.timeout(0 if LONG else 900)  # a failure takes minutes to shrink
-WALKS, STEPS = (5000, 400) if LONG else (250, 300)
+WALKS, STEPS = (3000, 400) if LONG else (250, 300)
 
 
 def by_hypothesis(data: st.DataObject) -> Choose:
@@ -83,7 +83,7 @@ TestRules.settings = settings(  # a profile may ask for more
 )
 
 
-def walk(seed: int, steps: int) -> None:
+def check_walk(seed: int, steps: int) -> None:
     rng = random.Random(seed)
     outside = Outside(rng.choice)
     often = {action: weight * rng.choice([0, 1, 1, 1, 3]) for action, weight in ACTIONS.items()}
@@ -106,7 +106,7 @@ def test_random_walks_agree(block: int, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(pools, "_IDLE_POOLS", 1)
     for seed in range(block, WALKS, 10):
         try:
-            walk(seed, STEPS)
+            check_walk(seed, STEPS)
         except Exception as error:
-            error.add_note(f"walk({seed}, {STEPS}) shows it")
+            error.add_note(f"check_walk({seed}, {STEPS}) shows it")
             raise

@@ -289,6 +289,12 @@ def test_r20_one_that_returns_in_time_goes_on() -> None:
     assert [story.ok(task) for task in "abc"] == [[delivered(task, "ok", "E")] for task in "abc"]
 
 
+def test_r20_one_whose_loss_nobody_noticed_returns_all_the_same() -> None:
+    story = running("a", "b", grace_s=0.0)
+    assert story.returned("E", "a") == [sent("b", "E")]
+    assert story.scheduler.counters == {}
+
+
 def test_r20_one_that_returns_too_late_is_not_known() -> None:
     story = running("a")
     story.lost("E")
@@ -311,6 +317,15 @@ def test_r20_a_lost_engine_is_not_asked_back_for_anything_until_it_returns() -> 
     assert story.drain("E") == []
     assert story.returned("E", "a", "b", "c") == [recalled(task, "E") for task in "abc"]
     assert story.given_back("a") == [failed("a", "TaskCancelled")]
+
+
+def test_r20_what_was_recalled_and_an_engine_that_returns_does_not_hold_counts_as_given_back() -> None:
+    story = running("a", "b", "c")
+    story.cancel("b")
+    story.drain("E")
+    story.lost("E")
+    story.engine("F")
+    assert story.returned("E", "a") == [failed("b", "TaskCancelled"), sent("c", "F", attempt=2)]
 
 
 def test_r20_what_was_cancelled_while_its_engine_was_lost_ends_with_the_grace_period() -> None:

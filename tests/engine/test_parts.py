@@ -26,7 +26,9 @@ def test_what_one_side_writes_on_the_board_the_other_reads(tmp_path: Path) -> No
     worker = Board(tmp_path / "board", 2)
     assert (nanny.state, nanny.tasks(), nanny.session_with("one")) == (STARTING, [], 0)
     worker.joined("one", 7)
-    worker.running[1] = 2**63 + 5
+    assert not nanny.worked
+    worker.begin(1, 2**63 + 5)
+    assert nanny.worked
     assert (nanny.state, nanny.tasks(), nanny.session_with("one")) == (JOINED, [2**63 + 5], 7)
     assert nanny.session_with("another") == 0
     worker.state = LEAVING

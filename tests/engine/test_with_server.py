@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -98,15 +98,16 @@ def test_r20_a_task_that_kills_its_engines_fails_with_the_cause_and_harms_no_oth
     assert [future.result(WAIT_S) for future in others] == list(range(40))
 
 
-def test_r23_a_task_queued_behind_a_long_one_can_be_cancelled(client: Client, short_dir: Path) -> None:
-    gates = [Gate(short_dir), Gate(short_dir)]
-    long = [client.submit(pass_gate, *gate.pipes) for gate in gates]
-    for gate in gates:
-        gate.entered()
-    queued = client.submit(abs, -1)
+def test_r23_a_task_queued_behind_a_long_one_can_be_cancelled(client: Client, gate: Gate) -> None:
+    somewhere = client.submit(abs, -1)
+    somewhere.result(WAIT_S)
+    here = client.options(targets=[somewhere.engine])
+    long = here.submit(pass_gate, *gate.pipes)
+    gate.entered()
+    queued = here.submit(abs, -1)
     assert queued.cancel()
-    with pytest.raises(CancelledError):
-        queued.result(WAIT_S)
-    for gate in gates:
-        gate.release("done")
-    assert [future.result(WAIT_S) for future in long] == ["done", "done"]
+    until = time.monotonic() + WAIT_S
+    while "ended as cancelled" not in client.explain(queued):  # although the long one still runs
+        assert time.monotonic() < until
+    gate.release("done")
+    assert long.result(WAIT_S) == "done"

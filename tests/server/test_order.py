@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from trio_sched.core.events import CancelRequested, ClientJoined, TaskFinished
 from trio_sched.server.hub import Inbox
 from trio_sched.testing import open_world, run_virtual
 
@@ -41,15 +42,17 @@ def test_r31_what_an_engine_sent_before_its_death_counts() -> None:
 def test_r31_the_inbox_gives_results_then_notifications_then_a_slice_of_submissions() -> None:
     async def main() -> None:
         inbox = Inbox(slice_=3)
-        inbox.add_submissions(list("abcde"))  # type: ignore[arg-type]  # the inbox does not look at events
-        inbox.add_notifications(["joined"])  # type: ignore[list-item]
-        inbox.add_results(["result"])  # type: ignore[list-item]
-        inbox.add_submissions(["f"])  # type: ignore[list-item]
+        a, b, c, d, e, f = (CancelRequested(number) for number in range(6))
+        result, joined, urgent = TaskFinished(1, 1, "ok"), ClientJoined(2), TaskFinished(1, 2, "ok")
+        inbox.add_submissions([a, b, c, d, e])
+        inbox.add_notifications([joined])
+        inbox.add_results([result])
+        inbox.add_submissions([f])
         await inbox.wait()
-        assert inbox.take() == ["result", "joined", "a", "b", "c"]
-        inbox.add_results(["urgent"])  # type: ignore[list-item]
+        assert inbox.take() == [result, joined, a, b, c]
+        inbox.add_results([urgent])
         await inbox.wait()
-        assert inbox.take() == ["urgent", "d", "e", "f"]
+        assert inbox.take() == [urgent, d, e, f]
         with trio.move_on_after(1) as nothing_more:
             await inbox.wait()
         assert nothing_more.cancelled_caught

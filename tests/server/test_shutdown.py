@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -217,8 +219,10 @@ def test_a_front_that_fails_ends_the_scheduler(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
     class Broken(NativeFront):
-        def take(self, *arguments: object) -> None:
-            raise ZeroDivisionError("a bug")
+        def take(self, batch: Sequence[Sequence[native.Frame]], *others: Any) -> None:
+            if batch[0][1] == b"trigger":
+                raise ZeroDivisionError("a bug")
+            super().take(batch, *others)
 
     async def main() -> None:
         network = MemoryNetwork()
@@ -226,7 +230,11 @@ def test_a_front_that_fails_ends_the_scheduler(tmp_path: Path) -> None:
         with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
             async with trio.open_nursery() as nursery:
                 running = await nursery.start(serve, config, [Broken(config, network.open_router)])
-                network.connect(running.addresses["native"]).send([b"anything"])
+                connection = running.connection
+                client = FakeClient(lambda: network.connect(connection.address), connection.token)
+                await nursery.start(client.run)
+                await client.join()
+                client.say_raw([b"trigger"])
         assert files_in(tmp_path) == []
 
     run_virtual(main)

@@ -152,3 +152,18 @@ def test_a_client_s_process_that_dies_is_noticed_when_results_are_sent(directory
             peers.cancel_scope.cancel()
 
     trio.run(main)
+
+
+def test_r30_peers_are_told_when_it_is_cancelled(directory: Path) -> None:
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as peers:
+                async with trio.open_nursery() as nursery:
+                    server = await nursery.start(serve, Config(runtime_dir=str(directory)))
+                    client = await joined(peers, FakeClient, server.connection)
+                    nursery.cancel_scope.cancel()
+                assert "cancelled" in (await client.hear(native.Closing)).reason
+                peers.cancel_scope.cancel()
+
+    trio.run(main)
+    assert list(directory.iterdir()) == []

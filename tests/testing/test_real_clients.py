@@ -1,4 +1,4 @@
-"""The simulator with the real client's protocol core in the place of fake clients: both sides of the wire under faults."""
+"""The simulator with the real client's protocol core in place of fake clients: both sides of the wire under faults."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RealClient(FakeClient):
         return self.session.number
 
     @property
-    def accepted(self) -> int:  # type: ignore[override]  # an attribute there, which nobody sets here
+    def accepted(self) -> int:
         return self.session._accepted
 
     @accepted.setter

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-api = pytest.importorskip("mypy.api")
+pytest.importorskip("mypy")
 HERE = Path(__file__).resolve().parent
 
 
 def test_the_sample_has_the_types_that_it_says(tmp_path: Path) -> None:
-    out, error, code = api.run(["--strict", "--no-incremental", "--cache-dir", str(tmp_path), str(HERE / "sample.py")])
-    assert (code, error) == (0, ""), out
+    """In a process of its own: mypy raises the recursion limit of the one it runs in, for good."""
+    options = ["--strict", "--no-incremental", "--cache-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mypy", *options, str(HERE / "sample.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 def test_the_package_says_that_it_is_typed() -> None:

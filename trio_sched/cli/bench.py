@@ -87,7 +87,7 @@ class Run:
             contestants.append(partial(self._running, connection))
         else:
             contestants += [partial(self._fresh, mark) for mark in marks]
-        contestants += [partial(measure_pool, name, self.engines, self.tasks // 4, self.round_trips) for name in pools]
+        contestants += [partial(measure_pool, name, self.engines, self.tasks, self.round_trips) for name in pools]
         rounds = [[measure() for measure in contestants] for _ in range(self.rounds)]
         best = [max(found, key=lambda row: float(row["tasks/s"])) for found in zip(*rounds, strict=True)]
         rows = [{key: row.get(key) for key in best[0]} for row in best]

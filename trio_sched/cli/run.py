@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,7 +72,7 @@ async def _run(config: Config, engines: Engines, command: list[str]) -> int:
 
     stop = ScriptStopper()
     async with told_to_stop(stop), hosted(config, engines) as running:
-        environment = {**os.environ, "TRIO_SCHED_CONNECTION": running.name}
+        environment = {**os.environ, "TRIO_SCHED_CONNECTION": str(_client_file(config, running.name))}
         stop.process = await trio.lowlevel.open_process(command, env=environment)
         try:
             code = await stop.process.wait()
@@ -80,6 +81,14 @@ async def _run(config: Config, engines: Engines, command: list[str]) -> int:
                 stop.process.kill()
         running.stop("the script has ended")
     return 128 - code if code < 0 else code
+
+
+def _client_file(config: Config, name: str) -> Path:
+    """The connection file for the script: a path, for the name would do only in the usual directory."""
+    from trio_sched.transport.connection import connection_path
+
+    directory = Path(config.runtime_dir).expanduser().absolute() if config.runtime_dir else None
+    return connection_path(name, "client", directory)
 
 
 class ScriptStopper:

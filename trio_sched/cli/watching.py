@@ -7,6 +7,7 @@ way.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -21,11 +22,20 @@ LIFELINE_BYTES = 4096
 async def told_to_stop(stop: Callable[[str], None], *, lifeline: bool = False) -> AsyncIterator[None]:
     """Within the block a signal, or the end of the lifeline, calls `stop`; leaving the block ends the watch."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(stop_on_signals, stop)
+        await nursery.start(stop_on_signals, stop, _signals())
         if lifeline:
             nursery.start_soon(_stop_at_end_of_input, stop)
         yield
         nursery.cancel_scope.cancel()
+
+
+def _signals() -> list[signal.Signals]:
+    """Those that ask us to go; a terminal that closes, too, unless nohup said otherwise."""
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        wanted.append(hangup)
+    return wanted
 
 
 async def _stop_at_end_of_input(stop: Callable[[str], None]) -> None:

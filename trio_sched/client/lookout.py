@@ -25,7 +25,7 @@ from trio_sched.errors import (
     VersionMismatch,
     WireError,
 )
-from trio_sched.transport.connection import Connection, is_stale
+from trio_sched.transport.connection import Connection, host_name, is_stale
 from trio_sched.wire import native
 
 CLOSING_LOOK_S = 0.2
@@ -54,7 +54,7 @@ class Lookout:
         self._python = python
         self._reconnect_s = reconnect_s
         self._companion = companion
-        self._local = connection.host == os.uname().nodename
+        self._local = connection.host == host_name()
         self._unheard_since: float | None = None
         self._pythons: list[str] | None = None
         self._warned: set[str] = set()

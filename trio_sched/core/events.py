@@ -147,7 +147,7 @@ class EngineLost(Struct, frozen=True, gc=False):
 
 
 class EngineReturned(Struct, frozen=True, gc=False):
-    """A lost engine is back within its grace period, holding these tasks; results of others were sent before."""
+    """An engine is back, lost or its loss unnoticed, and holds these tasks; results of others were sent before."""
 
     engine: EngineId
     holding: frozenset[TaskId] = frozenset()

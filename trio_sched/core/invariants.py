@@ -67,6 +67,9 @@ def _check_engines(scheduler: Scheduler) -> None:
 
 def _check_pools(scheduler: Scheduler) -> None:
     queued: list[Task] = []
+    kept = set(scheduler.pools)
+    for engine in scheduler.engines.values():
+        _require(kept.issuperset(engine.pools), "an engine keeps a pool that is gone", engine.id)
     for pool in scheduler.pools:
         matching = {engine_id for engine_id, engine in scheduler.engines.items() if pool.matches(engine)}
         _require(set(pool.members) == matching, "a pool's members are off", pool.key)

@@ -353,15 +353,13 @@ class Lifecycle:
         if was_running or limit is None:
             task.crashes += 1
             task.ran_on = engine.id
+        why = f": {engine.lost_reason}" if engine.lost_reason else ""
         if limit is not None and (not was_running or task.crashes <= limit):
-            task.history += (
-                (now, f"engine {engine.id} died {'while running it' if was_running else 'before it began'}"),
-            )
+            when = "while running it" if was_running else "before it began"
+            task.history += ((now, f"engine {engine.id} died {when}{why}"),)
             self._requeue(task, now, fresh_clock=False)
             return
-        reason = f"engine {engine.id} died while running task {name(task.id)}"
-        if engine.lost_reason:
-            reason = f"{reason}: {engine.lost_reason}"
+        reason = f"engine {engine.id} died while running task {name(task.id)}{why}"
         if task.retries_left:
             self._retry(task, now, reason, None)
         else:

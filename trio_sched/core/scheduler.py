@@ -331,18 +331,24 @@ class Scheduler(Lifecycle):
 
     def _engine_returned(self, event: EngineReturned, now: float) -> None:
         engine = self.engines.get(event.engine)
-        if engine is None or not engine.lost_until:
-            self._count("engine_returned_unlost")
+        if engine is None:
+            self._count("unknown_engine_returned")
             return
         engine.lost_until = 0.0
         engine.lost_running = None
         engine.open = not engine.draining
+        never_begun = []
         for task in engine.outstanding.values():
-            if task.id not in event.holding and task.state is ASSIGNED:
-                self._out.append(self._assignment(task, engine))
+            if task.id not in event.holding:
+                if task.state is ASSIGNED:
+                    self._out.append(self._assignment(task, engine))
+                else:
+                    never_begun.append(task.id)
             elif task.state is not ASSIGNED:
                 self._out.append(RecallTask(engine.id, task.id, task.attempt))
         self.pools.changed(engine)
+        for task_id in never_begun:
+            self._recall_answered(RecallAnswered(engine.id, task_id, True), now)
 
     def _drain_requested(self, event: DrainRequested, now: float) -> None:
         if event.engine is None:

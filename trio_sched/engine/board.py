@@ -5,7 +5,8 @@ meant to end. A "started" message for each task would cost a wake-up; a store in
 survives any death of the process. The layout is 8-byte words of this machine's byte order, since both sides share a
 machine:
 
-    0  state     1  scheduler instance (hashed)     2  engine session     3 and on: the task that each slot runs, or 0
+    0  state     1  scheduler instance (hashed)     2  engine session     3  whether it ever began a task
+    4 and on: the task that each slot runs, or 0
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 STARTING, JOINED, LEAVING = range(3)
 """States: not welcomed yet; at work; ending because it was told to, so that its exit is no death."""
-_STATE, _INSTANCE, _SESSION, _SLOTS = range(4)
+_STATE, _INSTANCE, _SESSION, _WORKED, _SLOTS = range(5)
 _WORD = 8
 
 
@@ -65,6 +66,16 @@ class Board:
     def session_with(self, scheduler: str) -> int:
         """Nanny: the engine's session with this scheduler instance; 0: it has none."""
         return self._words[_SESSION] if self._words[_INSTANCE] == hashed(scheduler) else 0
+
+    def begin(self, slot: int, task: int) -> None:
+        """Worker: this slot runs this task now."""
+        self.running[slot] = task
+        self._words[_WORKED] = 1
+
+    @property
+    def worked(self) -> bool:
+        """Whether any task was begun."""
+        return bool(self._words[_WORKED])
 
     def tasks(self) -> list[int]:
         """The full ids of the tasks that run."""

@@ -25,7 +25,7 @@ from trio_sched.engine.ends import Ended
 from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.runner import Runner
 from trio_sched.errors import WireError
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection import Connection, host_name
 from trio_sched.wire.native import (
     Acked,
     Assign,
@@ -253,7 +253,7 @@ class Link:
                 secret=self._secret,
                 scheduler=self._scheduler,
                 name=self._start.name,
-                host=os.uname().nodename,
+                host=host_name(),
                 pid=os.getpid(),
                 python=sys.version.split()[0],
                 nanny=self._told_nanny,

@@ -24,7 +24,7 @@ from trio_sched.engine.machine import cores, memory_used, oom_kills
 from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.ward import Death, Ward
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
-from trio_sched.transport.connection import Connection, find
+from trio_sched.transport.connection import Connection, find, host_name
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import (
     Bye,
@@ -80,7 +80,7 @@ async def run_nanny(
 
     :raises NoSchedulerError: it does not answer within `start_timeout_s`, or refuses us.
     """
-    name = name or f"{os.uname().nodename}-{os.getpid()}"
+    name = name or f"{host_name()}-{os.getpid()}"
     start = Start(connection, name=name, slots=slots, hwm=hwm, resources=dict(resources or {}))
     with tempfile.TemporaryDirectory(prefix="trio_sched-engines-") as directory:
         nanny = Nanny(
@@ -301,6 +301,8 @@ class _Line:
         elif error.kind == "unauthenticated" and self.session:
             self._refused = True  # a scheduler that was restarted
             self._welcomed = False
+        elif error.kind == "closing":
+            self.end(error.message)
         elif error.kind in FATAL:
             self.fail(f"refuses us: {error.message}")
         else:
@@ -319,7 +321,7 @@ class _Line:
                 secret=self._secret,
                 scheduler=self.scheduler,
                 name=self._name,
-                host=os.uname().nodename,
+                host=host_name(),
                 pid=os.getpid(),
                 python=sys.version.split()[0],
             )

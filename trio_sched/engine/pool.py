@@ -118,7 +118,7 @@ class PoolLoop:
     def _begin(self, slot: int, job: Job) -> None:
         call = job[0]
         self._running[slot] = job
-        self._board.running[slot] = call.id
+        self._board.begin(slot, call.id)
         for name, amount in (call.resources or {}).items():
             self._free[name] = self._free.get(name, 0.0) - amount
 

@@ -70,7 +70,7 @@ class SingleLoop:
         output = self._output
         self._generation = self._link.generation
         self._begun += 1
-        self._board.running[0] = call.id
+        self._board.begin(0, call.id)
         output.open = True
         self._busy = True
         if self._asleep:

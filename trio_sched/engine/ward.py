@@ -38,8 +38,8 @@ _log = structlog.get_logger("trio_sched.engine")
 
 @dataclass(frozen=True)
 class Death:
-    """How a worker's process ended. `at_work`: it ran a task, or had been an engine for a while, so that another may do
-    better; `orderly`: it ended because it was told to."""
+    """How a worker's process ended. `at_work`: it had begun tasks, or been an engine for a while, so that another may
+    do better; `orderly`: it ended because it was told to."""
 
     pid: int
     reason: str
@@ -135,7 +135,7 @@ class Ward:
         """How it ended; `grace_s`: we stopped it, and gave it so long."""
         code = process.returncode or 0
         state = self.board.state
-        at_work = bool(self.board.tasks()) or (state != boards.STARTING and lived_s > _A_WHILE_S)
+        at_work = self.board.worked or (state != boards.STARTING and lived_s > _A_WHILE_S)
         kills = oom_kills() if code == -signal.SIGKILL else self._kills
         evidence = Evidence(
             returncode=code,

@@ -145,4 +145,5 @@ class Hub:
         self.counters[reason] += 1
         count = self.counters[reason]
         if count & (count - 1) == 0:
-            log.warning("dropped", reason=reason, count=count, **context)
+            say = log.info if reason == "closing" else log.warning  # who comes while we go has done nothing odd
+            say("dropped", reason=reason, count=count, **context)

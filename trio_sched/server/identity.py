@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from trio_sched.errors import ConfigError
 from trio_sched.server.config import Config
-from trio_sched.transport.connection import Connection, Role, ipc_address, require_private, runtime_dir
+from trio_sched.transport.connection import Connection, Role, host_name, ipc_address, require_private, runtime_dir
 from trio_sched.transport.curve import Keys, new_keys
 
 _TOKEN_BYTES = 32
@@ -69,7 +69,7 @@ def connections(identity: Identity, config: Config, addresses: Mapping[str, str]
 
 
 def _connection(identity: Identity, config: Config, role: Role, addresses: Mapping[str, str]) -> Connection:
-    host = os.uname().nodename
+    host = host_name()
     keys = identity.keys
     return Connection(
         name=identity.name,

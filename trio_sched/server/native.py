@@ -85,6 +85,7 @@ class NativeFront:
                 while True:  # the pump
                     self.take(await socket.receive(), hub, trio.current_time())
         finally:
+            self._socket = None  # from now on nobody is there
             _remove_socket_file(socket.address)
             socket.close()
 

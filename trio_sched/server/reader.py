@@ -22,6 +22,9 @@ from trio_sched.wire.native import Error, Frame
 Handler = Callable[[Any, Any, Sequence[Frame]], None]
 """(session, message, frames): adds events."""
 
+MOST_WORDS = 300
+"""Characters of an explanation: it may quote what was sent."""
+
 
 class Reader:
     """Reads one lane of the hub."""
@@ -79,9 +82,10 @@ class Reader:
     def complain(self, link: Link, error: WireError) -> None:
         """Count a message that is dropped, and tell its sender if it is known."""
         session = link.session
-        self.hub.note(error.kind, session=session.number if session else None, why=str(error))
+        why = str(error)[:MOST_WORDS]
+        self.hub.note(error.kind, session=session.number if session else None, why=why)
         if session is not None:
-            self.answer(link, error.kind, str(error))
+            self.answer(link, error.kind, why)
 
     def answer(self, link: Link, kind: str, message: str) -> None:
         """Tell a peer that its message was not taken."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from trio_sched.core.effects import RecallTask, Refuse
+from trio_sched.core.effects import Refuse
 from trio_sched.core.events import (
     ClientJoined,
     ClientLeft,
@@ -21,7 +21,6 @@ from trio_sched.core.events import (
     EngineJoined,
     EngineLost,
     EngineReturned,
-    RecallAnswered,
     ResultsReceived,
 )
 from trio_sched.core.scheduler import Scheduler
@@ -92,9 +91,8 @@ class Reception:
             session = self._sessions.open(hello, now)
             session.bind(link)
             return [Welcomed(session, link, False), *self._joined(session, hello, now)]
-        was_here = session.link is not None
         session.bind(link)
-        effects = [Welcomed(session, link, True, hello.received), *self._returned(session, hello, was_here, now)]
+        effects = [Welcomed(session, link, True, hello.received), *self._returned(session, hello, now)]
         if self._closing is not None:
             effects.append(Tell(session, self._closing))
         return effects
@@ -108,28 +106,16 @@ class Reception:
             return [TellEngines(), *self._core(joined, now)]
         return []
 
-    def _returned(self, session: Session, hello: Hello, was_here: bool, now: float) -> list[Effect]:
+    def _returned(self, session: Session, hello: Hello, now: float) -> list[Effect]:
         if isinstance(session, ClientSession):
             tasks = session.acknowledge(hello.received)
             self._move(session, Place(hello.cwd, hello.path))
             return self._core(ResultsReceived(session.number, tasks), now) if tasks else []
         if not isinstance(session, EngineSession):
             return []
-        effects: list[Effect] = []
-        if was_here or not session.lost:  # nobody had noticed; what was on the old link may be lost
-            effects += self._core(EngineLost(session.number, "it reconnected"), now)
         session.nanny = hello.nanny
         self._sessions.set_lost(session, False)
-        holding = frozenset(hello.holding)
-        for effect in self._core(EngineReturned(session.number, holding), now):
-            if isinstance(effect, RecallTask) and effect.task not in holding:
-                # The assignment got lost, so the engine cannot give the task back; it will never run there.
-                answer = RecallAnswered(session.number, effect.task, True, effect.attempt)
-                effects += self._core(answer, now)
-            else:
-                effects.append(effect)
-        effects.append(TellEngines())
-        return effects
+        return [*self._core(EngineReturned(session.number, frozenset(hello.holding)), now), TellEngines()]
 
     def _move(self, client: ClientSession, place: Place) -> None:
         """A client came back from another working directory: engines must hear of it."""

@@ -77,6 +77,15 @@ def from_json(text: str | bytes, *, source: str = "the connection") -> Connectio
 # ---- the directory --------------------------------------------------------------------------------------------------
 
 
+def host_name() -> str:
+    """The name by which this machine is told from others in connection files and greetings."""
+    if hasattr(os, "uname"):
+        return os.uname().nodename
+    import platform  # costs some milliseconds
+
+    return platform.node()
+
+
 def runtime_dir() -> Path:
     """The directory of this user's connection files and sockets, made (mode 0700) if it is not there.
 
@@ -203,7 +212,7 @@ def read_connection_file(path: str | Path) -> Connection:
 
 def is_stale(connection: Connection) -> bool:
     """Whether its scheduler is gone: it ran on this host, and its process or its local socket is no more."""
-    if connection.host != os.uname().nodename:
+    if connection.host != host_name():
         return False
     if connection.address.startswith("ipc://") and not os.path.exists(connection.address.removeprefix("ipc://")):
         return True
@@ -298,7 +307,7 @@ def _the_only_one(directory: Path, role: Role) -> Connection:
             f"{len(running)} schedulers run: {_names(running)}; name one of them, or set {ENV_CONNECTION}"
         )
     left_behind = f" ({'; '.join(unusable)})" if unusable else ""
-    raise NoSchedulerError(f"no scheduler runs in {directory}{left_behind}; start one with: trio-sched start")
+    raise NoSchedulerError(f"no scheduler runs in {directory}{left_behind}; start one with: trio-sched up")
 
 
 def _names(running: list[Connection]) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import math
+import select
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -153,7 +154,13 @@ async def serve(
         task_status.started()
 
 
-async def _connection(limits: Limits, admit: Admit, handle: Handle, note: Note, stream: trio.abc.Stream) -> None:
+async def _connection(
+    limits: Limits,
+    admit: Admit,
+    handle: Handle,
+    note: Note,
+    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream],
+) -> None:
     """One connection, from its first byte to its last; whatever goes wrong with it ends here."""
     metered = _MeteredStream(stream, limits.stall_s)
     try:
@@ -333,24 +340,31 @@ class WebSocketPeer:
 
 
 class _MeteredStream(trio.abc.Stream):
-    """A stream that notices whether the other side takes what it is sent."""
+    """A stream that notices whether the other side takes what it is sent.
 
-    def __init__(self, stream: trio.abc.Stream, stall_s: float) -> None:
+    That the system takes bytes proves nothing, unless it had (nearly) no room before: then the other side took some.
+    """
+
+    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], stall_s: float) -> None:
         self.progress: Callable[[], None] = lambda: None
         self.broken_because = ""
         self._stream = stream
         self._stall_s = stall_s
+        self._socket = (stream.transport_stream if isinstance(stream, trio.SSLStream) else stream).socket
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """In pieces, each of which must be taken in `stall_s`."""
         view = memoryview(data)
+        was_full = False
         for at in range(0, len(view), _PIECE_BYTES):
             with trio.move_on_after(self._stall_s) as patience:
                 await self._stream.send_all(view[at : at + _PIECE_BYTES])
             if patience.cancelled_caught:
                 self.broken_because = f"you read too slowly: nothing in {self._stall_s:g} s"
                 raise trio.BrokenResourceError(self.broken_because)
-            self.progress()
+            if was_full:
+                self.progress()
+            was_full = at + _PIECE_BYTES < len(view) and not _takes_more(self._socket.fileno())
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """As the stream's own."""
@@ -363,3 +377,12 @@ class _MeteredStream(trio.abc.Stream):
     async def aclose(self) -> None:
         """As the stream's own."""
         await self._stream.aclose()
+
+
+def _takes_more(descriptor: int) -> bool:
+    """Whether the system has room for more to send."""
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select((), (descriptor,), (), 0)[1])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))

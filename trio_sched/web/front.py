@@ -13,7 +13,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import math
-import os
 from collections.abc import Sequence
 
 import structlog
@@ -24,6 +23,7 @@ from trio_sched.server.config import Config
 from trio_sched.server.hub import Hub
 from trio_sched.server.links import Link
 from trio_sched.transport import websocket
+from trio_sched.transport.connection import host_name
 from trio_sched.transport.websocket import GOING_AWAY, NORMAL, POLICY, Handshake, Limits, Refusal, WebSocketPeer
 from trio_sched.web import messages
 from trio_sched.wire.native import Bye, Error, Frame, FromClient, Hello, Message, Welcome
@@ -152,7 +152,7 @@ class WebSocketFront:
 
     def _reachable(self, url: str) -> str:
         """A wildcard is no place to connect to."""
-        host = self._config.advertised_host or os.uname().nodename
+        host = self._config.advertised_host or host_name()
         return url.replace("://0.0.0.0:", f"://{host}:").replace("://[::]:", f"://{host}:")
 
     # ---- who may come in --------------------------------------------------------------------------------------------
