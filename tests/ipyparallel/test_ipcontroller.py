@@ -268,11 +268,13 @@ def test_ipcluster_start_and_stop(ipp: Any, tmp_path: Path) -> None:
 
 
 @quiet
-def test_the_launchers_are_found_by_name_and_only_they_import_ipyparallel(ipp: Any) -> None:
+def test_the_launchers_are_found_by_name_and_only_they_import_ipyparallel(ipp: Any, tmp_path: Path) -> None:
     from ipyparallel.cluster.launcher import abbreviate_launcher_class, find_launcher_class
 
     for kind in ("controller", "engine"):
         assert abbreviate_launcher_class(find_launcher_class("trio", kind)) == "trio"
+    (tmp_path / "profile_default" / "ipcluster_config.py").write_text('c.Cluster.controller_launcher_class = "trio"\n')
+    assert ipp.Cluster(log_level=40).controller_launcher_class is find_launcher_class("trio", "controller")
     script = "import sys, trio_sched.ipyparallel.front, trio_sched.cli.app; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"ipyparallel", "traitlets", "IPython"} & {name.split(".")[0] for name in done.stdout.split()}
