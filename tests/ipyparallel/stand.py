@@ -21,7 +21,7 @@ from trio_sched.ipyparallel.files import path_of
 from trio_sched.ipyparallel.front import IpyparallelFront
 from trio_sched.server.serve import Running, serve
 
-PATIENCE_S = 60
+PATIENCE_S = 40
 T = TypeVar("T")
 
 

@@ -113,5 +113,5 @@ def new_key() -> str:
 
 
 def address_of(interface: str, port: int) -> str:
-    """The address of a port, as peers build it from the connection file."""
-    return f"{interface}{'-' if interface.startswith('ipc:') else ':'}{port}"
+    """The address of a port, as peers build it from the connection file; so even with ipc, where it is a file."""
+    return f"{interface}:{port}"

@@ -139,5 +139,4 @@ def _nobody(_uuid: str, _reason: str) -> None:
 
 
 def _port_of(address: str) -> int:
-    separator = "-" if address.startswith("ipc:") else ":"
-    return int(address.rpartition(separator)[2])
+    return int(address.rpartition(":")[2])

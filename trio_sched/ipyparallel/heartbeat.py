@@ -14,7 +14,7 @@ from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.registration import Registration
 from trio_sched.wire.native import Frame
 
-SUBSCRIBED = 1
+SUBSCRIBED = b"\x01"
 """The first byte of what an XPUB says of a subscription; 0 when it ends."""
 GATHER_S = 0.02
 """The shortest time between two pings."""
@@ -48,7 +48,7 @@ class Heartbeat:
         self._ping.flush()
 
     def _take_subscription(self, frames: list[Frame]) -> None:
-        if frames[0][:1] == bytes([SUBSCRIBED]):
+        if bytes(frames[0][:1]) == SUBSCRIBED:
             self._subscribed.set()
 
     async def _welcome(self) -> None:

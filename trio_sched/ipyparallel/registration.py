@@ -29,6 +29,7 @@ SHUTDOWN_DELAY_S = 0.1
 """For the reply to reach the client before the sockets close."""
 _LONGEST_UUID = 255
 """A ROUTER knows no longer peers."""
+_HIGHEST_NUMBER = (1 << 31) - 1
 
 
 class Registration:
@@ -91,8 +92,8 @@ class Registration:
         uuid, wanted = content.get("uuid"), content.get("id")
         if not isinstance(uuid, str) or not 0 < len(uuid.encode()) <= _LONGEST_UUID:
             raise ValueError("the request names no uuid that will do")
-        if not (wanted is None or type(wanted) is int):
-            raise ValueError(f"an id is a whole number, not {wanted!r}")
+        if not (wanted is None or (type(wanted) is int and 0 <= wanted <= _HIGHEST_NUMBER)):
+            raise ValueError(f"an id is a whole number from 0 to {_HIGHEST_NUMBER}, not {wanted!r}")
         if uuid in roster.engines:
             self._desk.hub.note("engine_joined_twice", uuid=uuid)
             return Answer("registration_reply", failure("KeyError", f"uuid {uuid!r} in use"))
@@ -112,7 +113,8 @@ class Registration:
         log.info("engine joined", number=engine.number, uuid=engine.uuid)
 
     def _unregister(self, message: Parsed) -> Answer | None:
-        engine = self._desk.roster.by_number.get(message.content.get("id"))  # type: ignore[arg-type]
+        number = message.content.get("id")
+        engine = self._desk.roster.by_number.get(number) if type(number) is int else None
         if engine is None:
             self._desk.hub.note("unknown_engine_left", channel="registration")
         else:

@@ -12,8 +12,8 @@ import zmq
 
 from trio_sched.transport.multipart import Frame
 
-Kind: TypeAlias = Literal["dealer", "sub"]
-_KINDS: dict[Kind, int] = {"dealer": zmq.DEALER, "sub": zmq.SUB}
+Kind: TypeAlias = Literal["dealer", "sub", "xsub", "pub"]
+_KINDS: dict[Kind, int] = {"dealer": zmq.DEALER, "sub": zmq.SUB, "xsub": zmq.XSUB, "pub": zmq.PUB}
 
 
 class Peers:

@@ -34,6 +34,8 @@ SIGNATURES_KEPT = 1 << 16
 _SCHEME = "hmac-"
 
 Json: TypeAlias = dict[str, Any]
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises; the last for what is nested a thousand levels deep."""
 
 
 class Head(Struct, gc=False):
@@ -89,7 +91,7 @@ class Parsed:
         if self._head is None:
             try:
                 self._head = _decode_head(self.frames[1])
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except UNREADABLE as error:
                 raise WireError(f"the header cannot be read: {error}") from None
         return self._head
 
@@ -98,7 +100,7 @@ class Parsed:
         """The parent header's main fields; empty where there is none."""
         try:
             return _decode_parent(self.frames[2])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise WireError(f"the parent header cannot be read: {error}") from None
 
     @property
@@ -106,7 +108,7 @@ class Parsed:
         """What the metadata say of the task that this replies to."""
         try:
             return _decode_fate(self.frames[3])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise WireError(f"the metadata cannot be read: {error}") from None
 
     @property
@@ -146,7 +148,7 @@ class Parsed:
 def _dict(data: Frame, what: str) -> Json:
     try:
         value = _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError(f"the {what} cannot be read: {error}") from None
     if type(value) is not dict:
         raise WireError(f"the {what} is no dictionary")
