@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import zmq
 
-from tests.ipyparallel.raw_peers import ANYWHERE, Loop, Peer
+from tests.ipyparallel.raw_peers import ANYWHERE, TIMEOUT_MS, Loop, Peer
 from trio_sched.ipyparallel.relay import Output, Relay
 
 ENGINE, OTHER = "engine-uuid", "other-uuid"
@@ -89,6 +90,26 @@ def test_many_requests_keep_their_order(mux: Mux) -> None:
         assert frame == b"%d" % number
         mux.engine.socket.send_multipart([relay, client, frame])
     assert [mux.client.frames()[1] for _ in range(count)] == [b"%d" % number for number in range(count)]
+
+
+def test_both_directions_at_full_speed(mux: Mux) -> None:
+    """The edge-trigger trap: two tasks send on a socket that a third waits for. A missed edge stops this for ever."""
+    count, under_way = 10_000, 300
+
+    def echo() -> None:
+        for _ in range(count):
+            mux.engine.socket.send_multipart(mux.engine.frames())
+
+    engine = threading.Thread(target=echo, daemon=True)
+    engine.start()
+    sent = 0
+    for number in range(count):
+        while sent < min(count, number + under_way):
+            mux.client.socket.send_multipart([ENGINE.encode(), b"%d" % sent, b"-"])
+            sent += 1
+        assert mux.client.frames() == [ENGINE.encode(), b"%d" % number, b"-"]
+    engine.join(TIMEOUT_MS / 1e3)
+    assert not engine.is_alive()
 
 
 def test_what_is_for_nobody_vanishes(mux: Mux) -> None:
