@@ -52,6 +52,13 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def slurm(session: nox.Session) -> None:
+    """ipyparallel's Slurm launchers with our controller, on a Slurm of its own: wants root, slurm-wlm and munge."""
+    session.install(".[test]", "ipyparallel>=9")
+    session.run("python", "-m", "pytest", "-m", "slow", "--timeout=300", "tests/ipyparallel/test_slurm.py")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and format."""
     session.install(*group("lint"))
