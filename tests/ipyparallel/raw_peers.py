@@ -34,8 +34,10 @@ class Heard(Monitor):
     def __init__(self, on: bool) -> None:
         self.on = on
         self.told: list[tuple[Any, ...]] = []
+        self.buffers = 0
 
     def submitted(self, queue: Queue, message: Parsed, client: str, engine: str | None) -> None:
+        self.buffers += len(message.buffers)
         self.told.append(("submitted", queue, message.head.msg_id, client, engine))
 
     def finished(self, queue: Queue, reply: Parsed, engine: str | None) -> None:

@@ -89,6 +89,7 @@ def test_each_target_gets_a_message_of_its_own(view: View) -> None:
         assert request["metadata"]["is_broadcast"] is True
         assert [bytes(buffer) for buffer in request["buffers"]] == [b"code", BIG]
     view.loop.until(lambda: view.loop.monitor.told == told(view, msg_id, "submitted"))
+    assert view.loop.monitor.buffers == 0  # they are not stored once for each target
 
 
 def test_plain_replies_go_on_one_by_one(view: View) -> None:

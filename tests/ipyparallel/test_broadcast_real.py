@@ -80,6 +80,17 @@ def test_output(client: Any) -> None:
     assert result.stdout == ["hello\n"] * COUNT
 
 
+def test_records(client: Any) -> None:
+    """One for each target, under the ids that the client knows."""
+    result = client.broadcast_view().apply_async(lambda x: x, bytes(1000))
+    result.get(TIMEOUT_S)
+    records = client.db_query({"msg_id": {"$in": result.msg_ids}})
+    assert {record["engine_uuid"] for record in records} == set(client._engines.values())
+    assert all(record["completed"] for record in records)
+    with pytest.raises(ipp.error.RemoteError, match="was broadcast"):
+        client.resubmit(result.msg_ids[:1], block=True)
+
+
 def test_a_target_that_dies(three: Stand, view: Any, client: Any) -> None:
     [extra] = three.start_engines(1)
     client.wait_for_engines(COUNT + 1, timeout=TIMEOUT_S, interactive=False)

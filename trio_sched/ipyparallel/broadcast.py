@@ -9,6 +9,8 @@ buffers of all, in the order of the targets (which `broadcast_targets` repeats),
 any wins over everything, an abortion over success. What is known of such a request is a `Gathering`. It counts a reply
 only from the engine that was asked, once (R26).
 
+The records get each target's request without its buffers: what is sent to 500 engines is not to be stored 500 times.
+
 If a target leaves, or is not there to begin with, clients raise EngineError by themselves when they are notified, so
 that there is nothing to reply: the gathering is *void*, and swallows what the others still say.
 """
@@ -117,7 +119,8 @@ class Broadcast:
             if gathering is not None:
                 self._awaited[msg_id] = uuid, gathering
             if watched:
-                self._monitor.submitted(QUEUE, Parsed([client], frames[1:]), message.head.session, uuid)
+                without_buffers = Parsed([client], frames[1 : 1 + len(parts) + 1])
+                self._monitor.submitted(QUEUE, without_buffers, message.head.session, uuid)
 
     def _refuse(self, message: Parsed, reason: str) -> None:
         """It is genuine, so its sender is worth an answer (R25)."""

@@ -271,6 +271,8 @@ class Queries:
         header = decoded(record.header)
         if not isinstance(header, dict) or record.content is None:
             raise Refusal("ValueError", f"the record of {record.msg_id!r} lacks the request")
+        if record.queue == "broadcast":
+            raise Refusal("ValueError", f"{record.msg_id!r} was broadcast, and its record has no buffers; send it anew")
         fresh = self._codec.header(str(header.get("msg_type")))
         metadata = decoded(record.metadata)
         kept = {key: metadata[key] for key in _KEPT_METADATA if key in metadata} if isinstance(metadata, dict) else {}
