@@ -35,6 +35,7 @@ def here(a_slurm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("PATH", "SLURM_CONF"):
         monkeypatch.setenv(name, a_slurm[name])
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # functions of this module run there
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
