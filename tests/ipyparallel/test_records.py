@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,35 @@ def test_sqlite_outlives_its_process(tmp_path: Path) -> None:
     store.close()
 
 
+def test_sqlite_writes_what_has_ended_and_what_has_waited(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    store = SQLiteStore(path)
+    monitor = Monitor(store)
+
+    def written() -> list[str]:
+        with closing(sqlite3.connect(path)) as db:
+            return [row[0] for row in db.execute("select msg_id from trio_sched_tasks order by number")]
+
+    for msg_id in "abc":
+        monitor.submitted("task", request(msg_id), "alice")
+    monitor.finished("task", reply("b"), None)
+    store.rest()
+    assert written() == ["b"]
+    monitor.submitted("task", request("d"), "alice")
+    store.rest()
+    assert written() == ["a", "b", "c"]
+    monitor.finished("task", reply("a"), None)
+    assert found(store, {"completed": None}) == ["c", "d"]
+    assert written() == ["a", "b", "c", "d"]
+    for i in range(DIRTY_LIMIT):
+        monitor.submitted("task", request(f"t{i}"), "alice")
+        if i % 2:
+            monitor.finished("task", reply(f"t{i}"), None)
+    assert len(written()) > 4
+    store.tidy()
+    store.close()
+
+
 def test_sqlite_finds_page_by_page(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "tasks.db")
     ids = fill(store, 700)
@@ -341,6 +371,7 @@ def test_sqlite_that_cannot_write_loses_records_and_nothing_else(tmp_path: Path)
     db.close()
     store.flush()
     assert store.lost == 1
+    monitor.submitted("task", request("u"), "alice")  # and it goes on
     store.close()
 
 

@@ -7,6 +7,7 @@ kept: then the fronts tell it nothing, and need not parse for it.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,10 @@ from trio_sched.wire.native import Frame
 
 COMPLETED_KEPT = 1024
 """Ids of ended tasks that are kept for each engine."""
-FLUSH_S = 0.5
-"""Longest that a record is in memory only."""
+REST_S = 0.5
+"""How often records are written: none is in memory only for twice as long."""
+TIDY_EVERY = 4
+"""After so many times the store may tidy up."""
 
 
 class _Header(Struct, gc=False):
@@ -172,9 +175,11 @@ class Monitor:
         """Write what is new from time to time; close the store at the end. A front runs this beside its sockets."""
         task_status.started()
         try:
-            while True:
-                await trio.sleep(FLUSH_S)
-                self.store.flush()
+            for times in itertools.count(1):
+                await trio.sleep(REST_S)
+                self.store.rest()
+                if times % TIDY_EVERY == 0:
+                    await trio.to_thread.run_sync(self.store.tidy)
         finally:
             self.store.close()
 

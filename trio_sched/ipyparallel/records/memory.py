@@ -80,8 +80,11 @@ class MemoryStore:
         dated = [(record.submitted, record.number, record.msg_id) for record in self._records.values()]
         return [msg_id for submitted, _number, msg_id in sorted(one for one in dated if one[0] is not None)]
 
-    def flush(self) -> None:
+    def rest(self) -> None:
         """Nothing to write."""
+
+    def tidy(self) -> None:
+        """Nothing to tidy."""
 
     def close(self) -> None:
         """Nothing to let go of."""

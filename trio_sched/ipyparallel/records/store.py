@@ -48,11 +48,14 @@ class Store(Protocol):
     def history(self) -> list[str]:
         """Ids by the time of submission."""
 
-    def flush(self) -> None:
-        """Write what is not written yet."""
+    def rest(self) -> None:
+        """Called from time to time: write what should not wait any longer."""
+
+    def tidy(self) -> None:
+        """Called now and then, in a thread: what may take its time."""
 
     def close(self) -> None:
-        """Write and let go."""
+        """Write all and let go."""
 
 
 class NoStore:
@@ -80,7 +83,10 @@ class NoStore:
         """:raises NotKept: always."""
         raise NotKept
 
-    def flush(self) -> None:
+    def rest(self) -> None:
+        pass
+
+    def tidy(self) -> None:
         pass
 
     def close(self) -> None:
