@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import time
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.ipyparallel.stand import PATIENCE_S, Stand, stand
-from trio_sched.transport.zmq_peer import Peer, Peers
+from tests.ipyparallel.stand import PATIENCE_S, Raw, stand
+from trio_sched.transport.zmq_peer import Peers
 from trio_sched.wire.jupyter import DELIMITER, Codec, split
 
 CLIENT_CHANNELS = ("registration", "control", "mux", "task", "broadcast", "iopub", "notification")
@@ -55,65 +52,6 @@ WORDS = (
 )  # fmt: skip
 
 
-class Raw:
-    """An engine and a client on bare sockets, and what is needed to disturb them."""
-
-    def __init__(self, running: Stand, peers: Peers) -> None:
-        self.running = running
-        self.peers = peers
-        self.client_file = json.loads(Path(running.client_file).read_text())
-        self.engine_file = json.loads(Path(running.engine_file).read_text())
-        self.codec = Codec(self.client_file["key"].encode())
-        self.uuid = str(uuid.uuid4())
-        self.tasks = self.connect("dealer", "client", "task")
-        self.registration = self.connect("dealer", "client", "registration")
-
-    def connect(self, kind: Any, side: str, channel: str, routing_id: str = "") -> Peer:
-        inside = self.client_file if side == "client" else self.engine_file
-        port = inside[channel][0] if isinstance(inside[channel], list) else inside[channel]
-        return self.peers.connect(kind, f"{inside['interface']}:{port}", routing_id)
-
-    def ask(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
-        self.registration.send(self.codec.message(kind, content))
-        while True:
-            reply = self.registration.receive(PATIENCE_S)
-            assert reply is not None
-            if split(reply).head.msg_type == kind.replace("_request", "_reply"):
-                return split(reply).content
-
-    def join(self) -> None:
-        """Register, and beat once."""
-        assert self.ask("registration_request", {"uuid": self.uuid})["status"] == "ok"
-        self.engine = self.connect("dealer", "engine", "task", self.uuid)
-        self.ping = self.connect("sub", "engine", "hb_ping")
-        self.pong = self.connect("dealer", "engine", "hb_pong", self.uuid)
-        ping = self.ping.receive(PATIENCE_S)
-        assert ping is not None
-        self.pong.send(ping)
-        while self.uuid not in self.ask("connection_request", {})["engines"].values():
-            pass
-
-    def run_a_task(self) -> None:
-        """From the client through the core to the engine and back."""
-        header = self.codec.header("apply_request")
-        self.tasks.send(self.codec.message("apply_request", {}, header=header, buffers=[b"argument"]))
-        while True:
-            request = self.engine.receive(PATIENCE_S)
-            assert request is not None
-            at = request.index(DELIMITER)
-            metadata = {"status": "ok", "engine": self.uuid}
-            reply = self.codec.message("apply_reply", {"status": "ok"}, parent=request[at + 2], metadata=metadata)
-            self.engine.send([*request[:at], *reply])
-            if split(request).head.msg_id == header["msg_id"]:
-                break
-        while True:
-            answer = self.tasks.receive(PATIENCE_S)
-            assert answer is not None
-            if split(answer).parent.msg_id == header["msg_id"]:
-                assert split(answer).content == {"status": "ok"}
-                return
-
-
 @pytest.fixture
 def raw() -> Iterator[Raw]:
     with stand(ping_ms=60_000) as running, Peers() as peers:
@@ -144,17 +82,6 @@ def odd(rng: random.Random, codec: Codec) -> list[Any]:
     return codec.message(kind, some(), header=header, metadata=some(), parent=some())
 
 
-def settled(running: Stand) -> dict[str, int]:
-    """The counters, once they stand still."""
-    counted: dict[str, int] = {}
-    while True:
-        time.sleep(0.05)
-        now = running.call(lambda: dict(running.counters))
-        if now == counted:
-            return counted
-        counted = now
-
-
 @pytest.mark.parametrize(("side", "channel"), [
     *(("client", channel) for channel in CLIENT_CHANNELS), *(("engine", channel) for channel in ENGINE_CHANNELS)
 ])  # fmt: skip
@@ -167,7 +94,7 @@ def test_r25_rubbish_changes_nothing(raw: Raw, side: str, channel: str) -> None:
         message = junk(rng) if rng.random() < 0.5 else odd(rng, raw.codec)
         stranger.send([rng.choice((b"", b"someone", raw.uuid.encode())), *message] if rng.random() < 0.3 else message)
     raw.run_a_task()
-    counted = settled(raw.running)
+    counted = raw.running.settle()
     assert "internal_error" not in counted, counted
     if channel in ("registration", "task"):
         assert counted["malformed"] + counted["unsigned"] > MESSAGES // 10, counted
@@ -199,51 +126,7 @@ def test_r26_engines_that_say_things_twice(raw: Raw) -> None:
         raw.registration.send(raw.codec.message("unregistration_request", {"id": number}))
     while raw.ask("connection_request", {})["engines"]:
         pass
-    counted = settled(raw.running)
+    counted = raw.running.settle()
     assert counted["stray_result"] == 3
     assert counted["engine_joined_twice"] == 1
     assert counted["unknown_engine_left"] == 4
-
-
-def test_an_engine_joins_at_once(raw: Raw) -> None:
-    """It need not wait for the next beat, which here would be a minute away."""
-    started = time.monotonic()
-    raw.join()
-    assert time.monotonic() - started < PATIENCE_S / 2
-    raw.run_a_task()
-
-
-def test_one_session_sends_an_id_again_and_another_may_not(raw: Raw) -> None:
-    raw.join()
-    other = raw.connect("dealer", "client", "task")
-    header = raw.codec.header("apply_request")
-    raw.tasks.send(raw.codec.message("apply_request", {}, header=header))
-    request = raw.engine.receive(PATIENCE_S)
-    assert request is not None
-    other.send(raw.codec.message("apply_request", {"again": True}, header=header))
-    other.send(raw.codec.message("apply_request", {}, header={**header, "session": "another"}))
-    refusal = other.receive(PATIENCE_S)
-    assert refusal is not None
-    assert split(refusal).content["ename"] == "SubmissionRefused"
-    said = raw.codec.message("apply_reply", {"status": "ok"}, parent=request[3], metadata={"status": "ok"})
-    raw.engine.send([request[0], *said])
-    for _ in range(2):  # to where it was sent last
-        answer = other.receive(PATIENCE_S)
-        assert answer is not None
-        assert split(answer).content == {"status": "ok"}
-
-
-def test_a_reply_that_comes_late_is_not_lost_with_an_engine(raw: Raw) -> None:
-    """R20: it unregisters with a task, and the result comes after that."""
-    raw.join()
-    raw.tasks.send(raw.codec.message("apply_request", {}))
-    request = raw.engine.receive(PATIENCE_S)
-    assert request is not None
-    raw.registration.send(raw.codec.message("unregistration_request", {"id": 0}))
-    while raw.ask("connection_request", {})["engines"]:
-        pass
-    said = raw.codec.message("apply_reply", {"status": "ok"}, parent=request[3], metadata={"status": "ok"})
-    raw.engine.send([request[0], *said])
-    answer = raw.tasks.receive(PATIENCE_S)
-    assert answer is not None
-    assert split(answer).content == {"status": "ok"}

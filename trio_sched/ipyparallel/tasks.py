@@ -306,12 +306,14 @@ class TaskQueue:
     async def _forget_clients(self) -> None:
         while True:
             await trio.sleep(CLIENT_IDLE_S / 4)
-            until = trio.current_time() - CLIENT_IDLE_S
-            gone = [
-                session for session, client in self._clients.items() if not client.unfinished and client.last_at < until
-            ]
-            events: list[Event] = self._let_go() if gone else []
-            events += [ClientLeft(self._clients.pop(session).id) for session in gone]
+            self.forget_clients(trio.current_time() - CLIENT_IDLE_S)
+
+    def forget_clients(self, until: float) -> None:
+        """Forget the clients that have nothing to wait for and sent no task since."""
+        idle = [name for name, client in self._clients.items() if not client.unfinished and client.last_at < until]
+        events: list[Event] = self._let_go() if idle else []
+        events += [ClientLeft(self._clients.pop(name).id) for name in idle]
+        if events:
             self._inbox.add_submissions(events)
 
 
