@@ -59,6 +59,13 @@ def slurm(session: nox.Session) -> None:
 
 
 @nox.session
+def mpi(session: nox.Session) -> None:
+    """ipyparallel's MPI launcher with our controller: wants an mpiexec, such as that of openmpi-bin."""
+    session.install(".[test]", "ipyparallel>=9", "mpi4py")
+    session.run("python", "-m", "pytest", "-m", "slow", "--timeout=300", "tests/ipyparallel/test_mpi.py")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and format."""
     session.install(*group("lint"))
