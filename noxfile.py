@@ -1,7 +1,7 @@
 """The project's chores: `nox` runs the checks, `nox -s NAME` one of them, `nox -l` lists them.
 
-tests, lint, types and docs are what a change must pass; property, slow, downstream and bench take minutes and are run
-by hand.
+tests, lint, types and docs are what a change must pass; property, slow, downstream, slurm, mpi and bench take
+minutes and are run by hand.
 """
 
 from __future__ import annotations
