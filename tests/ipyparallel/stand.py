@@ -22,6 +22,7 @@ import trio.testing
 from trio_sched.ipyparallel.config import IppConfig
 from trio_sched.ipyparallel.files import path_of
 from trio_sched.ipyparallel.front import IpyparallelFront
+from trio_sched.server.native import NativeFront
 from trio_sched.server.serve import Running, serve
 from trio_sched.transport.zmq_peer import Peer, Peers
 from trio_sched.wire.jupyter import DELIMITER, Codec, split
@@ -34,8 +35,9 @@ T = TypeVar("T")
 class Stand:
     """A running controller."""
 
-    def __init__(self, config: IppConfig, **server: Any) -> None:
+    def __init__(self, config: IppConfig, native: bool = False, **server: Any) -> None:
         self.config = config
+        self._native = native
         self.front = IpyparallelFront(config)
         self.running: Running
         self._server = self.front.config.for_server(runtime_dir=f"{config.profile_dir}/run", **server)
@@ -60,7 +62,8 @@ class Stand:
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
-            self.running = await nursery.start(serve, self._server, [self.front])
+            fronts = [self.front, NativeFront(self._server)] if self._native else [self.front]
+            self.running = await nursery.start(serve, self._server, fronts)
             self._ready.set()
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
@@ -113,12 +116,14 @@ class Stand:
 
 
 @contextmanager
-def stand(engines: int = 0, *, server: dict[str, Any] | None = None, **settings: Any) -> Iterator[Stand]:
+def stand(
+    engines: int = 0, *, native: bool = False, server: dict[str, Any] | None = None, **settings: Any
+) -> Iterator[Stand]:
     """A controller with a profile of its own."""
     profile = tempfile.mkdtemp(prefix="ipp-", dir="/tmp")
     running: Stand | None = None
     try:
-        running = Stand(IppConfig(profile_dir=profile, **settings), **(server or {}))
+        running = Stand(IppConfig(profile_dir=profile, **settings), native, **(server or {}))
         running.start_engines(engines)
         yield running
     finally:

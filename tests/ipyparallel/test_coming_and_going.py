@@ -9,6 +9,8 @@ import pytest
 import trio
 
 from tests.ipyparallel.stand import PATIENCE_S, Raw, stand
+from trio_sched.cli.asking import Conversation
+from trio_sched.core.events import EngineJoined
 from trio_sched.transport.zmq_peer import Peers
 from trio_sched.wire.jupyter import split
 
@@ -143,3 +145,16 @@ def test_an_engine_whose_task_socket_connects_late_misses_nothing(raw: Raw) -> N
         pass
     raw.engine = raw.connect("dealer", "engine", "task", raw.uuid)
     assert raw.engine.receive(PATIENCE_S) is not None
+
+
+def test_an_operator_may_ask_why_a_task_waits() -> None:
+    """`trio-sched explain` on a scheduler that has native engines only."""
+    with stand(native=True) as running, Peers() as peers:
+        raw = Raw(running, peers)
+        running.call(running.running.server.inbox.add_notifications, [EngineJoined(5)])
+        header = raw.codec.header("apply_request")
+        raw.tasks.send(raw.codec.message("apply_request", {}, header=header))
+        running.settle()
+        directory = f"{running.config.profile_dir}/run"
+        with Conversation(f"{directory}/default-client.json") as scheduler:
+            assert scheduler.query("explain", header["msg_id"]) == "no engine has a kind of 'ipyparallel'"
