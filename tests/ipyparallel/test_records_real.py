@@ -96,7 +96,7 @@ def test_errors_and_pending_tasks(rc: Any) -> None:
     (record,) = rc.db_query({"msg_id": failed.msg_ids[0]})
     assert record["result_content"]["ename"] == "ZeroDivisionError"
     sleeper = view.apply(time.sleep, 0.5)
-    (record,) = rc.db_query({"completed": None, "queue": "task"})
+    (record,) = until(lambda: rc.db_query({"completed": None, "queue": "task"}))
     assert record["msg_id"] == sleeper.msg_ids[0]
     status = rc.queue_status(verbose=True)
     assert status[0]["tasks"] + status["unassigned"] == sleeper.msg_ids
