@@ -122,6 +122,7 @@ def test_a_signal_interrupts(client: Any) -> None:
     def wait() -> str:
         import time
 
+        print("begun", flush=True)
         try:
             time.sleep(60)
         except KeyboardInterrupt:
@@ -129,7 +130,10 @@ def test_a_signal_interrupts(client: Any) -> None:
         return "not interrupted"
 
     running = client[:].apply_async(wait)
-    time.sleep(0.5)  # there is no way to know that it has begun
+    until = time.monotonic() + TIMEOUT_S
+    while not all("begun" in printed for printed in running.stdout):
+        assert time.monotonic() < until
+        running.wait(0.05)
     client.send_signal(signal.SIGINT, block=True)
     assert running.get(TIMEOUT_S) == ["interrupted"] * 2
 
