@@ -1,9 +1,12 @@
 """The project's chores: `nox` runs the checks, `nox -s NAME` one of them, `nox -l` lists them.
 
-tests, lint, types and docs are what a change must pass; property, slow and bench take minutes and are run by hand.
+tests, lint, types and docs are what a change must pass; property, slow, downstream, slurm, mpi and bench take
+minutes and are run by hand.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import nox
 
@@ -49,6 +52,20 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def slurm(session: nox.Session) -> None:
+    """ipyparallel's Slurm launchers with our controller, on a Slurm of its own: wants root, slurm-wlm and munge."""
+    session.install(".[test]", "ipyparallel>=9")
+    session.run("python", "-m", "pytest", "-m", "slow", "--timeout=300", "tests/ipyparallel/test_slurm.py")
+
+
+@nox.session
+def mpi(session: nox.Session) -> None:
+    """ipyparallel's MPI launcher with our controller: wants an mpiexec, such as that of openmpi-bin."""
+    session.install(".[test]", "ipyparallel>=9", "mpi4py")
+    session.run("python", "-m", "pytest", "-m", "slow", "--timeout=300", "tests/ipyparallel/test_mpi.py")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and format."""
     session.install(*group("lint"))
@@ -76,3 +93,25 @@ def bench(session: nox.Session) -> None:
     session.install(".", *group("bench"))
     session.run("trio-sched", "bench", "--versus", "processpool,loky", *session.posargs)
     session.run("trio-sched", "bench", "--only", "core,depth", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("version", ["9.2", "8.8"], ids=["9.2", "8.8"])
+def downstream(session: nox.Session, version: str) -> None:
+    """ipyparallel's own test suite, as installed from the registry, on its controller and on ours (15 minutes).
+
+    Fails if a test passes there and not here. Its own run is kept for the next time; with arguments for pytest
+    (`nox -s "downstream(9.2)" -- ipyparallel.tests.test_client -k shutdown`), only ours is run, and nothing compared.
+    """
+    session.install(".", f"ipyparallel[test]~={version}")
+    pytest = ["python", "-m", "pytest", "-c", "tests/downstream/pytest.ini", "-p", "no:cacheprovider", "--pyargs"]
+    swapped = {"PYTHONPATH": str(Path("tests/downstream").resolve())}
+    if session.posargs:
+        session.run(*pytest, *session.posargs, env=swapped)
+        return
+    stock, ours = (Path(session.create_tmp()).resolve() / name for name in ("stock.xml", "ours.xml"))
+    outcomes = [0, 1]  # 1: some failed
+    if not stock.exists():
+        session.run(*pytest, "ipyparallel.tests", f"--junitxml={stock}", success_codes=outcomes)
+    session.run(*pytest, "ipyparallel.tests", f"--junitxml={ours}", env=swapped, success_codes=outcomes)
+    session.run("python", "tests/downstream/compare.py", str(stock), str(ours))

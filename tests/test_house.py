@@ -20,7 +20,9 @@ PACKAGE = "trio_sched"
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
-EVERYTHING = {"cli", "client", "core", "engine", "errors", "server", "testing", "transport", "web", "wire"}
+EVERYTHING = {
+    "cli", "client", "core", "engine", "errors", "ipyparallel", "server", "testing", "transport", "web", "wire",
+}  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
     "core": {"core", "errors"},
@@ -28,6 +30,7 @@ MAY_IMPORT = {
     "transport": {"transport", "errors"},
     "server": {"server", "core", "wire", "transport", "errors"},
     "web": {"web", "server", "core", "wire", "transport", "errors"},
+    "ipyparallel": {"ipyparallel", "server", "core", "wire", "transport", "errors"},
     "client": {"client", "wire", "transport", "errors"},
     "engine": {"engine", "wire", "transport", "errors"},
     "testing": EVERYTHING - {"cli"},

@@ -38,6 +38,7 @@ async def until_there(socket: ZmqSocket) -> None:
     with anyio.fail_after(WAIT_S):
         while not socket._option(zmq.EVENTS) & zmq.POLLIN:
             await anyio.lowlevel.checkpoint()
+    socket._drained = False  # it was looked at behind its back
 
 
 def until_readable(socket: ZmqSocket) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trio_sched.cli import bench, cancel, engine, explain, run, serve, status, stop, up
+from trio_sched.cli import bench, cancel, engine, explain, ipcontroller, run, serve, status, stop, up
 from trio_sched.errors import ConfigError, TrioSchedError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -24,6 +24,9 @@ _command("run", context_settings={"allow_interspersed_args": False})(run.run)
 _command("up")(up.up)
 _command("serve")(serve.serve)
 _command("engine")(engine.engine)
+_command("ipcontroller", context_settings={"ignore_unknown_options": True}, epilog=ipcontroller.OPTIONS)(
+    ipcontroller.ipcontroller
+)
 _command("status")(status.status)
 _command("explain")(explain.explain)
 _command("cancel")(cancel.cancel)

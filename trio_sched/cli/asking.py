@@ -7,6 +7,7 @@ neither the client's thread nor its bookkeeping: a dealer, and one message at a 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,7 +49,7 @@ class Conversation:
         self._send(native.Bye())
         self._dealer.close()
 
-    def query(self, what: str, task: int = 0) -> Any:
+    def query(self, what: str, task: int | str = 0) -> Any:
         """The scheduler's answer: plain data.
 
         :raises TrioSchedError: it refused to answer, and says why.
@@ -97,3 +98,8 @@ def parse_id(text: str) -> int:
         return task_number(text)
     except ValueError:
         raise ConfigError(f"task: {text!r} is not a task id; one looks like 3-17, as `future.task_id` says") from None
+
+
+def is_message_id(text: str) -> bool:
+    """Whether it looks like what ipyparallel calls a task: a session of 32 digits (perhaps with a dash), and more."""
+    return re.fullmatch(r"[0-9a-fA-F-]{32,36}(_\d+)*", text) is not None

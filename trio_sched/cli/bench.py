@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from trio_sched.cli.benchmarks.tables import Row, Table
 
-MEASUREMENTS = ("throughput", "depth", "payload", "start", "core")
+MEASUREMENTS = ("throughput", "depth", "payload", "start", "core", "ipyparallel")
 DEFAULT = "throughput,payload,start"
 
 
@@ -34,7 +34,7 @@ def bench(
     waiting: Annotated[str, typer.Option(help="For depth and core: how many tasks wait, with commas.")] = "100,100000",
     as_json: Json = False,
 ) -> None:
-    """Measure throughput, idle round trip, payloads, depth and start-up.
+    """Measure throughput, idle round trip, payloads, depth and start-up; the drop-in controller beside ipyparallel's.
 
     Against a fresh scheduler, or with --connection against a running one (throughput and payload only).
     """
@@ -58,6 +58,10 @@ def bench(
         from trio_sched.cli.benchmarks.core import measure_core
 
         found.extend(measure_core(depths, [2, 100, 10_000], tasks, graph=100_000))
+    if "ipyparallel" in chosen:
+        from trio_sched.cli.benchmarks import ipyparallel
+
+        found.extend(ipyparallel.measure(tasks, marks, joining=500, versus=ipyparallel.controllers()))
     typer.echo(tables.as_json(found)) if as_json else tables.show(found)
 
 

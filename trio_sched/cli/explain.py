@@ -10,16 +10,18 @@ from trio_sched.cli.options import Json, Where
 
 
 def explain(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Its id, such as 3-17.", show_default=False)],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Its id: such as 3-17, or ipyparallel's.", show_default=False)
+    ],
     connection: Where = None,
     story: Annotated[bool, typer.Option("--story", help="Also what happened to it, in order.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say why a task is not running now, in words."""
-    from trio_sched.cli.asking import Conversation, parse_id
+    from trio_sched.cli.asking import Conversation, is_message_id, parse_id
     from trio_sched.errors import TrioSchedError
 
-    number = parse_id(task)
+    number = task if is_message_id(task) else parse_id(task)
     with Conversation(connection) as scheduler:
         why = scheduler.query("explain", number)
         happened = scheduler.query("story", number)

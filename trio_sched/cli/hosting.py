@@ -47,12 +47,17 @@ def fronts_for(config: Config) -> Sequence[Front]:
     return fronts
 
 
-@asynccontextmanager
-async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Running]:
-    """A scheduler, and engines if asked for. Leaving the block waits until something has stopped the scheduler."""
+def calm_collector() -> None:
+    """In a process of our own."""
     gc.collect()
     gc.freeze()  # what was imported stays
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
+
+
+@asynccontextmanager
+async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Running]:
+    """A scheduler, and engines if asked for. Leaving the block waits until something has stopped the scheduler."""
+    calm_collector()
     async with trio.open_nursery() as nursery:
         nanny_scope = trio.CancelScope()
 

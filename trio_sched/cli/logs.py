@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
 import structlog
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
-def configure_logs(level: str, format_: str = "console") -> None:
-    """Say once what is logged and how; `level` and `format_` as in `server.config`."""
+def configure_logs(level: str, format_: str = "console", file: TextIO | None = None) -> None:
+    """Say once what is logged and how; `level` and `format_` as in `server.config`. Into `file`, if there is one."""
+    file = file or sys.stderr
     last: structlog.typing.Processor
     if format_ == "json":
         last = structlog.processors.JSONRenderer()
     else:
-        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        last = structlog.dev.ConsoleRenderer(colors=file.isatty())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -25,7 +27,7 @@ def configure_logs(level: str, format_: str = "console") -> None:
             last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file),
         cache_logger_on_first_use=True,
     )
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from trio_sched.core.effects import Effect as CoreEffect
 from trio_sched.core.events import Event as CoreEvent
+from trio_sched.core.events import TaskId
 from trio_sched.server.links import Link
 from trio_sched.server.sessions import ClientSession, EngineSession, Session
 from trio_sched.wire.native import Frame, Hello, Message
@@ -70,7 +71,7 @@ class Asked(Struct, frozen=True, gc=False):
     client: ClientSession
     request: int
     what: str
-    task: int
+    task: TaskId
 
 
 class Watched(Struct, frozen=True, gc=False):

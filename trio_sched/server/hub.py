@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 import trio
 
 from trio_sched.server.happenings import Event, LinkLost
 from trio_sched.server.identity import Identity
-from trio_sched.server.links import Flush, Link, Raw
+from trio_sched.server.links import Flush, Link, Outlet, Raw
 from trio_sched.wire.native import Frame, FromPeer
 
 log = structlog.get_logger(__name__)
@@ -102,6 +102,10 @@ class Hub:
             self._lanes.append(send)
             self.lanes.append(receive)
         self._flushes: list[Flush] = []
+        self.outlets: list[Outlet] = []
+        """Fronts that own ids which are no session's."""
+        self.stop: Callable[[str], None] = lambda _reason: None
+        """Begin to shut down; the server puts its own here."""
 
     # ---- for fronts -------------------------------------------------------------------------------------------------
 

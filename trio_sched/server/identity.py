@@ -27,6 +27,7 @@ class Identity(Struct, frozen=True):
     name: str
     instance: str
     address: str
+    """Where the native front is told to listen; "": a local socket in `directory`."""
     directory: Path
     tokens: dict[Role, str]
     keys: Keys | None
@@ -36,19 +37,25 @@ class Identity(Struct, frozen=True):
         """Without the secrets."""
         return f"Identity(name={self.name!r}, instance={self.instance!r}, address={self.address!r})"
 
+    def native_address(self) -> str:
+        """Where the native front listens.
+
+        :raises ConfigError: the path of the local socket is too long.
+        """
+        return self.address or ipc_address(self.name, self.directory)
+
 
 def new_identity(config: Config) -> Identity:
-    """Fresh secrets, and the address to listen at.
+    """Fresh secrets.
 
     :raises ConfigError: the runtime directory will not do.
     """
     directory = _directory(config)
-    address = config.address or ipc_address(config.name, directory)
     tokens: dict[Role, str] = {role: secrets.token_hex(_TOKEN_BYTES) for role in ("client", "engine")}
     if config.websocket_token:
         tokens["client"] = config.websocket_token
-    keys = new_keys() if address.startswith("tcp://") else None
-    return Identity(config.name, secrets.token_hex(8), address, directory, tokens, keys)
+    keys = new_keys() if config.address.startswith("tcp://") else None
+    return Identity(config.name, secrets.token_hex(8), config.address, directory, tokens, keys)
 
 
 def _directory(config: Config) -> Path:

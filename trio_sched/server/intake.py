@@ -168,7 +168,9 @@ class Intake(Reader):
             self.events.append(CancelRequested(_full(task, base), client.number if own else None))
 
     def _query(self, client: ClientSession, message: Query, _frames: Sequence[Frame]) -> None:
-        task = _full(message.task, client.number << SESSION_SHIFT)
+        task = message.task
+        if isinstance(task, int):
+            task = _full(task, client.number << SESSION_SHIFT)
         self.events.append(Asked(client, message.request, message.what, task))
 
     def _watch(self, client: ClientSession, message: Watch, _frames: Sequence[Frame]) -> None:

@@ -15,6 +15,7 @@ from trio_sched.wire.native import Frame, FromPeer, Message, decode_from_peer
 if TYPE_CHECKING:
     import trio
 
+    from trio_sched.core.effects import Accept, AssignTask, DeliverResult, RecallTask, Refuse
     from trio_sched.server.hub import Hub
     from trio_sched.server.sessions import Session
 
@@ -62,6 +63,15 @@ class Front(Protocol):
     async def run(self, hub: Hub, *, task_status: trio.TaskStatus[dict[str, str]]) -> Any:
         """Listen. `task_status.started` gets the addresses by name: "native" and "websocket" go into the connection
         files."""
+
+
+class Outlet(Protocol):
+    """A front whose peers have no sessions here: it makes events of the core itself, puts them into the inbox, and is
+    given the effects for ids that are no session's. Its ids are strings, which no session has."""
+
+    def take(self, effect: Accept | Refuse | AssignTask | DeliverResult | RecallTask) -> bool:
+        """Do this, without waiting. False: the id is not one of its own. A flush (`Hub.on_flush`) follows."""
+        ...
 
 
 Flush: TypeAlias = Callable[[], None]

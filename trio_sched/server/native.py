@@ -93,7 +93,9 @@ class NativeFront:
         """Bind the socket."""
         identity = hub.identity
         keys = identity.keys.for_server() if identity.keys else None
-        socket = self._open_router(identity.address, keys=keys, max_message_bytes=self._config.max_message_bytes)
+        socket = self._open_router(
+            identity.native_address(), keys=keys, max_message_bytes=self._config.max_message_bytes
+        )
         self._socket = socket
         hub.on_flush(socket.flush)
         return socket

@@ -106,7 +106,8 @@ class Outbox:
     def _assign(self, effect: AssignTask) -> None:
         engine = self._sessions.engines.get(effect.engine)  # type: ignore[arg-type]
         if engine is None:
-            return  # its Bye is on its way to the core, which then gives the task to another
+            self._elsewhere(effect)  # or its Bye is on its way to the core, which then gives the task to another
+            return
         payload = effect.payload
         frames: tuple[Frame, ...] = ()
         if type(payload) is Attached:
@@ -124,6 +125,8 @@ class Outbox:
             client.ends.append(end_of(effect))
             client.unfinished -= 1
             self._clients[client.number] = client
+        else:
+            self._elsewhere(effect)
 
     def _accept(self, effect: Accept) -> None:
         client = self._sessions.clients.get(effect.client)  # type: ignore[arg-type]
@@ -131,10 +134,13 @@ class Outbox:
             client.accepted += 1
             client.unfinished += 1
             self._clients[client.number] = client
+        else:
+            self._elsewhere(effect)
 
     def _refuse(self, effect: Refuse) -> None:
         client = self._sessions.clients.get(effect.client)  # type: ignore[arg-type]
         if client is None:
+            self._elsewhere(effect)
             return
         client.accepted += 1
         self._clients[client.number] = client
@@ -145,6 +151,7 @@ class Outbox:
     def _recall(self, effect: RecallTask) -> None:
         engine = self._sessions.engines.get(effect.engine)  # type: ignore[arg-type]
         if engine is None:
+            self._elsewhere(effect)
             return
         for at, (call, _) in enumerate(engine.calls):
             if call.id == effect.task:  # never sent, so the engine cannot answer for it
@@ -158,6 +165,12 @@ class Outbox:
         self._happened.append(
             Happened(effect.what, effect.task, effect.engine, effect.client, effect.outcome)  # type: ignore[arg-type]
         )
+
+    def _elsewhere(self, effect: Accept | Refuse | AssignTask | DeliverResult | RecallTask) -> None:
+        """No session of ours: a front's own peer, or one that has left."""
+        for outlet in self._hub.outlets:
+            if outlet.take(effect):
+                return
 
     def drop_function(self, digest: bytes) -> None:
         """Nobody will name this function any more: the engines that have it are told with their next calls."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trio_sched.core import snapshot
+from trio_sched.core.events import TaskId
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.server.sessions import EngineSession, Session, Sessions
 
@@ -30,21 +31,21 @@ class Queries:
         self._counters = counters
         self._about = about
         self._started_at = started_at
-        self._answers: dict[str, Callable[[int, float], Any]] = {
+        self._answers: dict[str, Callable[[TaskId, float], Any]] = {
             "status": self._status,
             "engines": self._engines,
             "explain": self._explain,
             "story": self._story,
         }
 
-    def answer(self, what: str, task: int, now: float) -> Any:
+    def answer(self, what: str, task: TaskId, now: float) -> Any:
         """The view `what`. Raises LookupError that says which there are."""
         answer = self._answers.get(what)
         if answer is None:
             raise LookupError(f"there is no view {what!r}; there are {', '.join(self._answers)}")
         return answer(task, now)
 
-    def _status(self, _task: int, now: float) -> dict[str, Any]:
+    def _status(self, _task: TaskId, now: float) -> dict[str, Any]:
         view = snapshot.status(self._scheduler, now)
         for row in view["clients"]:
             client = self._sessions.clients.get(row["client"])
@@ -57,7 +58,7 @@ class Queries:
         view["counters"] = {**view["counters"], **self._counters}
         return {**self._about, "up_s": now - self._started_at, **view}
 
-    def _engines(self, _task: int, now: float) -> list[dict[str, Any]]:
+    def _engines(self, _task: TaskId, now: float) -> list[dict[str, Any]]:
         return self._with_sessions(snapshot.engines(self._scheduler, now), now)
 
     def _with_sessions(self, rows: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
@@ -68,10 +69,10 @@ class Queries:
                 row["nanny"] = engine.nanny
         return rows
 
-    def _explain(self, task: int, now: float) -> str:
+    def _explain(self, task: TaskId, now: float) -> str:
         return snapshot.explain(self._scheduler, task, now)
 
-    def _story(self, task: int, now: float) -> list[tuple[float, str]]:
+    def _story(self, task: TaskId, now: float) -> list[tuple[float, str]]:
         """Each line with how many seconds ago it happened."""
         return [(now - when, text) for when, text in snapshot.story(self._scheduler, task)]
 

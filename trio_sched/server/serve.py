@@ -91,8 +91,11 @@ async def _shielded(
 def _connection_files(
     identity: Identity, config: Config, addresses: Mapping[str, str]
 ) -> Iterator[tuple[Connection, Connection]]:
-    """Written when peers can connect, removed before they no longer can."""
+    """Written when peers can connect, removed before they no longer can. Not written where native ones never can."""
     client, engine = connections(identity, config, addresses)
+    if not addresses.keys() & {"native", "websocket"}:
+        yield client, engine
+        return
     write_connection_files(client, engine, identity.directory)
     log.info("listening", name=identity.name, **addresses)
     try:
@@ -120,6 +123,7 @@ class Server:
         self.sessions = Sessions()
         self.inbox = Inbox(config.submissions_per_turn)
         self.hub = Hub(self.inbox, self.identity)
+        self.hub.stop = self.stop
         functions = Functions()
         self.outbox = Outbox(self.hub, config, self.sessions, functions, self.identity.instance)
         about = {"name": config.name, "scheduler": self.identity.instance}
@@ -171,7 +175,7 @@ class Server:
         self.inbox.add_notifications([ShutdownBegan(self._reason or "")])
         with trio.move_on_after(self.config.shutdown_grace_s) as grace:
             await self._idle.wait()
-        if grace.cancelled_caught:
+        if grace.cancelled_caught and self.config.shutdown_grace_s:
             log.warning("tasks were still running", grace_s=self.config.shutdown_grace_s)
         self.outbox.flush_gathered(trio.current_time())
 

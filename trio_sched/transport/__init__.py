@@ -4,6 +4,7 @@ connection.py     connection files: how a peer finds a scheduler and proves that
 curve.py          key pairs, CURVE options, and who is let in
 multipart.py      the loop that takes messages out of a ZeroMQ socket
 zmq_socket.py     ZeroMQ under trio and asyncio (scheduler, async client, nanny)
+zmq_bound.py      bound ZeroMQ sockets of any kind on one context, for fronts that speak somebody else's protocol
 zmq_blocking.py   ZeroMQ without an event loop (worker, blocking client)
 websocket.py      WebSocket server, on trio
 """

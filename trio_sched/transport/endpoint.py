@@ -21,6 +21,8 @@ from trio_sched.transport.connection import Connection, require_private
 LINGER_MS = 100
 """How long a closing socket tries to get rid of what it still holds; the event loop stands still meanwhile."""
 MAX_PORT = 65535
+BACKLOG = 1024
+"""Connections that may wait to be accepted: hundreds of engines come at once."""
 _RECONNECT_MS, _RECONNECT_MAX_MS = 50, 1000
 
 
@@ -41,7 +43,7 @@ def bind_router(
     else:
         _check_port(address)
     socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-    _set_options(socket, address, max_message_bytes)
+    set_options(socket, address, max_message_bytes)
     socket.router_mandatory = True
     if keys:
         curve.be_server(socket, keys)
@@ -91,7 +93,7 @@ def connect_dealer(context: zmq.Context[Any], connection: Connection, max_messag
     elif not address.startswith("ipc:///"):
         raise ConfigError(f"address: {address!r} of the connection must begin with ipc:/// or tcp://")
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-    _set_options(socket, address, max_message_bytes)
+    set_options(socket, address, max_message_bytes)
     socket.reconnect_ivl = _RECONNECT_MS
     socket.reconnect_ivl_max = _RECONNECT_MAX_MS
     curve.be_client(socket, connection)
@@ -102,8 +104,9 @@ def connect_dealer(context: zmq.Context[Any], connection: Connection, max_messag
     return socket
 
 
-def _set_options(socket: zmq.Socket[bytes], address: str, max_message_bytes: int) -> None:
-    """No high-water marks: libzmq drops silently at its own, so the windows are ours, in the outbox.
+def set_options(socket: zmq.Socket[bytes], address: str, max_message_bytes: int) -> None:
+    """What every socket gets. No high-water marks: libzmq drops silently at its own, so the windows are ours, in the
+    outbox.
 
     `max_message_bytes` bounds each frame (libzmq closes the connection of a peer that sends a larger one); 0: no bound.
     """
@@ -111,6 +114,7 @@ def _set_options(socket: zmq.Socket[bytes], address: str, max_message_bytes: int
     socket.rcvhwm = 0
     socket.linger = LINGER_MS
     socket.maxmsgsize = max_message_bytes or -1
+    socket.backlog = BACKLOG
     if address.startswith("tcp://"):  # finds out, in minutes, that a peer vanished without a word
         socket.tcp_keepalive = 1
         socket.tcp_keepalive_idle = 60

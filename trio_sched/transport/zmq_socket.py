@@ -10,15 +10,19 @@ then sleep for ever. Hence the rules of this file:
 * a drain takes a bounded number of messages and then passes a checkpoint, so that a flood does not starve other tasks.
 
 Between the last zmq.Again and the wait nothing may touch the socket unseen: `_wait_scope` is set before the first
-checkpoint, so a flush in between cancels a wait that has not begun yet, which is as good.
+checkpoint, so a flush in between cancels a wait that has not begun yet, which is as good. A drain that ended with
+zmq.Again need not be repeated before that wait unless something was sent meanwhile: `_drained` (5 us a wake-up).
 
-Each socket has a context of its own: ZAP, which authenticates TCP peers, is one handler for each context, and several
-schedulers may live in one process.
+Under trio its own primitives are used, because anyio's wrappers would cost 15 us more at each wake-up.
+
+Each native socket has a context of its own: ZAP, which authenticates TCP peers, is one handler for each context, and
+several schedulers may live in one process. Sockets of other kinds, which share a context, are made by zmq_bound.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -50,11 +54,15 @@ class ZmqSocket:
         self._routed = routed
         self._descriptor = int(socket.get(zmq.FD))
         self._receive_frame, self._send_frame, self._option = methods(socket)
-        self._wait_scope: anyio.CancelScope | None = None
+        self._wait_scope: Any = None
+        """The cancel scope of the reader that waits."""
+        self._drained = False
+        """Nothing was there to receive, and the socket was not touched since."""
+        self._loop: Any = None
         self._closing = False
         self._authenticator: ZmqSocket | None = None
         self._roles: dict[bytes, Role] = {}
-        self._sharing: tuple[ZmqSocket, ...] = (self,)
+        self._sharing: Sequence[ZmqSocket] = (self,)
 
     # ---- making one -------------------------------------------------------------------------------------------------
 
@@ -97,6 +105,14 @@ class ZmqSocket:
             raise
         return cls(context, socket, address=connection.address, routed=False)
 
+    def share(self, users: Sequence[ZmqSocket]) -> None:
+        """These, this one among them, use one context: the last to close ends it."""
+        self._sharing = users
+
+    def with_socket(self, use: Callable[[zmq.Socket[bytes]], str]) -> str:
+        """What `use` makes of the bare socket: for the other files of this package, before anyone receives."""
+        return use(self._socket)
+
     # ---- receiving --------------------------------------------------------------------------------------------------
 
     async def receive(self, limit: int = RECEIVE_LIMIT) -> list[list[Frame]]:
@@ -110,25 +126,35 @@ class ZmqSocket:
         """
         if self._wait_scope is not None:
             raise anyio.BusyResourceError("receiving from")
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        loop = self._loop or self._find_loop()
+        await loop.checkpoint_if_cancelled()
         waited = False
         while not self._closing:
-            messages = drain(self._receive_frame, limit, self._routed)
-            if messages:
-                if not waited:
-                    await anyio.lowlevel.cancel_shielded_checkpoint()
-                return messages
-            await self._wait_for_edge()
+            if not self._drained:
+                messages = drain(self._receive_frame, limit, self._routed)
+                self._drained = len(messages) < limit
+                if messages:
+                    if not waited:
+                        await loop.cancel_shielded_checkpoint()
+                    return messages
+            await self._wait_for_edge(loop)
             waited = True
         raise anyio.ClosedResourceError
 
-    async def _wait_for_edge(self) -> None:
-        with anyio.CancelScope() as scope:
+    def _find_loop(self) -> Any:
+        """The primitives of the event loop that we run in."""
+        trio = sys.modules.get("trio")
+        self._loop = _OnTrio(trio) if trio is not None and trio.lowlevel.in_trio_task() else _ON_ANYIO
+        return self._loop
+
+    async def _wait_for_edge(self, loop: Any) -> None:
+        with loop.CancelScope() as scope:
             self._wait_scope = scope
             try:
-                await anyio.wait_readable(self._descriptor)
+                await loop.wait_readable(self._descriptor)
             finally:
                 self._wait_scope = None
+                self._drained = False
                 if self._closing:
                     self._close_now()
 
@@ -141,6 +167,7 @@ class ZmqSocket:
         To a ROUTER, frame 0 is the peer's routing id. Large frames are not copied: leave them unchanged after this.
         """
         send_frame = self._send_frame
+        self._drained = False
         try:
             for frame in frames[:-1]:
                 send_frame(frame, SNDMORE, len(frame) < LARGE_BYTES, False)
@@ -209,6 +236,28 @@ class ZmqSocket:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _OnTrio:
+    """Trio's own."""
+
+    def __init__(self, trio: Any) -> None:
+        self.CancelScope = trio.CancelScope
+        self.wait_readable = trio.lowlevel.wait_readable
+        self.checkpoint_if_cancelled = trio.lowlevel.checkpoint_if_cancelled
+        self.cancel_shielded_checkpoint = trio.lowlevel.cancel_shielded_checkpoint
+
+
+class _OnAnyio:
+    """Any other loop's."""
+
+    CancelScope = anyio.CancelScope
+    wait_readable = staticmethod(anyio.wait_readable)
+    checkpoint_if_cancelled = staticmethod(anyio.lowlevel.checkpoint_if_cancelled)
+    cancel_shielded_checkpoint = staticmethod(anyio.lowlevel.cancel_shielded_checkpoint)
+
+
+_ON_ANYIO = _OnAnyio()
 
 
 def _bound_zap(context: zmq.Context[Any]) -> zmq.Socket[bytes]:

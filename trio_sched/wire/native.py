@@ -210,12 +210,12 @@ class Cancel(Struct, tag="cancel", omit_defaults=True):
 
 class Query(Struct, tag="query", omit_defaults=True):
     """Ask for a view; answered by Reply with the same `request`. `what`: "status", "explain", "story" (with `task`),
-    "engines".
+    "engines". A task of another front has a text for its id.
     """
 
     request: int
     what: str
-    task: int = 0
+    task: int | str = 0
 
 
 class Watch(Struct, tag="watch", omit_defaults=True):

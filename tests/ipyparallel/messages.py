@@ -1,0 +1,46 @@
+"""Messages as clients and engines would send them, for tests of what looks into them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trio_sched.wire.jupyter import Codec, Parsed
+
+CODEC = Codec(b"key")
+
+
+def request(
+    msg_id: str,
+    *,
+    date: str = "2026-03-01T12:00:00.000000Z",
+    msg_type: str = "apply_request",
+    metadata: dict[str, Any] | None = None,
+    content: dict[str, Any] | None = None,
+    buffers: tuple[bytes, ...] = (),
+) -> Parsed:
+    """A request of client "alice"."""
+    header = {"msg_id": msg_id, "msg_type": msg_type, "session": "alice", "username": "a", "date": date}
+    message = CODEC.message(msg_type, content or {}, header=header, metadata=metadata, buffers=buffers)
+    return Parsed([b"client"], message[1:])
+
+
+def reply(
+    to: str,
+    *,
+    msg_type: str = "apply_reply",
+    date: str = "2026-03-01T12:00:05.000000Z",
+    metadata: dict[str, Any] | None = None,
+    content: dict[str, Any] | None = None,
+    buffers: tuple[bytes, ...] = (),
+) -> Parsed:
+    """What an engine says to a request: its reply, or output."""
+    header = {"msg_id": f"re-{to}", "msg_type": msg_type, "session": "engine", "username": "e", "date": date}
+    message = CODEC.message(
+        msg_type,
+        content or {"status": "ok"},
+        header=header,
+        parent={"msg_id": to, "session": "alice"},
+        metadata=metadata or {"status": "ok", "engine": "e-uuid", "started": "2026-03-01T12:00:04.000000Z"},
+        buffers=buffers,
+    )
+    return Parsed([b"engine"], message[1:])

@@ -1,0 +1,158 @@
+"""Clients and engines on bare ZeroMQ sockets, with jupyter_client's own Session: what they read and write is judged by
+the real thing.
+
+They run in the test's thread, with timeouts, while the code under test runs in an event loop of its own: `Loop`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+import zmq
+from jupyter_client.session import Session
+
+from trio_sched.ipyparallel.monitor import Monitor, Queue
+from trio_sched.transport.zmq_bound import SocketSet
+from trio_sched.wire.jupyter import Codec, Parsed
+
+KEY = b"a key of this test"
+ANYWHERE = "tcp://127.0.0.1:0"
+TIMEOUT_MS = 10_000
+QUIET_MS = 50
+"""Long enough for what was sent to have arrived, as a rule."""
+
+
+class Heard(Monitor):
+    """A monitor that only remembers what it was told."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+        self.told: list[tuple[Any, ...]] = []
+        self.buffers = 0
+
+    def submitted(self, queue: Queue, message: Parsed, client: str, engine: str | None) -> None:
+        self.buffers += len(message.buffers)
+        self.told.append(("submitted", queue, message.head.msg_id, client, engine))
+
+    def finished(self, queue: Queue, reply: Parsed, engine: str | None) -> None:
+        self.told.append(("finished", queue, reply.parent.msg_id, engine))
+
+    def output(self, message: Parsed) -> None:
+        self.told.append(("output", message.head.msg_type, message.parent.msg_id))
+
+
+class Loop:
+    """The code under test, in a thread: `SocketSet`, codec, counters, monitor, and whatever `start` adds."""
+
+    def __init__(self, on: bool) -> None:
+        self.sockets: Any = None
+        self.codec = Codec(KEY)
+        self.counters: Counter[str] = Counter()
+        self.monitor = Heard(on)
+        self._token: Any = None
+        self._nursery: Any = None
+
+    def note(self, reason: str) -> None:
+        self.counters[reason] += 1
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call it in the event loop's thread."""
+        return trio.from_thread.run_sync(function, *args, trio_token=self._token)
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        """Wait for what the other thread is about to do."""
+        limit = time.monotonic() + TIMEOUT_MS / 1e3
+        while not condition():
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+
+    def start(self, make: Callable[[Loop], Any]) -> Any:
+        """Make something that has a `run`, and run it."""
+
+        def begin() -> Any:
+            made = make(self)
+            self._nursery.start_soon(made.run)
+            return made
+
+        return self.call(begin)
+
+    async def main(self, ready: threading.Event) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        with SocketSet() as self.sockets:
+            async with trio.open_nursery() as self._nursery:
+                ready.set()
+                await trio.sleep_forever()
+
+    def stop(self) -> None:
+        self.call(lambda: self._nursery.cancel_scope.cancel())
+
+
+@contextmanager
+def loop(on: bool = False) -> Iterator[Loop]:
+    """A running `Loop`, with the monitor on or off."""
+    running = Loop(on)
+    ready = threading.Event()
+    thread = threading.Thread(target=trio.run, args=(running.main, ready), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield running
+    finally:
+        running.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+class Peer:
+    """A socket, and a session to write and read messages with."""
+
+    def __init__(self, context: zmq.Context[Any], kind: int, address: str, name: str = "", key: bytes = KEY) -> None:
+        self.session = Session(key=key, session=name or None) if name else Session(key=key)
+        self.socket = context.socket(kind)
+        self.socket.linger = 0
+        if kind in (zmq.ROUTER, zmq.DEALER) and name:
+            self.socket.routing_id = name.encode()
+        if kind == zmq.SUB:
+            self.socket.subscribe(b"")
+        self.socket.connect(address)
+
+    def send(self, msg_type: str, *identities: bytes, **parts: Any) -> Any:
+        """Send a message, with these identities before it; returns it."""
+        return self.session.send(self.socket, msg_type, ident=list(identities), **parts)
+
+    def frames(self) -> list[bytes]:
+        """The next message as it came."""
+        assert self.socket.poll(TIMEOUT_MS), "nothing came"
+        return self.socket.recv_multipart()
+
+    def receive(self) -> tuple[list[bytes], dict[str, Any]]:
+        """The next message: (identities, message), its signature verified."""
+        identities, parts = self.session.feed_identities(self.frames())
+        return identities, self.session.deserialize(parts)
+
+    def hears_nothing(self) -> bool:
+        return not self.socket.poll(QUIET_MS)
+
+
+@contextmanager
+def peers() -> Iterator[Callable[..., Peer]]:
+    """Makes peers on one context, and closes them."""
+    context: zmq.Context[Any] = zmq.Context()
+    made: list[Peer] = []
+
+    def make(kind: int, socket: Any, name: str = "", key: bytes = KEY) -> Peer:
+        made.append(Peer(context, kind, socket.address, name, key))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for peer in made:
+            peer.socket.close()
+        context.term()

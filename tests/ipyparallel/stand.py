@@ -1,0 +1,206 @@
+"""The whole front inside `serve`, in a thread, with real engines as processes and real clients in the test's thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+import trio.testing
+
+from trio_sched.ipyparallel.config import IppConfig
+from trio_sched.ipyparallel.files import path_of
+from trio_sched.ipyparallel.front import IpyparallelFront
+from trio_sched.server.native import NativeFront
+from trio_sched.server.serve import Running, serve
+from trio_sched.transport.zmq_peer import Peer, Peers
+from trio_sched.wire.jupyter import DELIMITER, Codec, split
+
+PATIENCE_S = 40
+QUIET_S = 0.05
+T = TypeVar("T")
+
+
+class Stand:
+    """A running controller."""
+
+    def __init__(self, config: IppConfig, native: bool = False, **server: Any) -> None:
+        self.config = config
+        self._native = native
+        self.front = IpyparallelFront(config)
+        self.running: Running
+        self._server = self.front.config.for_server(runtime_dir=f"{config.profile_dir}/run", **server)
+        self._engines: list[subprocess.Popen[bytes]] = []
+        self._token: Any = None
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(PATIENCE_S)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._main)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _main(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+            fronts = [self.front, NativeFront(self._server)] if self._native else [self.front]
+            self.running = await nursery.start(serve, self._server, fronts)
+            self._ready.set()
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call it in the event loop's thread."""
+        return trio.from_thread.run_sync(function, *args, trio_token=self._token)
+
+    @property
+    def client_file(self) -> str:
+        return str(path_of(self.config, "client"))
+
+    @property
+    def engine_file(self) -> str:
+        return str(path_of(self.config, "engine"))
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What was dropped, by reason; what the core counted, too."""
+        return {**self.running.server.hub.counters, **self.running.server.scheduler.counters}
+
+    def settle(self) -> dict[str, int]:
+        """Wait until nobody has anything to do. Returns the counters."""
+        trio.from_thread.run(trio.testing.wait_all_tasks_blocked, QUIET_S, trio_token=self._token)
+        return self.counters
+
+    def start_engines(self, count: int) -> list[subprocess.Popen[bytes]]:
+        """Real engines; waiting for them is the client's business."""
+        environment = {**os.environ, "IPYTHONDIR": str(Path(self.config.profile_dir, "ipython"))}
+        command = [sys.executable, "-W", "ignore", "-m", "ipyparallel.engine", f"--file={self.engine_file}"]
+        started = [
+            subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            for _ in range(count)
+        ]
+        self._engines += started
+        return started
+
+    def close(self) -> None:
+        for engine in self._engines:
+            if engine.poll() is None:
+                os.killpg(engine.pid, signal.SIGKILL)  # its nanny, too
+            engine.wait()
+        self._engines.clear()
+        if self._thread.is_alive():
+            self.call(self.running.stop)
+            self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+        if self._error is not None:
+            raise self._error
+
+
+@contextmanager
+def stand(
+    engines: int = 0, *, native: bool = False, server: dict[str, Any] | None = None, **settings: Any
+) -> Iterator[Stand]:
+    """A controller with a profile of its own."""
+    profile = tempfile.mkdtemp(prefix="ipp-", dir="/tmp")
+    running: Stand | None = None
+    try:
+        running = Stand(IppConfig(profile_dir=profile, **settings), native, **(server or {}))
+        running.start_engines(engines)
+        yield running
+    finally:
+        if running is not None:
+            running.close()
+        shutil.rmtree(profile, ignore_errors=True)
+
+
+@contextmanager
+def client(at: Stand | str, engines: int = 0, **options: Any) -> Iterator[Any]:
+    """A real client, once so many engines are there."""
+    import ipyparallel
+
+    path = at if isinstance(at, str) else at.client_file
+    connected = ipyparallel.Client(path, **{"timeout": PATIENCE_S, **options})
+    try:
+        if engines:
+            connected.wait_for_engines(engines, timeout=PATIENCE_S, interactive=False)
+        yield connected
+    finally:
+        connected.close()
+
+
+class Raw:
+    """An engine and a client on bare sockets, and what is needed to disturb them."""
+
+    def __init__(self, running: Stand, peers: Peers) -> None:
+        self.running = running
+        self.peers = peers
+        self.client_file = json.loads(Path(running.client_file).read_text())
+        self.engine_file = json.loads(Path(running.engine_file).read_text())
+        self.codec = Codec(self.client_file["key"].encode())
+        self.uuid = str(uuid.uuid4())
+        self.tasks = self.connect("dealer", "client", "task")
+        self.registration = self.connect("dealer", "client", "registration")
+
+    def connect(self, kind: Any, side: str, channel: str, routing_id: str = "") -> Peer:
+        inside = self.client_file if side == "client" else self.engine_file
+        port = inside[channel][0] if isinstance(inside[channel], list) else inside[channel]
+        return self.peers.connect(kind, f"{inside['interface']}:{port}", routing_id)
+
+    def ask(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+        self.registration.send(self.codec.message(kind, content))
+        while True:
+            reply = self.registration.receive(PATIENCE_S)
+            assert reply is not None
+            if split(reply).head.msg_type == kind.replace("_request", "_reply"):
+                return split(reply).content
+
+    def join(self) -> None:
+        """Register, and beat once."""
+        assert self.ask("registration_request", {"uuid": self.uuid})["status"] == "ok"
+        self.engine = self.connect("dealer", "engine", "task", self.uuid)
+        self.ping = self.connect("sub", "engine", "hb_ping")
+        self.pong = self.connect("dealer", "engine", "hb_pong", self.uuid)
+        ping = self.ping.receive(PATIENCE_S)
+        assert ping is not None
+        self.pong.send(ping)
+        while self.uuid not in self.ask("connection_request", {})["engines"].values():
+            pass
+
+    def run_a_task(self) -> None:
+        """From the client through the core to the engine and back."""
+        header = self.codec.header("apply_request")
+        self.tasks.send(self.codec.message("apply_request", {}, header=header, buffers=[b"argument"]))
+        while True:
+            request = self.engine.receive(PATIENCE_S)
+            assert request is not None
+            at = request.index(DELIMITER)
+            metadata = {"status": "ok", "engine": self.uuid}
+            reply = self.codec.message("apply_reply", {"status": "ok"}, parent=request[at + 2], metadata=metadata)
+            self.engine.send([*request[:at], *reply])
+            if split(request).head.msg_id == header["msg_id"]:
+                break
+        while True:
+            answer = self.tasks.receive(PATIENCE_S)
+            assert answer is not None
+            if split(answer).parent.msg_id == header["msg_id"]:
+                assert split(answer).content == {"status": "ok"}
+                return

@@ -1,0 +1,403 @@
+"""Records: the same in every store, bounded in memory, kept in SQLite, and the query language."""
+
+from __future__ import annotations
+
+import fnmatch
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ipyparallel.messages import reply, request
+from trio_sched.errors import ConfigError
+from trio_sched.ipyparallel.config import IppConfig
+from trio_sched.ipyparallel.records.base import Monitor, NullMonitor
+from trio_sched.ipyparallel.records.finding import Query, QueryError
+from trio_sched.ipyparallel.records.memory import MemoryStore
+from trio_sched.ipyparallel.records.opening import open_monitor
+from trio_sched.ipyparallel.records.record import FIELDS, Record, as_dict, utc
+from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, SQLiteStore
+from trio_sched.ipyparallel.records.store import NoStore, NotKept, Store
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    store: Store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "tasks.db")
+    yield store
+    store.close()
+
+
+def found(store: Store, query: dict[str, Any]) -> list[str]:
+    return [record.msg_id for record in store.find(Query(query))]
+
+
+def fill(store: Store, number: int = 8) -> list[str]:
+    ids = [f"t{i}" for i in range(number)]
+    for i, msg_id in enumerate(ids):
+        store.add(Record(msg_id, submitted=f"2026-01-01T00:00:{i:02}.000000Z", label=f"fit/{i % 2}", queue="task"))
+    return ids
+
+
+def whole(store: Store, msg_id: str) -> dict[str, Any]:
+    (record,) = store.find(Query({"msg_id": msg_id}))
+    return as_dict(record)
+
+
+# ---- stores ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_from_submission_to_result(store: Store) -> None:
+    monitor = Monitor(store)
+    monitor.submitted(
+        "task",
+        request("t", metadata={"label": "fit", "retries": 1}, content={"a": 1}, buffers=(b"in", b"more")),
+        "alice",
+    )
+    assert monitor.unassigned() == ["t"]
+    before = whole(store, "t")
+    assert set(before) == set(FIELDS)
+    assert before["completed"] is None
+    assert before["result_header"] is None
+    assert before["stdout"] == ""
+    monitor.arrived("e-uuid", "t")
+    assert monitor.engines["e-uuid"].outstanding == {"t": "task"}
+    monitor.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "hello "}))
+    monitor.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "there"}))
+    monitor.output(reply("t", msg_type="stream", content={"name": "stderr", "text": "oh"}))
+    monitor.output(reply("t", msg_type="display_data", content={"data": {"text/plain": "1"}}))
+    monitor.output(reply("t", msg_type="status", content={"execution_state": "idle"}))
+    monitor.finished("task", reply("t", buffers=(b"out",)), "e-uuid")
+    record = whole(store, "t")
+    expected = {
+        "msg_id": "t",
+        "queue": "task",
+        "client_uuid": "alice",
+        "engine_uuid": "e-uuid",
+        "submitted": "2026-03-01T12:00:00.000000Z",
+        "started": "2026-03-01T12:00:04.000000Z",
+        "completed": "2026-03-01T12:00:05.000000Z",
+        "resubmitted": None,
+        "metadata": {"label": "fit", "retries": 1},
+        "content": {"a": 1},
+        "result_content": {"status": "ok"},
+        "buffers": [b"in", b"more"],
+        "result_buffers": [b"out"],
+        "stdout": "hello there",
+        "stderr": "oh",
+        "display_data": {"data": {"text/plain": "1"}},
+        "execute_result": None,
+        "label": "fit",
+    }
+    assert {name: record[name] for name in expected} == expected
+    assert record["header"]["msg_id"] == "t"
+    assert record["result_header"]["msg_id"] == "re-t"
+    assert record["received"] > "2026"
+    assert not monitor.pending
+    assert monitor.engines["e-uuid"].ended == 1
+    assert list(monitor.engines["e-uuid"].completed) == ["t"]
+
+
+def test_output_of_executions(store: Store) -> None:
+    monitor = Monitor(store)
+    monitor.submitted("mux", request("x", msg_type="execute_request"), "alice", "e-uuid")
+    monitor.output(reply("x", msg_type="execute_input", content={"code": "1/0", "execution_count": 3}))
+    monitor.output(reply("x", msg_type="error", content={"ename": "ZeroDivisionError"}))
+    monitor.output(reply("x", msg_type="execute_result", content={"data": {"text/plain": "5"}}))
+    record = whole(store, "x")
+    assert record["execute_input"] == "1/0"
+    assert record["error"] == {"ename": "ZeroDivisionError"}
+    assert record["execute_result"] == {"data": {"text/plain": "5"}}
+
+
+def test_a_repeat_changes_nothing_and_unknown_ones_are_ignored(store: Store) -> None:
+    monitor = Monitor(store)
+    monitor.submitted("task", request("t", content={"a": 1}), "alice")
+    monitor.submitted("task", request("t", content={"a": 2}), "mallory")
+    monitor.finished("task", reply("t"), "e-uuid")
+    monitor.submitted("task", request("t", content={"a": 2}), "mallory")
+    monitor.finished("task", reply("never"), "e-uuid")
+    monitor.output(reply("never", msg_type="stream", content={"name": "stdout", "text": "x"}))
+    monitor.arrived("e-uuid", "never")
+    assert found(store, {}) == ["t"]
+    assert whole(store, "t")["content"] == {"a": 1}
+    assert not monitor.pending
+
+
+def test_garbage_in_the_dicts_is_kept_as_nothing(store: Store) -> None:
+    monitor = Monitor(store)
+    message = request("t", date="yesterday", metadata={"label": 5})
+    message.frames[4] = b"\xff{"
+    monitor.submitted("task", message, "alice")
+    monitor.output(reply("t", msg_type="stream", content={"name": "stdin", "text": "x"}))
+    monitor.output(reply("t", msg_type="stream", content={"name": "stdout", "text": 5}))
+    monitor.output(reply("t", msg_type="execute_input", content={"code": "\ud800 lone"}))
+    answer = reply("t", metadata={"started": 3})
+    answer.frames[3] = b"nonsense"
+    monitor.finished("task", answer, None)
+    record = whole(store, "t")
+    assert record["submitted"] is record["content"] is record["label"] is record["started"] is None
+    assert record["completed"] == "2026-03-01T12:00:05.000000Z"
+    assert found(store, {}) == ["t"]
+    assert store.history() == []
+
+
+def test_an_engine_that_goes_fails_what_it_was_asked_directly(store: Store) -> None:
+    monitor = Monitor(store)
+    monitor.submitted("mux", request("direct"), "alice", "e-uuid")
+    monitor.submitted("task", request("task"), "alice")
+    monitor.arrived("e-uuid", "task")
+    monitor.engine_gone("e-uuid")
+    record = whole(store, "direct")
+    assert record["result_content"]["ename"] == "EngineError"
+    assert record["result_header"]["msg_type"] == "apply_reply"
+    assert record["completed"] is not None
+    assert monitor.pending == {"task": "e-uuid"}
+    monitor.arrived("other", "task")
+    assert set(monitor.engines) == {"other"}
+    monitor.finished("task", reply("task"), "other")
+    assert monitor.pending == {}
+
+
+def test_history_is_by_submission_and_drop_forgets(store: Store) -> None:
+    ids = fill(store)
+    store.add(Record("early", submitted="2025-01-01T00:00:00.000000Z"))
+    store.add(Record("undated"))
+    assert store.history() == ["early", *ids]
+    assert store.drop(["early", "nobody", ids[0]]) == 2
+    assert store.history() == ids[1:]
+    assert store.get("early") is None
+
+
+def test_what_a_query_returns_is_a_copy(store: Store) -> None:
+    monitor = Monitor(store)
+    monitor.submitted("task", request("t", content={"a": 1}, buffers=(b"x",)), "alice")
+    record = whole(store, "t")
+    record["content"]["a"] = 2
+    record["buffers"].clear()
+    assert whole(store, "t")["content"] == {"a": 1}
+    assert whole(store, "t")["buffers"] == [b"x"]
+
+
+# ---- the query language ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ({}, "01234567"),
+        ({"msg_id": "t3"}, "3"),
+        ({"msg_id": None}, ""),
+        ({"msg_id": {"$ne": None}}, "01234567"),
+        ({"msg_id": {"$ne": "t3"}}, "0124567"),
+        ({"msg_id": {"$in": ["t5", "t1", "no"]}}, "15"),
+        ({"msg_id": {"$nin": ["t5", "t1"]}}, "023467"),
+        ({"msg_id": {"$eq": "t2"}}, "2"),
+        ({"submitted": {"$lt": "2026-01-01T00:00:03Z"}}, "012"),
+        ({"submitted": {"$lte": "2026-01-01T00:00:03Z"}}, "0123"),
+        ({"submitted": {"$gt": "2026-01-01T00:00:03Z"}}, "4567"),
+        ({"submitted": {"$gte": "2026-01-01T01:00:03+01:00"}}, "34567"),
+        ({"submitted": {"$gt": "2026-01-01T00:00:03Z", "$lt": "2026-01-01T00:00:05Z"}}, "4"),
+        ({"submitted": "2026-01-01T00:00:03.000Z"}, "3"),
+        ({"submitted": {"$in": ["2026-01-01T00:00:03.000+00:00"]}}, "3"),
+        ({"completed": {"$lt": "2027-01-01T00:00:00Z"}}, ""),
+        ({"completed": None, "label": "fit/1"}, "1357"),
+        ({"completed": {"$exists": False}}, "01234567"),
+        ({"submitted": {"$exists": True}}, "01234567"),
+        ({"submitted": {"$exists": False}}, ""),
+        ({"label": {"$glob": "fit/[1-9]"}}, "1357"),
+        ({"label": {"$all": ["fit/0"]}}, "0246"),
+        ({"label": {"$all": ["fit/0", "fit/1"]}}, ""),
+        ({"label": {"$mod": [2, 0]}}, ""),
+        ({"label": {"$gt": 5}}, ""),
+        ({"nothing": None}, "01234567"),
+        ({"nothing": "x"}, ""),
+    ],
+)
+def test_operators(store: Store, query: dict[str, Any], wanted: str) -> None:
+    fill(store)
+    assert found(store, query) == [f"t{i}" for i in wanted]
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ({"label": {"$like": "x"}}, r"\$like"),
+        ({"label": {"$in": "x"}}, r"\$in"),
+        ({"label": {"$nin": 5}}, r"\$nin"),
+        ({"label": {"$all": None}}, r"\$all"),
+        ({"label": {"$mod": [0, 0]}}, r"\$mod"),
+        ({"label": {"$mod": 2}}, r"\$mod"),
+        ({"label": {"$glob": 5}}, r"\$glob"),
+        (["label"], "dict"),
+    ],
+)
+def test_a_query_without_sense_is_named(query: Any, named: str) -> None:
+    with pytest.raises(QueryError, match=named):
+        Query(query)
+
+
+def test_glob_is_fnmatch(store: Store) -> None:
+    labels = ["group_a", "group_a/sub_a", "group_a/sub_b", "label*task", "label?task", "Group_a"]
+    for label in labels:
+        store.add(Record(label, label=label))
+    for pattern in ["group_a*", "group_a/sub_?", "*/sub_[ab]", "*[*]*", "*[?]*"]:
+        assert found(store, {"label": {"$glob": pattern}}) == [
+            one for one in labels if fnmatch.fnmatchcase(one, pattern)
+        ]
+
+
+def test_dates_become_one_form() -> None:
+    assert utc("2026-01-01T00:00:00.5+02:00") == "2025-12-31T22:00:00.500000Z"
+    assert utc("2026-01-01T00:00:00.123456Z") == "2026-01-01T00:00:00.123456Z"
+    for no_date in ["", "yesterday", None, 5, "0001-01-01T00:00:00+05:00"]:
+        assert utc(no_date) is None
+
+
+# ---- bounds ---------------------------------------------------------------------------------------------------------
+
+
+def test_memory_drops_the_oldest_tenth_beyond_the_number() -> None:
+    store = MemoryStore(record_limit=20, cull_fraction=0.2)
+    ids = fill(store, 20)
+    assert store.history() == ids
+    store.add(Record("one", submitted="2027-01-01T00:00:00.000000Z"))
+    assert store.history() == [*ids[4:], "one"]
+    assert store.culled == 4
+
+
+def test_memory_drops_the_oldest_beyond_the_bytes() -> None:
+    store = MemoryStore(size_limit_bytes=1000, cull_fraction=0.2)
+    for i in range(100):
+        store.add(Record(f"t{i}", buffers=(b"0123456789",)))
+    assert len(found(store, {})) == 100
+    record = store.get("t99")
+    assert record is not None
+    record.stdout.append("!")
+    store.changed(record)
+    assert len(found(store, {})) == 79
+    assert found(store, {})[0] == "t21"
+
+
+def test_memory_counts_what_is_dropped() -> None:
+    store = MemoryStore(size_limit_bytes=100)
+    for i in range(10_000):
+        store.add(Record(f"t{i}", buffers=(b"0123456789",)))
+        store.drop([f"t{i}"])
+    store.add(Record("last", buffers=(b"x" * 100,)))
+    assert found(store, {}) == ["last"]
+
+
+# ---- SQLite ---------------------------------------------------------------------------------------------------------
+
+
+def test_sqlite_outlives_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "tasks.db"
+    store = SQLiteStore(path)
+    ids = fill(store, DIRTY_LIMIT + 50)
+    store.close()
+    store = SQLiteStore(path)
+    assert found(store, {}) == ids
+    store.add(Record("new"))
+    assert found(store, {})[-1] == "new"
+    store.close()
+
+
+def test_sqlite_writes_what_has_ended_and_what_has_waited(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    store = SQLiteStore(path)
+    monitor = Monitor(store)
+
+    def written() -> list[str]:
+        with closing(sqlite3.connect(path)) as db:
+            return [row[0] for row in db.execute("select msg_id from trio_sched_tasks order by number")]
+
+    for msg_id in "abc":
+        monitor.submitted("task", request(msg_id), "alice")
+    monitor.finished("task", reply("b"), None)
+    store.rest()
+    assert written() == ["b"]
+    monitor.submitted("task", request("d"), "alice")
+    store.rest()
+    assert written() == ["a", "b", "c"]
+    monitor.finished("task", reply("a"), None)
+    assert found(store, {"completed": None}) == ["c", "d"]
+    assert written() == ["a", "b", "c", "d"]
+    for i in range(DIRTY_LIMIT):
+        monitor.submitted("task", request(f"t{i}"), "alice")
+        if i % 2:
+            monitor.finished("task", reply(f"t{i}"), None)
+    assert len(written()) > 4
+    store.tidy()
+    store.close()
+
+
+def test_sqlite_finds_page_by_page(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "tasks.db")
+    ids = fill(store, 700)
+    assert found(store, {"queue": "task"}) == ids
+    assert found(store, {"msg_id": {"$in": ids[::-1]}}) == ids
+    store.close()
+
+
+def test_sqlite_leaves_a_table_of_another_kind_alone(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    with sqlite3.connect(path) as db:
+        db.execute('create table "ipython-tasks" (msg_id text, buffers bufs blob)')
+    db.close()
+    for _ in range(2):
+        store = SQLiteStore(path, "ipython-tasks")
+        store.add(Record("t"))
+        assert found(store, {}) == ["t"]
+        store.close()
+
+
+def test_sqlite_in_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    path.write_bytes(b"this is a letter to my aunt" * 100)
+    with pytest.raises(ConfigError, match=r"tasks\.db"):
+        SQLiteStore(path)
+
+
+def test_sqlite_that_cannot_write_loses_records_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    store = SQLiteStore(path)
+    monitor = Monitor(store)
+    monitor.submitted("task", request("t"), "alice")
+    with sqlite3.connect(path) as db:
+        db.execute("drop table trio_sched_tasks")
+    db.close()
+    store.flush()
+    assert store.lost == 1
+    monitor.submitted("task", request("u"), "alice")  # and it goes on
+    store.close()
+
+
+# ---- none -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_records_say_so() -> None:
+    monitor = NullMonitor()
+    monitor.submitted("task", request("t"), "alice")
+    monitor.finished("task", reply("t"), "e")
+    assert not monitor.on
+    assert not monitor.pending
+    store = NoStore()
+    with pytest.raises(NotKept, match="--nodb"):
+        store.history()
+    with pytest.raises(KeyError):
+        store.find(Query({}))
+
+
+def test_the_settings_choose(tmp_path: Path) -> None:
+    def opened(database: Any, **options: Any) -> Monitor:
+        return open_monitor(IppConfig(profile_dir=str(tmp_path), database=database, database_options=options))
+
+    assert not opened("nodb").on
+    assert isinstance(opened("dictdb", record_limit=5).store, MemoryStore)
+    sqlite = opened("sqlitedb", filename="other.db", table="mine").store
+    assert isinstance(sqlite, SQLiteStore)
+    assert (tmp_path / "other.db").exists()
+    sqlite.close()

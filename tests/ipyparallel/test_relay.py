@@ -1,0 +1,218 @@
+"""The relays between bare sockets: frames cross untouched, to the one they are for, and nothing else happens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import zmq
+
+from tests.ipyparallel.raw_peers import ANYWHERE, TIMEOUT_MS, Loop, Peer
+from trio_sched.ipyparallel.relay import Output, Relay
+
+ENGINE, OTHER = "engine-uuid", "other-uuid"
+BIG = bytes(range(256)) * 4096
+
+
+class Mux:
+    """A relay with two engines connected and known to it."""
+
+    def __init__(self, loop: Loop, peer: Callable[..., Peer]) -> None:
+        self.loop = loop
+        self.clients, self.engines = (loop.call(loop.sockets.bind, "router", ANYWHERE) for _ in range(2))
+        loop.start(lambda it: Relay("mux", self.clients, self.engines, it.codec, it.note, it.monitor))
+        self.client = peer(zmq.DEALER, self.clients)
+        self.engine = peer(zmq.ROUTER, self.engines, ENGINE)
+        self.other = peer(zmq.ROUTER, self.engines, OTHER)
+
+    def ask(self, name: str = ENGINE, **parts: Any) -> Any:
+        return self.client.send("apply_request", name.encode(), content={}, **parts)
+
+
+def connected(mux: Mux) -> Mux:
+    """Wait until both engines are known: what is sent to one that is not vanishes."""
+    for name, engine in ((ENGINE, mux.engine), (OTHER, mux.other)):
+        while True:
+            mux.ask(name)
+            if engine.socket.poll(50):
+                break
+        while engine.socket.poll(50):
+            engine.socket.recv_multipart()
+    return mux
+
+
+@pytest.fixture
+def mux(loop: Loop, peer: Callable[..., Peer]) -> Mux:
+    mux = connected(Mux(loop, peer))
+    loop.call(loop.monitor.told.clear)
+    return mux
+
+
+def test_a_request_reaches_the_engine_it_names_and_the_reply_its_client(mux: Mux, peer: Callable[..., Peer]) -> None:
+    bystander = peer(zmq.DEALER, mux.clients)
+    sent = mux.ask(buffers=[b"small", BIG])
+    identities, request = mux.engine.receive()
+    assert request["header"]["msg_id"] == sent["header"]["msg_id"]
+    assert [bytes(buffer) for buffer in request["buffers"]] == [b"small", BIG]
+    reply = mux.engine.send("apply_reply", *identities, content={"status": "ok"}, parent=request, buffers=[BIG])
+    sender, answer = mux.client.receive()
+    assert sender == [ENGINE.encode()]
+    assert answer["header"]["msg_id"] == reply["header"]["msg_id"]
+    assert [bytes(buffer) for buffer in answer["buffers"]] == [BIG]
+    assert mux.other.hears_nothing()
+    assert bystander.hears_nothing()
+    told = [
+        ("submitted", "mux", sent["header"]["msg_id"], mux.client.session.session, ENGINE),
+        ("finished", "mux", sent["header"]["msg_id"], ENGINE),
+    ]
+    mux.loop.until(lambda: mux.loop.monitor.told == (told if mux.loop.monitor.on else []))
+    assert not mux.loop.counters
+
+
+def test_frames_cross_untouched_even_if_they_mean_nothing(mux: Mux) -> None:
+    """R25: a relay does not verify."""
+    mux.client.socket.send_multipart([ENGINE.encode(), b"", b"no message", b"\xff" * 70_000])
+    relay, client, *frames = mux.engine.frames()
+    assert frames == [b"", b"no message", b"\xff" * 70_000]
+    mux.engine.socket.send_multipart([relay, client, b"neither"])
+    assert mux.client.frames() == [ENGINE.encode(), b"neither"]
+    assert mux.loop.monitor.told == []
+
+
+def test_many_requests_keep_their_order(mux: Mux) -> None:
+    count = 2000
+    for number in range(count):
+        mux.client.socket.send_multipart([ENGINE.encode(), b"%d" % number])
+    for number in range(count):
+        relay, client, frame = mux.engine.frames()
+        assert frame == b"%d" % number
+        mux.engine.socket.send_multipart([relay, client, frame])
+    assert [mux.client.frames()[1] for _ in range(count)] == [b"%d" % number for number in range(count)]
+
+
+def test_both_directions_at_full_speed(mux: Mux) -> None:
+    """The edge-trigger trap: two tasks send on a socket that a third waits for. A missed edge stops this for ever."""
+    count, under_way = 10_000, 300
+
+    def echo() -> None:
+        for _ in range(count):
+            mux.engine.socket.send_multipart(mux.engine.frames())
+
+    engine = threading.Thread(target=echo, daemon=True)
+    engine.start()
+    sent = 0
+    for number in range(count):
+        while sent < min(count, number + under_way):
+            mux.client.socket.send_multipart([ENGINE.encode(), b"%d" % sent, b"-"])
+            sent += 1
+        assert mux.client.frames() == [ENGINE.encode(), b"%d" % number, b"-"]
+    engine.join(TIMEOUT_MS / 1e3)
+    assert not engine.is_alive()
+
+
+def test_what_is_for_nobody_vanishes(mux: Mux) -> None:
+    mux.ask("nobody")
+    mux.client.socket.send(b"a single frame")
+    mux.client.socket.send_multipart([b"", b"", b""])
+    sent = mux.ask()
+    [relay, _], request = mux.engine.receive()
+    assert request["header"]["msg_id"] == sent["header"]["msg_id"]
+    mux.engine.socket.send_multipart([relay, b"no such client", b"lost"])
+    mux.engine.socket.send_multipart([relay, b"a single frame"])
+    assert mux.client.hears_nothing()
+    mux.loop.until(lambda: mux.loop.counters["malformed"] >= 2)
+
+
+def test_a_wrong_key_is_the_receivers_business_and_no_record(mux: Mux, peer: Callable[..., Peer]) -> None:
+    liar = peer(zmq.DEALER, mux.clients, key=b"another key")
+    liar.send("apply_request", ENGINE.encode(), content={})
+    with pytest.raises(ValueError, match="Invalid Signature"):
+        mux.engine.receive()
+    mux.loop.until(lambda: mux.loop.counters == ({"wrongly_signed": 1} if mux.loop.monitor.on else {}))
+    assert mux.loop.monitor.told == []
+
+
+# ---- output ---------------------------------------------------------------------------------------------------------
+
+
+class Iopub:
+    """The output relay, with one engine and one client whose subscription has arrived."""
+
+    def __init__(self, loop: Loop, peer: Callable[..., Peer], kind: int) -> None:
+        self.loop = loop
+        self.left: list[str] = []
+        self.engines = loop.call(loop.sockets.bind, "sub", ANYWHERE)
+        self.clients = loop.call(loop.sockets.bind, "pub", ANYWHERE)
+        self.client = peer(zmq.SUB, self.clients)
+        loop.start(lambda it: Output(self.engines, self.clients, it.codec, it.note, it.monitor, self.left.append))
+        self.engine = peer(kind, self.engines, ENGINE)
+        while self.client.hears_nothing():
+            self.engine.send("status", b"engine.0.status", content={"execution_state": "starting"})
+        while not self.client.hears_nothing():
+            self.client.frames()
+        loop.call(loop.monitor.told.clear)
+
+
+@pytest.fixture(params=[zmq.PUB, zmq.XPUB], ids=["pub", "xpub"])
+def iopub(loop: Loop, peer: Callable[..., Peer], request: pytest.FixtureRequest) -> Iopub:
+    return Iopub(loop, peer, request.param)
+
+
+def test_what_engines_publish_reaches_clients(iopub: Iopub) -> None:
+    parent = iopub.engine.session.msg("execute_request")
+    sent = iopub.engine.send("stream", b"engine.0.stdout", content={"name": "stdout", "text": "hello"}, parent=parent)
+    [topic], message = iopub.client.receive()
+    assert topic == b"engine.0.stdout"
+    assert message["header"]["msg_id"] == sent["header"]["msg_id"]
+    assert message["content"] == {"name": "stdout", "text": "hello"}
+    told = [("output", "stream", parent["header"]["msg_id"])]
+    iopub.loop.until(lambda: iopub.loop.monitor.told == (told if iopub.loop.monitor.on else []))
+    assert iopub.left == []
+
+
+def test_a_client_gets_the_topics_it_subscribed_to(iopub: Iopub, peer: Callable[..., Peer]) -> None:
+    choosy = peer(zmq.SUB, iopub.clients)
+    choosy.socket.unsubscribe(b"")
+    choosy.socket.subscribe(b"engine.1.")
+    while choosy.hears_nothing():
+        iopub.engine.send("status", b"engine.1.status", content={})
+    while not choosy.hears_nothing():
+        choosy.frames()
+    iopub.engine.send("stream", b"engine.0.stdout", content={"text": "not for it"})
+    iopub.engine.send("stream", b"engine.1.stdout", content={"text": "for it"})
+    assert choosy.receive()[1]["content"] == {"text": "for it"}
+
+
+def test_one_subscription_whatever_clients_do(iopub: Iopub, peer: Callable[..., Peer]) -> None:
+    """Engines of ipykernel 7 greet every subscriber, so there must be only one."""
+    if iopub.engine.socket.type != zmq.XPUB:
+        pytest.skip("a PUB does not hear of subscriptions")
+    more = [peer(zmq.SUB, iopub.clients) for _ in range(3)]
+    for client in more:
+        while client.hears_nothing():
+            iopub.engine.send("status", b"engine.0.status", content={})
+    assert iopub.engine.frames() == [b"\x01"]
+    assert iopub.engine.hears_nothing()
+
+
+def test_an_engine_that_says_its_shutdown_reply_has_left(iopub: Iopub) -> None:
+    iopub.engine.send("shutdown_reply", b"engine.0.shutdown", content={"status": "ok"})
+    iopub.client.receive()
+    iopub.engine.send("stream", content={"text": "shutdown_reply is only mentioned here"})
+    iopub.client.receive()
+    iopub.loop.until(lambda: iopub.left == [ENGINE])
+
+
+def test_nobody_can_say_it_without_the_key(iopub: Iopub, peer: Callable[..., Peer]) -> None:
+    liar = peer(zmq.PUB, iopub.engines, ENGINE, key=b"another key")
+    while iopub.client.hears_nothing():
+        liar.send("shutdown_reply", b"engine.0.shutdown", content={"status": "ok"})
+    liar.socket.send_multipart([b"x", b"<IDS|MSG>", b"y", b"shutdown_reply"])
+    liar.socket.send_multipart([b"<IDS|MSG>", b"y", b"shutdown_reply"])
+    liar.socket.send_multipart([b"shutdown_reply"])
+    while not iopub.client.hears_nothing():
+        iopub.client.frames()
+    iopub.loop.until(lambda: iopub.loop.counters["wrongly_signed"] >= 1 and iopub.loop.counters["malformed"] >= 2)
+    assert iopub.left == []

@@ -1,0 +1,136 @@
+"""Jupyter's wire: what is split, verified, refused and read, and what jupyter_client itself makes of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_sched.errors import ConfigError, WireError
+from trio_sched.wire import jupyter
+from trio_sched.wire.jupyter import DELIMITER, Codec, failure, split
+
+KEY = b"the key"
+
+
+def refusal(codec: Codec, frames: list[Any]) -> str:
+    """Under what it is counted."""
+    with pytest.raises(WireError) as caught:
+        codec.read(frames)
+    return caught.value.kind
+
+
+def test_there_and_back() -> None:
+    sender, receiver = Codec(KEY), Codec(KEY)
+    parent = {"msg_id": "p", "msg_type": "t", "session": "s"}
+    sent = sender.message("apply_request", {"x": 1}, parent=parent, metadata={"status": "ok"}, buffers=[b"b1", b"b2"])
+    message = receiver.read([b"router", b"client", *sent])
+    assert message.identities == [b"router", b"client"]
+    assert message.head.msg_type == message.header["msg_type"] == "apply_request"
+    assert message.head.session == sender.session
+    assert message.parent.msg_id == "p"
+    assert message.parent_header == parent
+    assert message.fate.status == "ok"
+    assert message.fate.dependencies_met
+    assert message.metadata == {"status": "ok"}
+    assert message.content == {"x": 1}
+    assert message.buffers == [b"b1", b"b2"]
+    assert [DELIMITER, *message.frames] == sent
+
+
+def test_each_message_has_an_id_of_its_own() -> None:
+    codec = Codec(KEY)
+    assert codec.header("a")["msg_id"] != codec.header("a")["msg_id"]
+    assert codec.header("a")["date"].endswith("Z")
+
+
+def test_r25_what_is_refused() -> None:
+    codec, sender = Codec(KEY), Codec(KEY)
+    good = sender.message("t", {})
+    assert refusal(codec, [DELIMITER, b"", *good[2:]]) == "unsigned"
+    assert refusal(codec, [DELIMITER, b"0" * 64, *good[2:]]) == "wrongly_signed"
+    assert refusal(codec, [*good[:5], b'{"x": 2}']) == "wrongly_signed"
+    assert refusal(codec, Codec(b"another key").message("t", {})) == "wrongly_signed"
+    assert refusal(codec, good[:5]) == "malformed"
+    assert refusal(codec, good[1:]) == "malformed"
+    assert refusal(codec, []) == "malformed"
+    codec.read(good)
+    assert refusal(codec, good) == "replayed"
+    assert refusal(codec, [b"from another", *good]) == "replayed"
+
+
+def test_without_a_key_nothing_is_signed_and_all_is_taken() -> None:
+    codec = Codec(b"")
+    message = codec.message("t", {})
+    assert message[1] == b""
+    for _ in range(2):
+        assert codec.read(message).head.msg_type == "t"
+
+
+def test_a_wrong_signature_is_not_remembered() -> None:
+    codec = Codec(KEY)
+    good = Codec(KEY).message("t", {})
+    refusal(codec, [DELIMITER, good[1], *good[3:], b"{}"])
+    codec.read(good)
+
+
+def test_old_signatures_are_forgotten_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jupyter, "SIGNATURES_KEPT", 10)
+    codec, sender = Codec(KEY), Codec(KEY)
+    messages = [sender.message("t", {}) for _ in range(100)]
+    for message in messages:
+        codec.read(message)
+        assert len(codec._seen) + len(codec._seen_before) <= 20
+    assert [refusal(codec, message) for message in messages[-10:]] == ["replayed"] * 10
+
+
+@pytest.mark.parametrize("part", [b"", b"[]", b"1", b"{", b"\xff", b'{"a": NaN}', b"[" * 100_000, b'{"msg_id": 1}'])
+def test_r25_parts_that_cannot_be_read(part: bytes) -> None:
+    message = split([DELIMITER, b"", part, part, part, part])
+    readable = part == b'{"msg_id": 1}'
+    for name in ("header", "parent_header", "metadata", "content"):
+        if readable:
+            assert getattr(message, name) == {"msg_id": 1}
+        else:
+            with pytest.raises(WireError):
+                getattr(message, name)
+    for name in ("head", "parent"):
+        with pytest.raises(WireError):
+            getattr(message, name)
+
+
+def test_an_unknown_scheme_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="signature_scheme"):
+        Codec(KEY, "rot13")
+
+
+def test_errors_of_ours_do_not_promise_output() -> None:
+    assert "engine_info" not in failure("TaskTimeout", "too late")
+    assert isinstance(failure("TaskTimeout", "too late")["traceback"], list)
+
+
+@given(st.lists(st.one_of(st.binary(max_size=20), st.just(DELIMITER)), max_size=12))
+def test_r25_anything_is_refused_or_split(frames: list[bytes]) -> None:
+    try:
+        message = split(frames)
+    except WireError:
+        return
+    assert [*message.identities, DELIMITER, *message.frames] == frames
+
+
+@given(st.dictionaries(st.text(), st.one_of(st.none(), st.booleans(), st.text(), st.integers(-(2**53), 2**53))))
+def test_jupyter_client_reads_ours_and_we_read_its(content: dict[str, Any]) -> None:
+    sessions = pytest.importorskip("jupyter_client.session")
+    theirs = sessions.Session(key=KEY)
+    codec = Codec(KEY)
+    ours = codec.message("apply_reply", content, parent={"msg_id": "p", "session": "s"}, metadata={"a": [1]})
+    _, parts = theirs.feed_identities([bytes(frame) for frame in ours])
+    read = theirs.deserialize(parts)
+    assert read["content"] == content
+    assert read["parent_header"]["msg_id"] == "p"
+    sent = theirs.serialize(theirs.msg("apply_request", content), ident=[b"me"])
+    message = codec.read([bytes(frame) for frame in sent])
+    assert message.content == content
+    assert message.head.session == theirs.session

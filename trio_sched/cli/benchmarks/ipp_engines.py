@@ -1,0 +1,83 @@
+"""Engines as ipyparallel's controllers see them, which answer every task at once: a process of its own for the
+benchmark.
+
+    python -m trio_sched.cli.benchmarks.ipp_engines ipcontroller-engine.json COUNT
+
+They register, echo pings, and take tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trio_sched.transport.zmq_peer import Peer, Peers
+from trio_sched.wire.jupyter import DELIMITER, Codec
+
+
+class Engine:
+    """One engine on the sockets on which it is measured."""
+
+    def __init__(self, peers: Peers, connection: dict[str, Any], codec: Codec) -> None:
+        self.uuid = str(uuid.uuid4())
+        self._codec = codec
+        self._connection = connection
+        self._peers = peers
+        self._registrar = self._connect("dealer", "registration")
+        self._registrar.send(codec.message("registration_request", {"uuid": self.uuid}))
+        self._metadata = {"status": "ok", "engine": self.uuid, "dependencies_met": True, "is_broadcast": False}
+
+    def _connect(self, kind: Any, channel: str, routing_id: str = "") -> Peer:
+        inside = self._connection
+        return self._peers.connect(
+            kind, f"{inside['interface']}:{inside[channel]}", routing_id, inside.get("curve_serverkey") or ""
+        )
+
+    def start(self, handlers: dict[Any, Callable[[], None]]) -> None:
+        """The registration was answered: connect to the rest."""
+        if self._registrar.receive(60.0) is None:
+            raise SystemExit("the controller does not answer")
+        self._tasks = self._connect("dealer", "task", self.uuid)
+        self._pong = self._connect("dealer", "hb_pong", self.uuid)
+        self._ping = self._connect("sub", "hb_ping")
+        handlers[self._tasks.socket] = self.answer
+        handlers[self._ping.socket] = self.beat
+
+    def answer(self) -> None:
+        """Answer the tasks that are there."""
+        for frames in self._tasks.drain():
+            at = frames.index(DELIMITER)
+            reply = self._codec.message(
+                "apply_reply", {"status": "ok"}, parent=frames[at + 2], metadata=self._metadata, buffers=[b"N."]
+            )
+            self._tasks.send([*frames[:at], *reply])
+
+    def beat(self) -> None:
+        """Echo the pings that are there."""
+        for ping in self._ping.drain():
+            self._pong.send(ping)
+
+
+def main(path: str, count: int) -> None:
+    """Serve until killed, or an orphan."""
+    connection = json.loads(Path(path).read_text(encoding="utf-8"))
+    codec = Codec(connection["key"].encode(), connection["signature_scheme"])
+    handlers: dict[Any, Callable[[], None]] = {}
+    parent = os.getppid()
+    with Peers() as peers:
+        engines = [Engine(peers, connection, codec) for _ in range(count)]
+        for engine in engines:
+            engine.start(handlers)
+        while os.getppid() == parent:
+            for socket in peers.wait(1.0):
+                if socket in handlers:
+                    handlers[socket]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

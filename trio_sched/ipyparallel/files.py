@@ -1,0 +1,101 @@
+"""The connection files, where clients and engines look for them: ipcontroller-client.json and -engine.json in the
+profile's `security`, with the cluster's id between if it has one.
+
+They hold the key, so they are ours alone from the first byte. They appear by a rename when every socket is bound:
+a peer that finds one can connect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from trio_sched.errors import ConfigError
+from trio_sched.ipyparallel.config import IppConfig, Side
+from trio_sched.wire.jupyter import Codec
+
+log = structlog.get_logger(__name__)
+_SHARED = ("key", "registration", "pack", "unpack", "signature_scheme")
+"""What both files must say alike."""
+
+
+def path_of(config: IppConfig, side: Side) -> Path:
+    """Where the file for clients, or that for engines, is."""
+    middle = f"-{config.cluster_id}" if config.cluster_id else ""
+    return config.security_dir / f"ipcontroller{middle}-{side}.json"
+
+
+def contents(
+    config: IppConfig, side: Side, ports: Mapping[str, int | list[int]], codec: Codec, server_key: str | None
+) -> dict[str, Any]:
+    """What the file of one side says."""
+    inside: dict[str, Any] = {
+        "ssh": config.ssh_server if side == "client" else config.engine_ssh_server,
+        "interface": config.interface(side),
+        **ports,
+        "key": codec.key.decode(),
+        "curve_serverkey": server_key,
+        "location": config.location,
+        "pack": "json",
+        "unpack": "json",
+        "signature_scheme": codec.scheme,
+    }
+    if side == "client":
+        inside["task_scheme"] = config.scheme
+    return inside
+
+
+def write(path: Path, inside: Mapping[str, Any]) -> None:
+    """Put a file in its place, complete and private.
+
+    :raises ConfigError: the directory cannot be written to.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(inside, file, indent=2)
+            Path(temporary).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot write the connection file {path}: {error.strerror}") from None
+
+
+def remove(path: Path, inside: Mapping[str, Any]) -> None:
+    """Remove a file of ours, unless another controller has put its own there."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(inside)):
+            path.unlink()
+
+
+def read_former(config: IppConfig) -> dict[Side, dict[str, Any]]:
+    """What the files of a former run say, to use its key and ports again; empty when they cannot be used."""
+    former: dict[Side, dict[str, Any]] = {}
+    sides: tuple[Side, Side] = ("client", "engine")
+    for side in sides:
+        path = path_of(config, side)
+        try:
+            inside = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(inside, dict) or not all(name in inside for name in _SHARED):
+                raise ValueError("it lacks entries")
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("cannot use the former connection file", path=str(path), reason=str(error))
+            return {}
+        former[side] = inside
+    if any(former["client"][name] != former["engine"][name] for name in _SHARED):
+        log.warning("cannot use the former connection files: they differ", directory=str(config.security_dir))
+        return {}
+    return former

@@ -1,0 +1,254 @@
+"""Records in an SQLite file, for as long as the file lasts: `tasks.db` in the profile directory.
+
+What changes is gathered in memory and written a few hundred records at a time, because a transaction costs far more
+than a row; what has not ended waits a moment longer, so that most tasks are written once. The file is in WAL mode and
+not synced at each commit: a crash of the process loses nothing that was written, a crash of the machine may lose the
+last moments. The log is carried over into the file, which may wait for the disk, in a thread (`tidy`).
+
+A query is narrowed down by SQL where that is simple, and decided by `Query.matches`, the same as in memory.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from trio_sched.errors import ConfigError
+from trio_sched.ipyparallel.records.finding import Query
+from trio_sched.ipyparallel.records.record import BUFFERS, DATES, Record
+
+log = structlog.get_logger(__name__)
+TABLE = "trio_sched_tasks"
+DIRTY_LIMIT = 512
+DIRTY_LIMIT_BYTES = 16 << 20
+"""With so many unwritten records, those that ended are written at once; with so many bytes of buffers, all."""
+PAGE = 256
+"""Records that are read at a time."""
+_TEXT = ("msg_id", *DATES, "client_uuid", "engine_uuid", "resubmitted", "queue", "execute_input", "label")
+_PIECES = ("stdout", "stderr")
+COLUMNS = Record.__struct_fields__[:-1]
+"""All but `size`; `number`, the last of them, is the key."""
+_BUFFERS_AT, _PIECES_AT, _TEXT_AT = (
+    tuple(COLUMNS.index(name) for name in names) for names in (BUFFERS, _PIECES, ("execute_input", "label"))
+)
+_COMPARED = {"$eq": "=", "$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
+
+
+class SQLiteStore:
+    """Records in a table of an SQLite database."""
+
+    keeps = True
+
+    def __init__(self, path: Path, table: str = TABLE) -> None:
+        """:raises ConfigError: the file cannot be opened, or is no SQLite database."""
+        self._path = path
+        self._dirty: dict[str, Record] = {}
+        """Unwritten, in the order of their changes."""
+        self._waiting: set[str] = set()
+        """Those that were left unwritten at the last regular time, because they had not ended."""
+        self._dirty_bytes = 0
+        self._look_at = DIRTY_LIMIT
+        self._closed = False
+        self.lost = 0
+        """Records that could not be written (a full disk, say)."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            for pragma in ("journal_mode = wal", "synchronous = normal", "wal_autocheckpoint = 0"):
+                self._db.execute(f"pragma {pragma}")
+            self._table = _quoted(self._own_table(table))
+            self._create()
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"records cannot be kept in {path}: {error}") from None
+        self._number = int(self._one(f"select coalesce(max(number), 0) from {self._table}"))
+        columns = ", ".join(COLUMNS)
+        self._select = f"select {columns} from {self._table}"
+        self._insert = f"insert or replace into {self._table} ({columns}) values ({', '.join('?' * len(COLUMNS))})"
+
+    def _own_table(self, table: str) -> str:
+        """A table of that name which looks like ours; where there is another kind of that name, one beside it."""
+        name, number = table, 0
+        while True:
+            columns = [row[1] for row in self._db.execute(f"pragma table_info({_quoted(name)})")]
+            if not columns or columns == list(COLUMNS):
+                return name
+            number += 1
+            name = f"{table}_{number}"
+
+    def _create(self) -> None:
+        columns = ", ".join(f"{name} {'text' if name in _TEXT else 'blob'}" for name in COLUMNS[:-1])
+        self._db.execute(f"create table if not exists {self._table} ({columns}, number integer primary key)")
+        index = _quoted(f"{self._table[1:-1]}_msg_id")
+        self._db.execute(f"create unique index if not exists {index} on {self._table} (msg_id)")
+
+    # ---- Store ------------------------------------------------------------------------------------------------------
+
+    def add(self, record: Record) -> bool:
+        if self.get(record.msg_id) is not None:
+            return False
+        self._number += 1
+        record.number = self._number
+        self.changed(record)
+        return True
+
+    def get(self, msg_id: str) -> Record | None:
+        record = self._dirty.get(msg_id)
+        if record is not None:
+            return record
+        if self._closed:
+            return None
+        try:
+            row = self._db.execute(f"{self._select} where msg_id = ?", (msg_id,)).fetchone()
+        except sqlite3.Error as error:  # whoever asks has a task to pass on
+            log.error("a record could not be read", reason=str(error))
+            return None
+        return None if row is None else _record(row)
+
+    def changed(self, record: Record) -> None:
+        if record.msg_id not in self._dirty or record.completed is not None:
+            self._dirty[record.msg_id] = record
+            self._dirty_bytes += record.measure()
+        if self._dirty_bytes >= DIRTY_LIMIT_BYTES:
+            self.flush()
+        elif len(self._dirty) >= self._look_at:
+            self._write([one for one in self._dirty.values() if one.completed is not None])
+            self._look_at = len(self._dirty) + DIRTY_LIMIT
+
+    def rest(self) -> None:
+        """Write what has ended, or has waited since the last time."""
+        due = [one for one in self._dirty.values() if one.completed is not None or one.msg_id in self._waiting]
+        self._write(due)
+        self._waiting = set(self._dirty)
+
+    def drop(self, msg_ids: Iterable[str]) -> int:
+        self.flush()
+        before = self._db.total_changes
+        with _Transaction(self._db):
+            self._db.executemany(f"delete from {self._table} where msg_id = ?", [(one,) for one in msg_ids])
+        return self._db.total_changes - before
+
+    def find(self, query: Query) -> Iterator[Record]:
+        self.flush()
+        where, values = _narrowed(query)
+        last = 0
+        while True:  # page by page, so that a large table is never in memory as a whole
+            page = self._db.execute(
+                f"{self._select} where number > ? {where} order by number limit {PAGE}", (last, *values)
+            ).fetchall()
+            yield from filter(query.matches, map(_record, page))
+            if len(page) < PAGE:
+                return
+            last = page[-1][-1]
+
+    def history(self) -> list[str]:
+        """Ids by the time of submission; records without one are left out."""
+        self.flush()
+        rows = self._db.execute(
+            f"select msg_id from {self._table} where submitted is not null order by submitted, number"
+        )
+        return [row[0] for row in rows]
+
+    def flush(self) -> None:
+        """Write all that is not written yet."""
+        self._write(list(self._dirty.values()))
+
+    def _write(self, records: list[Record]) -> None:
+        """What cannot be written is lost, and logged: tasks go on without records."""
+        if self._closed or not records:
+            return
+        if len(records) == len(self._dirty):
+            self._dirty.clear()
+        else:
+            for record in records:
+                del self._dirty[record.msg_id]
+        self._dirty_bytes = 0
+        self._look_at = len(self._dirty) + DIRTY_LIMIT
+        try:
+            with _Transaction(self._db):
+                self._db.executemany(self._insert, map(_row, records))
+        except sqlite3.Error as error:
+            self.lost += len(records)
+            log.error("records could not be written", records=len(records), reason=str(error))
+
+    def tidy(self) -> None:
+        """Carry what is in the log over into the file. May take its time; may be called in another thread."""
+        try:
+            with closing(sqlite3.connect(self._path)) as db:
+                db.execute("pragma wal_checkpoint(passive)")
+        except sqlite3.Error as error:
+            log.warning("the log of the records' database cannot be carried over", reason=str(error))
+
+    def close(self) -> None:
+        self.flush()
+        self._closed = True
+        self._db.close()
+
+    def _one(self, sql: str) -> Any:
+        return self._db.execute(sql).fetchone()[0]
+
+
+class _Transaction:
+    """All of it or nothing."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("begin")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._db.in_transaction:  # a full disk rolls back by itself
+            self._db.execute("commit" if kind is None else "rollback")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _row(record: Record) -> list[Any]:
+    row = list(msgspec.structs.astuple(record))
+    del row[-1]
+    for at in _BUFFERS_AT:
+        row[at] = msgspec.msgpack.encode(row[at]) if row[at] else None
+    for at in _PIECES_AT:
+        row[at] = "".join(row[at]).encode("utf-8", "surrogatepass") if row[at] else None
+    for at in _TEXT_AT:  # SQLite takes no lone surrogates
+        if row[at] is not None and not row[at].isascii():
+            row[at] = row[at].encode("utf-8", "replace").decode("utf-8")
+    return row
+
+
+_decode_buffers = msgspec.msgpack.Decoder(tuple[bytes, ...]).decode
+
+
+def _record(row: Sequence[Any]) -> Record:
+    row = list(row)
+    for at in _BUFFERS_AT:
+        row[at] = _decode_buffers(row[at]) if row[at] is not None else ()
+    for at in _PIECES_AT:
+        row[at] = [row[at].decode("utf-8", "surrogatepass")] if row[at] is not None else []
+    return Record(*row)
+
+
+def _narrowed(query: Query) -> tuple[str, list[Any]]:
+    """SQL for a part of the conditions, and its values: at least all records that match fulfil it."""
+    parts: list[str] = []
+    values: list[Any] = []
+    for field, operator, wanted in query.conditions:
+        if field not in _TEXT:
+            continue
+        if wanted is None and operator in ("$eq", "$ne"):
+            parts.append(f"{field} is {'not ' if operator == '$ne' else ''}null")
+        elif operator in _COMPARED and isinstance(wanted, str):
+            parts.append(f"{field} {_COMPARED[operator]} ?")
+            values.append(wanted)
+        elif operator == "$in" and len(wanted) <= PAGE and all(isinstance(one, str) for one in wanted):
+            parts.append(f"{field} in ({', '.join('?' * len(wanted))})")
+            values += wanted
+    return "".join(f" and {part}" for part in parts), values
