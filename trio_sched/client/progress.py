@@ -107,14 +107,15 @@ class NotebookBar:
         self._handle: Any = None
 
     def draw(self, done: int, failed: int) -> None:
-        from IPython.display import HTML, display  # type: ignore[import-not-found,unused-ignore]
+        from IPython import display as ipython  # type: ignore[import-not-found,unused-ignore]
 
+        display: Any = ipython  # typed in part, where it is installed
         trouble = f' <span style="color:red">{failed} failed</span>' if failed else ""
-        bar = HTML(
+        bar = display.HTML(
             f'{self._label} <progress value="{done}" max="{self._total}"></progress> {done}/{self._total}{trouble}'
         )
         if self._handle is None:
-            self._handle = display(bar, display_id=True)
+            self._handle = display.display(bar, display_id=True)
         else:
             self._handle.update(bar)
 
