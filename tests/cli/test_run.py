@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import Foreground, children_of, command, error_line
+from tests.cli.processes import PATIENCE_S, Foreground, children_of, command, error_line
 
 
 def test_the_script_runs_against_engines_and_its_exit_code_is_ours(script: Path, runtime_dir: Path) -> None:
@@ -61,3 +62,43 @@ def test_sigterm_goes_to_the_script_and_nothing_is_left(tmp_path: Path) -> None:
     assert code == 128 + signal.SIGTERM
     assert errors == ""
     assert [process for process in below if process.is_running()] == []
+
+
+IN_A_TERMINAL = (
+    "import fcntl, os, sys, termios\n"
+    "os.setsid()\n"
+    "fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)\n"
+    "os.execv(sys.executable, [sys.executable, '-m', 'trio_sched', *sys.argv[2:]])\n"
+)
+"""A command with the terminal behind a descriptor as its own."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
+def test_ctrl_c_reaches_the_script_once_though_the_standard_input_is_no_terminal(tmp_path: Path) -> None:
+    counting = tmp_path / "counting.py"
+    counting.write_text(
+        "import signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
+        "print('ready', flush=True)\n"
+        "signal.sigwait([signal.SIGINT])\n"
+        "print('twice' if signal.sigtimedwait([signal.SIGINT], 1.0) else 'once')\n"
+    )
+    keyboard, terminal = os.openpty()
+    run = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, str(terminal), "run", "-n", "1", str(counting)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=[terminal],
+    )
+    try:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        os.write(keyboard, b"\x03")
+        assert run.communicate(timeout=PATIENCE_S)[0] == "once\n"
+    finally:
+        run.kill()
+        run.wait()
+        os.close(keyboard)
+        os.close(terminal)
+    assert run.returncode == 0

@@ -106,10 +106,17 @@ class ScriptStopper:
 
 
 def _terminal_told_it_too() -> bool:
-    """Whether we run in the foreground of a terminal: Ctrl-C there goes to every process of the group."""
+    """Whether we run in the foreground of a terminal, whatever our standard input is: Ctrl-C there goes to every
+    process of the group."""
     if sys.platform == "win32":
         return True
     try:
-        return os.getpgrp() == os.tcgetpgrp(sys.stdin.fileno())
-    except (OSError, ValueError):  # no terminal
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:  # none
         return False
+    try:
+        return os.getpgrp() == os.tcgetpgrp(terminal)
+    except OSError:  # it is gone
+        return False
+    finally:
+        os.close(terminal)
