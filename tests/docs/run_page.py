@@ -20,7 +20,7 @@ def blocks(page: str) -> list[tuple[int, str]]:
     found = []
     pattern = re.compile(r"(<!--[^\n]*-->\n)?```python\n(.*?)\n```", re.DOTALL)
     for match in pattern.finditer(page):
-        if not (match[1] or "").startswith("<!-- skip:"):
+        if not (match[1] or "").startswith(("<!-- skip:", "<!-- run by:")):
             found.append((page.count("\n", 0, match.start(2)) + 1, match[2]))
     return found
 
