@@ -158,3 +158,20 @@ def test_an_operator_may_ask_why_a_task_waits() -> None:
         directory = f"{running.config.profile_dir}/run"
         with Conversation(f"{directory}/default-client.json") as scheduler:
             assert scheduler.query("explain", header["msg_id"]) == "no engine has a kind of 'ipyparallel'"
+
+
+def test_r17_an_engine_that_registers_anew_under_its_old_name(raw: Raw) -> None:
+    """What it had is lost with its former self, at once."""
+    raw.join()
+    raw.tasks.send(raw.codec.message("apply_request", {}))
+    assert raw.engine.receive(PATIENCE_S) is not None
+    raw.registration.send(raw.codec.message("unregistration_request", {"id": 0}))
+    while raw.ask("connection_request", {})["engines"]:
+        pass
+    for socket in (raw.engine, raw.pong, raw.ping):
+        socket.close()
+    raw.join()
+    lost = raw.tasks.receive(PATIENCE_S)
+    assert lost is not None
+    assert split(lost).content["ename"] == "EngineError"
+    raw.run_a_task()

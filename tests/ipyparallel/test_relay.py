@@ -202,7 +202,8 @@ def test_an_engine_that_says_its_shutdown_reply_has_left(iopub: Iopub) -> None:
     iopub.client.receive()
     iopub.engine.send("stream", content={"text": "shutdown_reply is only mentioned here"})
     iopub.client.receive()
-    iopub.loop.until(lambda: iopub.left == [ENGINE])
+    iopub.loop.until(lambda: iopub.left)
+    assert iopub.left == [ENGINE]
 
 
 def test_nobody_can_say_it_without_the_key(iopub: Iopub, peer: Callable[..., Peer]) -> None:

@@ -18,6 +18,7 @@ from trio_sched.errors import WireError
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.queries import Answer
 from trio_sched.ipyparallel.roster import Engine
+from trio_sched.server.happenings import Event
 from trio_sched.wire.jupyter import Parsed, failure
 from trio_sched.wire.native import Frame
 
@@ -108,7 +109,10 @@ class Registration:
     def beats(self, engine: Engine) -> None:
         """Its heart beat for the first time: it has connected."""
         engine.registered = True
-        self._desk.hub.inbox.add_notifications([EngineJoined(engine.uuid, hwm=self._desk.config.hwm, kind=KIND)])
+        events: list[Event] = [EngineJoined(engine.uuid, hwm=self._desk.config.hwm, kind=KIND)]
+        if engine.uuid in self._desk.roster.departed:  # the core may still be waiting for its former self
+            events.insert(0, EngineLost(engine.uuid, "it registered anew", confirmed=True))
+        self._desk.hub.inbox.add_notifications(events)
         self.notify("registration_notification", {"id": engine.number, "uuid": engine.uuid})
         log.info("engine joined", number=engine.number, uuid=engine.uuid)
 

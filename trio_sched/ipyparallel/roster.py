@@ -4,7 +4,11 @@ people see; numbers count from 0 and are not used again.
 
 from __future__ import annotations
 
+from collections import deque
+
 from msgspec import Struct
+
+DEPARTED_KEPT = 1000
 
 
 class Engine(Struct):
@@ -27,6 +31,8 @@ class Roster:
         self.engines: dict[str, Engine] = {}
         """By uuid, in the order in which they came."""
         self.by_number: dict[int, Engine] = {}
+        self.departed: deque[str] = deque(maxlen=DEPARTED_KEPT)
+        """Uuids of the last that left."""
         self._next = 0
 
     def begin(self, uuid: str, wanted: int | None, now: float) -> Engine:
@@ -46,6 +52,8 @@ class Roster:
         """It is gone."""
         self.engines.pop(engine.uuid, None)
         self.by_number.pop(engine.number, None)
+        if engine.registered:
+            self.departed.append(engine.uuid)
 
     def present(self) -> dict[int, str]:
         """Uuids by number, of those whose heart has beaten."""

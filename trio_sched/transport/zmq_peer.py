@@ -38,7 +38,7 @@ class Peers:
             socket.subscribe(b"")
         socket.connect(address)
         self._poller.register(socket, zmq.POLLIN)
-        return Peer(socket)
+        return Peer(socket, self._poller)
 
     def wait(self, timeout_s: float) -> set[Any]:
         """The sockets (`Peer.socket`) from which something can be received, when there is one, or the time is over."""
@@ -60,8 +60,9 @@ class Peers:
 class Peer:
     """One of them."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], poller: zmq.Poller) -> None:
         self.socket: Any = socket
+        self._poller = poller
 
     def send(self, frames: Sequence[Frame]) -> None:
         """Send a message."""
@@ -82,4 +83,5 @@ class Peer:
 
     def close(self) -> None:
         """Close it alone."""
+        self._poller.unregister(self.socket)
         self.socket.close(linger=0)

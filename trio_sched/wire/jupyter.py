@@ -178,7 +178,8 @@ class Codec:
         self.scheme = scheme
         self.session = uuid.uuid4().hex
         """Ours, as the headers of our own messages name it."""
-        self._digest = digest
+        self._mac = hmac.new(key, digestmod=digest)
+        """Copied for each message, which is cheaper than a new one."""
         self._username = username
         self._messages = 0
         self._seen: set[bytes] = set()
@@ -209,7 +210,9 @@ class Codec:
         self._remember(signature)
 
     def _sign(self, parts: Sequence[Frame]) -> bytes:
-        return hmac.digest(self.key, b"".join(parts), self._digest).hex().encode("ascii")
+        mac = self._mac.copy()
+        mac.update(b"".join(parts))
+        return mac.hexdigest().encode("ascii")
 
     def _remember(self, signature: bytes) -> None:
         """Only proven signatures are remembered, so that nobody without the key can push others out."""
