@@ -199,22 +199,56 @@ def test_r27_a_closed_connection_is_not_yet_a_departure() -> None:
     run_virtual(main)
 
 
-def test_r27_a_good_bye_that_is_read_after_the_connection_was_found_closed_counts() -> None:
+def test_r27_what_is_read_after_the_connection_was_found_closed_counts() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
-            first = await client.submit("x", "y")
+            await client.submit("x", "y")
             client.dealer.cut()  # behind its last words, which wait to be read
             await engine.finish(await engine.next_call())  # the scheduler cannot tell it, and gives its connection up
             await world.settle()
             assert world.server.sessions.clients[client.number].link is None
-            bye = [client.dealer.routing_id, native.encode(native.Bye(cancel=True))]
-            client.dealer._router.arrive(bye)
-            client.dealer._router.arrive(bye)
+
+            def said(message: native.FromPeer) -> None:
+                client.dealer._router.arrive([client.dealer.routing_id, native.encode(message)])
+
+            said(native.Submit(client.calls("z")))
+            await world.settle()
+            assert world.server.sessions.clients[client.number].received == 3
+            said(native.Bye(cancel=True))
+            said(native.Bye(cancel=True))
             await world.settle()
             assert client.number not in world.server.sessions.clients
-            assert first + 1 not in world.server.scheduler.tasks or engine.unheard(native.Recall)
-            assert world.server.hub.counters == {"unknown_peer": 1}  # the second one
+            recalled = await engine.hear(native.Recall)
+            assert recalled.tasks == [client.full(2), client.full(3)]
+            said(native.Ping())
+            await world.settle()
+            assert world.server.hub.counters == {"unknown_peer": 1}
+
+    run_virtual(main)
+
+
+def test_r31_what_engines_and_nannies_sent_before_they_were_found_gone_counts() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, nanny = await world.client(), await world.nanny()
+            engine = await world.engine(nanny=nanny.number)
+            number = engine.number
+            await client.submit("x", "y")
+            call, running = await engine.next_call(), await engine.next_call()
+            for peer in (engine, nanny):
+                session = world.server.sessions.engines.get(peer.number) or world.server.sessions.nannies[peer.number]
+                world.server.hub.gone(session.link, "its connection is gone")
+            await world.settle()
+            router = engine.dealer._router
+            done = native.Finished([native.TaskEnd(call.id, body=b"1", attempt=call.attempt)])
+            died = native.Died(number, "it was killed", [running.id])
+            router.arrive([engine.dealer.routing_id, native.encode(done)])
+            router.arrive([nanny.dealer.routing_id, native.encode(died)])
+            await world.settle()
+            assert (await client.end_of(call.id)).body == b"1"
+            assert number not in world.server.sessions.engines
+            assert world.server.hub.counters == {}
 
     run_virtual(main)
 

@@ -33,8 +33,9 @@ class Link:
         """None until its Hello was accepted, and again when it is cut off."""
         self.lane = STRANGERS
         """Where the hub sorts what it says."""
-        self.former = 0
-        """The session that it had when it was cut off, whose good-bye may still be on its way; 0: none."""
+        self.former: Session | None = None
+        """The session that it had when it was given up, if that is still without a link: what was sent before may still
+        be on its way, and counts."""
         self.heard_at = 0.0
         """When anything last arrived from it: the time of receipt, not of handling."""
 
@@ -50,7 +51,7 @@ class Link:
         """Its Hello was accepted: it is worth remembering."""
 
     def close(self) -> None:
-        """It is cut off: nothing more is sent to it, and what it still says is a stranger's."""
+        """It is cut off: nothing more is sent to it."""
 
 
 CLIENTS, ENGINES, STRANGERS = range(3)

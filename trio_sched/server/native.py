@@ -21,7 +21,7 @@ from trio_sched.wire.native import Frame, Message, encode
 
 STRANGERS_KEPT = 1024
 """Peers that have not said Hello (properly), or were cut off, and are remembered all the same, so that one that says
-it twice is one peer, and a good-bye is known as whose it is."""
+it twice is one peer, and what it said before is known as whose it is."""
 
 
 class RouterSocket(Protocol):
@@ -133,7 +133,7 @@ class NativeFront:
         self._links[link.routing_id] = link
 
     def forget(self, link: NativeLink) -> None:
-        """It has none any more, but its good-bye may be on its way."""
+        """It has none any more, but what it said before may be on its way."""
         if self._links.get(link.routing_id) is link:
             del self._links[link.routing_id]
             self._keep(link)

@@ -20,7 +20,7 @@ from trio_sched.server.hub import Hub
 from trio_sched.server.intake import amounts
 from trio_sched.server.links import ENGINES, STRANGERS, Link
 from trio_sched.server.reader import Reader
-from trio_sched.server.sessions import ClientSession, EngineSession, NannySession, Session, Sessions
+from trio_sched.server.sessions import LANES, NannySession, Session, Sessions
 from trio_sched.transport.connection import Role
 from trio_sched.wire.native import VERSION, Bye, Died, Frame, Hello, Ping
 
@@ -44,30 +44,16 @@ class Notifications(Reader):
 
     def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
         """See Reader."""
+        session = link.session or link.former
         if type(message) is Hello:
             self._hello(link, message)
-        elif type(message) is Died and isinstance(link.session, NannySession):
+        elif type(message) is Died and isinstance(session, NannySession):
             self.hub.forward(ENGINES, link, message, frames)  # behind all that engines have sent so far (R31)
-        elif link.session is not None and link.lane != STRANGERS:
-            self.hub.forward(link.lane, link, message, frames)  # sorted before its Hello was answered
-        elif link.session is None and link.former and type(message) is Bye:
-            self._late_bye(link, message)
+        elif session is not None and LANES[session.role] != STRANGERS:
+            # sorted before its Hello was answered, or after it was given up
+            self.hub.forward(LANES[session.role], link, message, frames)
         else:
             super().handle(link, message, frames)
-
-    def _late_bye(self, link: Link, message: Bye) -> None:
-        """Sent before the connection was closed, and read after we found it closed because we could not send to it."""
-        session, link.former = self._sessions.away(link.former), 0
-        reason = message.reason or "said good-bye"
-        if session is None:  # it left otherwise, or is back on another connection
-            super().handle(link, message, ())
-        elif isinstance(session, ClientSession):
-            left = Left(session, reason, message.cancel or session.cancel_on_leave)
-            self.hub.inbox.add_submissions([left])  # behind all that it submitted
-        elif isinstance(session, EngineSession):
-            self.hub.inbox.add_results([Left(session, reason)])
-        else:
-            self.events.append(Left(session, reason))
 
     def _ping(self, nanny: NannySession, _message: Ping, _frames: Sequence[Frame]) -> None:
         self.events.append(Pinged(nanny))

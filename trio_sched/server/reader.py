@@ -16,8 +16,8 @@ from msgspec import Struct
 from trio_sched.errors import WireError
 from trio_sched.server.happenings import Event
 from trio_sched.server.hub import Hub
-from trio_sched.server.links import STRANGERS, Link, Raw
-from trio_sched.wire.native import Bye, Error, Frame
+from trio_sched.server.links import Link, Raw
+from trio_sched.wire.native import Error, Frame
 
 Handler = Callable[[Any, Any, Sequence[Frame]], None]
 """(session, message, frames): adds events."""
@@ -68,14 +68,14 @@ class Reader:
             self._add(self.events)
 
     def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
-        """One message."""
-        session = link.session
-        if session is None and link.former and type(message) is Bye:
-            self.hub.forward(STRANGERS, link, message, frames)
-            return
-        if session is None:
-            self.hub.note("unknown_peer")
+        """One message. A peer that was given up, because it could not be sent to or was silent, and has not come back
+        otherwise, is heard, for this may have been sent before; and told, in case that it is there after all."""
+        session = link.session or link.former
+        if link.session is None:
+            if session is None:
+                self.hub.note("unknown_peer")
             self.answer(link, "unknown_peer", "say Hello first")
+        if session is None:
             return
         handler = self.handlers.get(type(message))
         if handler is None:

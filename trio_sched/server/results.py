@@ -48,8 +48,9 @@ class Results(Reader):
 
     def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
         """See Reader. A nanny's report of a death comes along here, too."""
-        if type(message) is Died and isinstance(link.session, NannySession):
-            self._died(link.session, message)
+        nanny = link.session or link.former
+        if type(message) is Died and isinstance(nanny, NannySession):
+            self._died(nanny, message)
         else:
             super().handle(link, message, frames)
 

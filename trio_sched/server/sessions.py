@@ -27,19 +27,21 @@ Role: TypeAlias = Literal["client", "engine", "nanny"]
 _SECRET_BYTES = 16
 REFUSALS_KEPT = 100_000
 """Refusals of one client that are sent again when it comes back."""
-_LANES = {"client": CLIENTS, "engine": ENGINES, "nanny": STRANGERS}
+LANES = {"client": CLIENTS, "engine": ENGINES, "nanny": STRANGERS}
 
 
 class Session:
     """What all three kinds have."""
 
-    __slots__ = ("away_since", "heard_at", "host", "link", "name", "number", "pid", "python", "secret")
+    __slots__ = ("away_since", "given_up", "heard_at", "host", "link", "name", "number", "pid", "python", "secret")
     role: Role
 
     def __init__(self, number: int, hello: Hello, now: float) -> None:
         self.number = number
         self.secret = secrets.token_hex(_SECRET_BYTES)
         self.link: Link | None = None
+        self.given_up: Link | None = None
+        """The last one that it had, while it has none."""
         self.heard_at = now
         """When it was last heard over a link that it no longer has; see `last_heard`."""
         self.away_since: float | None = None
@@ -56,10 +58,11 @@ class Session:
     def bind(self, link: Link) -> None:
         """It speaks over this link from now on; a former one is cut off."""
         self.unbind(link.heard_at)
+        self.let_go()
         self.link = link
         self.away_since = None
         link.session = self
-        link.lane = _LANES[self.role]
+        link.lane = LANES[self.role]
         link.admitted()
 
     def unbind(self, now: float) -> None:
@@ -69,9 +72,16 @@ class Session:
             self.heard_at = max(self.heard_at, link.heard_at)
             self.away_since = now
             link.session = None
-            link.former = self.number
+            link.former = self
             link.lane = STRANGERS
             link.close()
+            self.given_up = link
+
+    def let_go(self) -> None:
+        """What comes over the link that was given up means nothing any more."""
+        if self.given_up is not None:
+            self.given_up.former = None
+            self.given_up = None
 
 
 class Parcel(Struct, gc=False):
@@ -253,11 +263,6 @@ class Sessions:
         return {"client": self.clients, "engine": self.engines, "nanny": self.nannies}[role]  # type: ignore[return-value]
         # dict is invariant; each table holds only its own kind, which `open` sees to
 
-    def away(self, number: int) -> Session | None:
-        """The session of that number, if it has no link."""
-        session = self.clients.get(number) or self.engines.get(number) or self.nannies.get(number)
-        return session if session is not None and session.link is None else None
-
     def open(self, hello: Hello, now: float) -> Session:
         """A new session."""
         self._last_number += 1
@@ -279,6 +284,7 @@ class Sessions:
     def drop(self, session: Session, now: float) -> None:
         """It ended for good."""
         session.unbind(now)
+        session.let_go()
         if self._table(session.role).pop(session.number, None) is not None and isinstance(session, EngineSession):
             self.set_lost(session, True)
             self.lost.pop(session.number, None)
