@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -376,6 +377,19 @@ def test_sqlite_that_cannot_write_loses_records_and_nothing_else(tmp_path: Path)
 
 
 # ---- none -----------------------------------------------------------------------------------------------------------
+
+
+def test_sqlite_whose_file_went_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A controller may outlive its profile directory; it tries to carry the log over again and again."""
+    directory = tmp_path / "profile"
+    store = SQLiteStore(directory / "tasks.db")
+    fill(store)
+    store.flush()
+    shutil.rmtree(directory)
+    for _ in range(3):
+        store.tidy()
+    assert capsys.readouterr().out.count("cannot be carried over") == 1
+    store.close()
 
 
 def test_no_records_say_so() -> None:

@@ -55,6 +55,10 @@ class SQLiteStore:
         self._dirty_bytes = 0
         self._look_at = DIRTY_LIMIT
         self._closed = False
+        self._tidied_changes = -1
+        """How many changes there had been when the log was last carried over."""
+        self._untidy = False
+        """It could not be."""
         self.lost = 0
         """Records that could not be written (a full disk, say)."""
         try:
@@ -177,12 +181,21 @@ class SQLiteStore:
             log.error("records could not be written", records=len(records), reason=str(error))
 
     def tidy(self) -> None:
-        """Carry what is in the log over into the file. May take its time; may be called in another thread."""
+        """Carry what is in the log over into the file. May take its time; may be called in another thread. Failing, it
+        says so once, and not each time that it tries: the file may be gone for good.
+        """
+        changes = self._db.total_changes
+        if changes == self._tidied_changes:
+            return
         try:
             with closing(sqlite3.connect(self._path)) as db:
                 db.execute("pragma wal_checkpoint(passive)")
         except sqlite3.Error as error:
-            log.warning("the log of the records' database cannot be carried over", reason=str(error))
+            if not self._untidy:
+                log.warning("the log of the records' database cannot be carried over", reason=str(error))
+            self._untidy = True
+        else:
+            self._tidied_changes, self._untidy = changes, False
 
     def close(self) -> None:
         self.flush()
