@@ -7,6 +7,7 @@ import trio
 from trio_sched.core.events import CancelRequested, ClientJoined, TaskFinished
 from trio_sched.server.hub import Inbox
 from trio_sched.testing import open_world, run_virtual
+from trio_sched.wire import native
 
 
 def test_r31_what_an_engine_sent_before_its_bye_counts() -> None:
@@ -35,6 +36,23 @@ def test_r31_what_an_engine_sent_before_its_death_counts() -> None:
                 nanny.report_death(engine)
                 end = await client.end_of(task)
                 assert (end.outcome, end.engine) == ("ok", engine.number)
+
+    run_virtual(main)
+
+
+def test_r31_the_deaths_that_a_nanny_reports_before_its_bye_count() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, nanny = await world.client(), await world.nanny()
+            engine = await world.engine(nanny=nanny.number)
+            await client.submit("x")
+            running = (await engine.next_call()).id
+            nanny.say(native.Died(engine.number, "it was stopped", [running]))
+            nanny.say(native.Bye())
+            await world.settle()
+            assert engine.number not in world.server.sessions.engines
+            assert nanny.number not in world.server.sessions.nannies
+            assert world.server.hub.counters == {}
 
     run_virtual(main)
 

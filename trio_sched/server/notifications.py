@@ -15,7 +15,7 @@ from typing import Any
 
 from trio_sched.errors import WireError
 from trio_sched.server.config import Config
-from trio_sched.server.happenings import Greeted, Left, Pinged
+from trio_sched.server.happenings import Greeted, Pinged
 from trio_sched.server.hub import Hub
 from trio_sched.server.intake import amounts
 from trio_sched.server.links import ENGINES, STRANGERS, Link
@@ -40,14 +40,14 @@ class Notifications(Reader):
         self._sessions = sessions
         self._tokens = tokens
         self._closing = closing
-        self.handlers = {Ping: self._ping, Bye: self._bye}
+        self.handlers = {Ping: self._ping}
 
     def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
         """See Reader."""
         session = link.session or link.former
         if type(message) is Hello:
             self._hello(link, message)
-        elif type(message) is Died and isinstance(session, NannySession):
+        elif type(message) in (Died, Bye) and isinstance(session, NannySession):
             self.hub.forward(ENGINES, link, message, frames)  # behind all that engines have sent so far (R31)
         elif session is not None and LANES[session.role] != STRANGERS:
             # sorted before its Hello was answered, or after it was given up
@@ -57,9 +57,6 @@ class Notifications(Reader):
 
     def _ping(self, nanny: NannySession, _message: Ping, _frames: Sequence[Frame]) -> None:
         self.events.append(Pinged(nanny))
-
-    def _bye(self, nanny: NannySession, message: Bye, _frames: Sequence[Frame]) -> None:
-        self.events.append(Left(nanny, message.reason or "said good-bye"))
 
     # ---- Hello ------------------------------------------------------------------------------------------------------
 

@@ -47,10 +47,12 @@ class Results(Reader):
         self._sessions = sessions
 
     def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
-        """See Reader. A nanny's report of a death comes along here, too."""
+        """See Reader. A nanny's reports of deaths come along here, too, and its good-bye behind them."""
         nanny = link.session or link.former
         if type(message) is Died and isinstance(nanny, NannySession):
             self._died(nanny, message)
+        elif type(message) is Bye and isinstance(nanny, NannySession):
+            self.events.append(Left(nanny, message.reason or "said good-bye"))
         else:
             super().handle(link, message, frames)
 
