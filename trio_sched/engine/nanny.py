@@ -22,11 +22,13 @@ import trio
 from trio_sched.engine.link import FATAL, MISSED
 from trio_sched.engine.machine import cores, memory_used, oom_kills
 from trio_sched.engine.orders import Moved, News, Start
+from trio_sched.engine.runner import SESSION_SHIFT
 from trio_sched.engine.ward import Death, Ward
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
 from trio_sched.transport.connection import Connection, find, host_name
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import (
+    COUNTER_MASK,
     Bye,
     Closing,
     Died,
@@ -154,7 +156,8 @@ class Nanny:
             return
         engine = death.board.session_with(self._line.scheduler)
         running = death.board.tasks()
-        _log.warning("worker died", engine=engine, pid=death.pid, reason=death.reason, running=running)
+        names = [f"{task >> SESSION_SHIFT}-{task & COUNTER_MASK}" for task in running]
+        _log.warning("worker died", engine=engine, pid=death.pid, reason=death.reason, running=names)
         self._line.report(Died(engine, death.reason, running, death.pid))
 
 

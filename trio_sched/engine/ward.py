@@ -91,7 +91,7 @@ class Ward:
             failures = 0 if death.at_work else failures + 1
             delay_s = delay_before_next_s(death, failures)
             if delay_s:
-                say = _log.info if death.orderly else _log.warning  # told to end, as all are at a shutdown
+                say = _log.debug if death.orderly else _log.warning  # told to end, as all are at a shutdown
                 say("worker ended before its time", pid=death.pid, reason=death.reason, next_in_s=delay_s)
                 await trio.sleep(delay_s)
 
