@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -379,13 +378,28 @@ def test_sqlite_that_cannot_write_loses_records_and_nothing_else(tmp_path: Path)
 # ---- none -----------------------------------------------------------------------------------------------------------
 
 
-def test_sqlite_whose_file_went_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A controller may outlive its profile directory; it tries to carry the log over again and again."""
-    directory = tmp_path / "profile"
-    store = SQLiteStore(directory / "tasks.db")
+def test_sqlite_whose_file_is_gone_is_silent_and_does_not_make_it_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A controller may outlive its profile directory."""
+    path = tmp_path / "tasks.db"
+    store = SQLiteStore(path)
     fill(store)
     store.flush()
-    shutil.rmtree(directory)
+    path.unlink()
+    store.tidy()
+    assert not path.exists()
+    assert capsys.readouterr().out == ""
+    store.close()
+
+
+def test_sqlite_that_cannot_be_tidied_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tasks.db"
+    store = SQLiteStore(path)
+    fill(store)
+    store.flush()
+    path.unlink()
+    path.mkdir()
     for _ in range(3):
         store.tidy()
     assert capsys.readouterr().out.count("cannot be carried over") == 1

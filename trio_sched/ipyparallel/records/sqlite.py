@@ -182,10 +182,10 @@ class SQLiteStore:
 
     def tidy(self) -> None:
         """Carry what is in the log over into the file. May take its time; may be called in another thread. Failing, it
-        says so once, and not each time that it tries: the file may be gone for good.
+        says so once, and not each time that it tries. A file that was removed is not made anew.
         """
         changes = self._db.total_changes
-        if changes == self._tidied_changes:
+        if changes == self._tidied_changes or not self._path.exists():
             return
         try:
             with closing(sqlite3.connect(self._path)) as db:
