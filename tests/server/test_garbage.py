@@ -48,6 +48,7 @@ def test_r25_an_empty_message_is_nothing() -> None:
         (native.encode(native.Submit([native.Call(1 << 40)])), "malformed"),
         (native.encode(native.Submit([native.Call(1, frames=3)])), "malformed"),
         (native.encode(native.Submit([native.Call(1, frames=-3)])), "malformed"),
+        (native.encode(native.Submit([native.Call(1, frames=-3), native.Call(2, frames=3)])), "malformed"),
         (native.encode(native.Submit([native.Call(n) for n in range(1, 12)])), "too_large"),
     ],
 )

@@ -462,16 +462,16 @@ class Attached(Struct, gc=False):
 
 def attach(records: Sequence[Call | TaskEnd], frames: Sequence[Frame]) -> list[Call | TaskEnd | Attached]:
     """Deal the frames behind a message out to its records. Raises WireError when the counts disagree."""
-    wanted = sum(record.frames for record in records)
-    if wanted != len(frames):
-        raise WireError(f"{len(frames)} frames came with a message whose records name {wanted}")
+    counts = [record.frames for record in records]
+    if any(counts) and min(counts) < 0:  # others might make up for it
+        raise WireError(f"a record names {min(counts)} frames")
+    if sum(counts) != len(frames):
+        raise WireError(f"{len(frames)} frames came with a message whose records name {sum(counts)}")
     if not frames:
         return list(records)
     dealt: list[Call | TaskEnd | Attached] = []
     at = 0
     for record in records:
-        if record.frames < 0:
-            raise WireError(f"a record names {record.frames} frames")
         if record.frames:
             dealt.append(Attached(record, tuple(frames[at : at + record.frames])))
             at += record.frames
