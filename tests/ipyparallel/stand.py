@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,6 +102,13 @@ class Stand:
         self._engines += started
         return started
 
+    def wait_for_engines(self, count: int) -> None:
+        """Until so many are registered."""
+        until = time.monotonic() + PATIENCE_S
+        while self.front.desk is None or len(self.front.desk.roster.present()) < count:
+            assert time.monotonic() < until
+            self.settle()
+
     def close(self) -> None:
         for engine in self._engines:
             if engine.poll() is None:
@@ -134,9 +142,13 @@ def stand(
 
 @contextmanager
 def client(at: Stand | str, engines: int = 0, **options: Any) -> Iterator[Any]:
-    """A real client, once so many engines are there."""
+    """A real client, once so many engines are there: one that came earlier would take the later ones for a change,
+    which with `pure` is the end of its load-balanced views.
+    """
     import ipyparallel
 
+    if isinstance(at, Stand):
+        at.wait_for_engines(engines)
     path = at if isinstance(at, str) else at.client_file
     connected = ipyparallel.Client(path, **{"timeout": PATIENCE_S, **options})
     try:
