@@ -3,9 +3,6 @@
 What `ZmqSocket.router` refuses is allowed here, because the protocol brings its own authentication (signed messages):
 TCP without CURVE. With CURVE there is no ZAP: whoever knows the server's key may connect. No high-water marks: at the
 default one libzmq drops without a word.
-
-A peer that names itself (a routing id) and connects again while its old connection seems alive takes over with CURVE
-only: without, whoever reaches the port could put himself in an engine's place, and read what is meant for it.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ class SocketSet:
         socket: zmq.Socket[bytes] = self._context.socket(_KINDS[kind])
         try:
             set_options(socket, address, self._max_message_bytes)
-            self._set_kind(socket, kind, mandatory, takes_over=self._keys is not None)
+            self._set_kind(socket, kind, mandatory)
             if self._keys:
                 socket.curve_server = True
                 socket.curve_publickey = self._keys.public.encode("ascii")
@@ -66,10 +63,10 @@ class SocketSet:
         return bound.with_socket(lambda socket: _bind(socket, address))
 
     @staticmethod
-    def _set_kind(socket: zmq.Socket[bytes], kind: Kind, mandatory: bool, takes_over: bool) -> None:
+    def _set_kind(socket: zmq.Socket[bytes], kind: Kind, mandatory: bool) -> None:
         if kind == "router":
             socket.router_mandatory = mandatory
-            socket.router_handover = takes_over
+            socket.router_handover = True
         elif kind == "sub":
             socket.subscribe(b"")
         elif kind == "xpub":
