@@ -88,6 +88,8 @@ def test_callbacks_run_and_may_submit(client: Client) -> None:
 
     def then(future: concurrent.futures.Future[int]) -> None:
         chained.append(client.submit(abs, future.result() - 7))
+        with pytest.raises(RuntimeError, match="cannot wait for a result there"):
+            client.submit(abs, -4).result()
         with pytest.raises(RuntimeError, match="a callback runs in the client's thread"):
             client.status()
         ended.set()

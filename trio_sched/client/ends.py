@@ -51,10 +51,12 @@ if hasattr(os, "register_at_fork"):
 class Origin:
     """Where tasks come from: one session of one client. Shared by all of its futures."""
 
-    __slots__ = ("canceller", "session")
+    __slots__ = ("canceller", "session", "thread")
 
-    def __init__(self, session: int, canceller: Any) -> None:
+    def __init__(self, session: int, canceller: Any, thread: int = 0) -> None:
         self.session = session
+        self.thread = thread
+        """The ident of the client's own thread, in which callbacks run; 0: it has none."""
         self.canceller = canceller
         """What `cancel()` asks: called with the counter of a task."""
 

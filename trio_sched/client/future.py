@@ -114,6 +114,8 @@ class Future(BaseFuture[T], futures.Future[T]):
 
     def _wait(self, timeout: float | None) -> None:
         if self._state == PENDING:
+            if threading.get_ident() == self._origin.thread:
+                raise RuntimeError("a callback runs in the client's thread, which cannot wait for a result there")
             condition = self._condition
             with condition:
                 if self._state == PENDING:

@@ -204,7 +204,7 @@ class Line:
                 return self.lookout.misunderstood(error)
             why = self.lookout.note(self.session, news, begun=self._begun.done())
             if news.welcomed and self.origin.session != self.session.number:
-                self.origin = Origin(self.session.number, self.cancel)
+                self.origin = Origin(self.session.number, self.cancel, threading.get_ident())
         if news.welcomed and not self._begun.done():
             self._begun.set_result(None)
         settle(ends_of(news) if news.refused or news.lost else news.ended)
