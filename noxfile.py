@@ -1,7 +1,7 @@
 """The project's chores: `nox` runs the checks, `nox -s NAME` one of them, `nox -l` lists them.
 
-tests, lint, types and docs are what a change must pass; property, slow, downstream, slurm, mpi and bench take
-minutes and are run by hand.
+tests, lint, types and docs are what a change must pass; property, slow, attack, downstream, slurm, mpi and bench
+take minutes and are run by hand.
 """
 
 from __future__ import annotations
@@ -49,6 +49,13 @@ def slow(session: nox.Session) -> None:
     """The tests that take more than a few seconds each."""
     session.install(".[test]")
     session.run("python", "-m", "pytest", "-m", "slow", "--timeout=600", *session.posargs)
+
+
+@nox.session
+def attack(session: nox.Session) -> None:
+    """Attackers against a real server with an honest client beside it: round trips, results and memory (minutes)."""
+    session.install(".[test]")
+    session.run("python", "-m", "pytest", "-m", "attack", "--timeout=600", "-s", "tests/attack", *session.posargs)
 
 
 @nox.session

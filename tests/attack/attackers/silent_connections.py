@@ -1,0 +1,54 @@
+"""Open connections and say nothing: `silent_connections.py ADDRESS COUNT`, a Unix path or HOST:PORT.
+
+Prints how many were opened when it has them (or no more can be had), holds them until its standard input ends, and
+prints how many of them were closed by the server meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import select
+import socket
+import sys
+
+
+def connect(address: str) -> socket.socket:
+    """One connection.
+
+    :raises OSError: it was refused.
+    """
+    if "/" in address:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(2)
+        try:
+            connection.connect(address)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    host, port = address.rsplit(":", 1)
+    return socket.create_connection((host, int(port)), 2)
+
+
+def main(address: str, count: int) -> None:
+    """Attack."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    connections: list[socket.socket] = []
+    refused = 0
+    for _ in range(count):
+        with contextlib.suppress(OSError):
+            connections.append(connect(address))
+            continue
+        refused += 1
+    print(f"opened {len(connections)} refused {refused}", flush=True)
+    sys.stdin.read()
+    poll = select.poll()
+    for connection in connections:
+        poll.register(connection, select.POLLIN)
+    print(f"closed {len(poll.poll(0))}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
