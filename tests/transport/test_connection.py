@@ -91,7 +91,7 @@ def test_a_file_that_others_can_read_is_refused(runtime_dir: Path, mode: int) ->
 
 
 def test_a_directory_is_no_connection_file(runtime_dir: Path) -> None:
-    with pytest.raises(ConnectionFileError, match="cannot read"):
+    with pytest.raises(ConnectionFileError, match="it is a directory, not a regular file"):
         files.read_connection_file(runtime_dir)
 
 

@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from trio_sched.errors import ConfigError
 from trio_sched.server.config import Config
-from trio_sched.transport.connection import Connection, Role, host_name, ipc_address, require_private, runtime_dir
+from trio_sched.transport.connection import Connection, Role, host_name, ipc_address, runtime_dir
 from trio_sched.transport.curve import Keys, new_keys
+from trio_sched.transport.private import require_private
 
 _TOKEN_BYTES = 32
 _WILDCARDS = ("0.0.0.0", "*", "[::]")

@@ -2,8 +2,9 @@
 
 A scheduler named NAME writes two files into the user's runtime directory, NAME-client.json and NAME-engine.json: its
 address, the token of the role, and over TCP the CURVE keys of the role. Whoever can read a file has its role, so the
-directory has mode 0700 and the files 0600, and a file that others could read is refused rather than used. Files appear
-by rename, never half written. One whose scheduler is gone is *stale*: it is skipped in a search and named in the error.
+directory has mode 0700 and the files 0600, and a file that others could read, or have put there, is refused rather than
+used (private.py). Files appear by rename, never half written. One whose scheduler is gone is *stale*: a search skips it
+and names it in the error.
 
 Imports little: every worker reads one at its start.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import os
 import re
-import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -20,6 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from trio_sched.errors import ConfigError, ConnectionFileError, NoSchedulerError
+from trio_sched.transport.private import names_in, private_directory, read_private, require_private
 
 Role: TypeAlias = Literal["client", "engine"]
 ROLES: tuple[Role, ...] = ("client", "engine")
@@ -28,7 +31,6 @@ ENV_CONNECTION = "TRIO_SCHED_CONNECTION"
 MAX_IPC_PATH_BYTES = 103
 """Longest path of a Unix socket that both Linux (107) and macOS (103) take."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class Connection(Struct, frozen=True, omit_defaults=True):
@@ -91,14 +93,27 @@ def runtime_dir() -> Path:
 
     $TRIO_SCHED_RUNTIME_DIR, else $XDG_RUNTIME_DIR/trio_sched, else <temporary directory>/trio_sched-<uid>.
 
-    :raises ConfigError: it belongs to somebody else, is open to others, or cannot be made.
+    :raises ConfigError: it is a link, belongs to another user, is open to others, or cannot be made.
     """
+    directory = _made_runtime_path()
+    require_private(directory)
+    return directory
+
+
+@contextmanager
+def _opened(directory: Path | None) -> Iterator[tuple[Path, int]]:
+    """A private directory, default the runtime directory: its path and a descriptor of it. Errors as `runtime_dir`."""
+    directory = directory or _made_runtime_path()
+    with private_directory(directory) as descriptor:
+        yield directory, descriptor
+
+
+def _made_runtime_path() -> Path:
     directory = _runtime_path()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the runtime directory {directory}: {error}; set {ENV_DIRECTORY}") from error
-    require_private(directory)
     return directory
 
 
@@ -110,20 +125,6 @@ def _runtime_path() -> Path:
     import tempfile  # only here: it costs 3 ms that a worker need not pay
 
     return Path(tempfile.gettempdir()) / f"trio_sched-{os.getuid()}"
-
-
-def require_private(directory: Path) -> None:
-    """:raises ConfigError: `directory` is not a directory of ours that is closed to others."""
-    try:
-        found = directory.stat()
-    except OSError as error:
-        raise ConfigError(f"cannot use the directory {directory}: {error}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise ConfigError(f"{directory} is not a directory")
-    if found.st_uid != os.geteuid():
-        raise ConfigError(f"the directory {directory} belongs to user {found.st_uid}, not to us ({os.geteuid()})")
-    if found.st_mode & _OTHERS:
-        raise ConfigError(f"the directory {directory} is open to other users; chmod 700 {directory}")
 
 
 def ipc_address(name: str, directory: Path | None = None) -> str:
@@ -156,58 +157,41 @@ def connection_path(name: str, role: Role, directory: Path | None = None) -> Pat
 
 def write_connection_files(client: Connection, engine: Connection, directory: Path | None = None) -> tuple[Path, Path]:
     """Write both files, replacing what a former scheduler of that name left. Returns (client's, engine's)."""
-    directory = directory or runtime_dir()
-    require_private(directory)
-    return _write(client, directory), _write(engine, directory)
+    with _opened(directory) as (path, descriptor):
+        return _write(client, path, descriptor), _write(engine, path, descriptor)
 
 
-def _write(connection: Connection, directory: Path) -> Path:
+def _write(connection: Connection, directory: Path, descriptor: int) -> Path:
     path = connection_path(connection.name, connection.role, directory)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(to_json(connection) + "\n")
-    draft.replace(path)
+    draft = f".{path.name}.{os.getpid()}"
+    with suppress(FileNotFoundError):
+        os.unlink(draft, dir_fd=descriptor)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=descriptor), "wb") as file:
+        file.write(to_json(connection).encode() + b"\n")
+    os.rename(draft, path.name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
     return path
 
 
 def remove_connection_files(client: Connection, engine: Connection, directory: Path | None = None) -> None:
     """Remove both files, unless another scheduler has taken the name meanwhile."""
-    directory = directory or runtime_dir()
-    for connection in (client, engine):
-        path = connection_path(connection.name, connection.role, directory)
-        try:
-            ours = read_connection_file(path).scheduler == connection.scheduler
-        except ConnectionFileError:
-            continue
-        if ours:
-            path.unlink(missing_ok=True)
+    with _opened(directory) as (where, descriptor):
+        for connection in (client, engine):
+            path = connection_path(connection.name, connection.role, where)
+            with suppress(ConnectionFileError, FileNotFoundError):
+                if read_connection_file(path, descriptor).scheduler == connection.scheduler:
+                    os.unlink(path.name, dir_fd=descriptor)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_connection_file(path: str | Path) -> Connection:
-    """The connection in `path`.
+def read_connection_file(path: str | Path, directory: int | None = None) -> Connection:
+    """The connection in `path`; with a `directory` (a descriptor), in the file of that name in it.
 
-    :raises ConnectionFileError: it is missing, malformed, or readable by others.
+    :raises ConnectionFileError: it is missing, malformed, no regular file, another user's, or readable by others.
     """
     path = Path(path).expanduser()
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            text = file.read()
-    except FileNotFoundError:
-        raise ConnectionFileError(f"there is no connection file {path}; is the scheduler running?") from None
-    except OSError as error:
-        raise ConnectionFileError(f"cannot read the connection file {path}: {error}") from error
-    if mode & _OTHERS:
-        raise ConnectionFileError(
-            f"the connection file {path} holds secrets and is open to other users (mode {stat.S_IMODE(mode):o}); "
-            f"chmod 600 {path}, and restart the scheduler if somebody may have read it"
-        )
-    return from_json(text, source=str(path))
+    return from_json(read_private(path, directory), source=str(path))
 
 
 def is_stale(connection: Connection) -> bool:
@@ -240,14 +224,15 @@ def find(where: str | Path | None, role: Role) -> Connection:
 
     :raises NoSchedulerError: none was found, or several among which to choose; the message lists their names.
     :raises ConnectionFileError: the file that was named cannot be used.
+    :raises ConfigError: the directory to look in may be somebody else's.
     """
     if where is None:
         where = os.environ.get(ENV_CONNECTION) or None
     if where is None:
-        return _the_only_one(runtime_dir(), role)
+        return _the_only_one(None, role)
     if isinstance(where, Path) or "/" in where or where.endswith(".json"):
         path = Path(where).expanduser()
-        return _the_only_one(path, role) if path.is_dir() else _from_path(path, role)
+        return _the_only_one(Path(os.path.realpath(path)), role) if path.is_dir() else _from_path(path, role)
     return _by_name(where, role)
 
 
@@ -266,28 +251,30 @@ def _from_path(path: Path, role: Role) -> Connection:
 
 
 def _by_name(name: str, role: Role) -> Connection:
-    path = connection_path(name, role)
-    if not path.exists():
-        running, _ = _look(path.parent, role)
-        raise NoSchedulerError(f"no scheduler named {name!r} in {path.parent}; running there: {_names(running)}")
-    connection = _from_path_or_none(path, role)
+    with _opened(None) as (directory, descriptor):
+        path = connection_path(name, role, directory)
+        if path.name not in names_in(descriptor, path.name):
+            running, _ = _look(directory, descriptor, role)
+            raise NoSchedulerError(f"no scheduler named {name!r} in {directory}; running there: {_names(running)}")
+        connection = _running_or_none(path, descriptor, role)
     if connection is None:
         raise NoSchedulerError(f"the scheduler {name!r} is gone and left {path} behind; start one anew")
     return connection
 
 
-def _from_path_or_none(path: Path, role: Role) -> Connection | None:
-    connection = read_connection_file(path)
+def _running_or_none(path: Path, directory: int, role: Role) -> Connection | None:
+    connection = read_connection_file(path, directory)
     return None if is_stale(connection) or connection.role != role else connection
 
 
-def _look(directory: Path, role: Role) -> tuple[list[Connection], list[str]]:
+def _look(directory: Path, descriptor: int, role: Role) -> tuple[list[Connection], list[str]]:
     """(those that run, the files that cannot be used and why)."""
     running: list[Connection] = []
     unusable: list[str] = []
-    for path in sorted(directory.glob(f"*-{role}.json")):
+    for name in names_in(descriptor, f"-{role}.json"):
+        path = directory / name
         try:
-            connection = _from_path_or_none(path, role)
+            connection = _running_or_none(path, descriptor, role)
         except ConnectionFileError as error:
             unusable.append(str(error))
             continue
@@ -298,8 +285,9 @@ def _look(directory: Path, role: Role) -> tuple[list[Connection], list[str]]:
     return running, unusable
 
 
-def _the_only_one(directory: Path, role: Role) -> Connection:
-    running, unusable = _look(directory, role)
+def _the_only_one(where: Path | None, role: Role) -> Connection:
+    with _opened(where) as (directory, descriptor):
+        running, unusable = _look(directory, descriptor, role)
     if len(running) == 1:
         return running[0]
     if running:

@@ -16,7 +16,8 @@ import zmq
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection, require_private
+from trio_sched.transport.connection import Connection
+from trio_sched.transport.private import require_private
 
 LINGER_MS = 100
 """How long a closing socket tries to get rid of what it still holds; the event loop stands still meanwhile."""

@@ -1,0 +1,205 @@
+"""What another user of the machine can put in the way of a runtime directory or a connection file changes nothing.
+
+Everything is checked on what was opened. The race tests exchange what a path names, in a process of their own, between
+what is right and what is wrong, as fast as they can: a check by path, followed by a use of the path, is beaten by it
+within seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from trio_sched.errors import ConfigError, ConnectionFileError, NoSchedulerError
+from trio_sched.transport import connection as files
+from trio_sched.transport.connection import Connection
+from trio_sched.transport.private import MAX_FILE_BYTES, private_directory, read_private
+
+LOOKS = 2_000
+"""Bounded: enough for a check by path to lose several times."""
+
+
+def written(directory: Path, token: str) -> Path:
+    """A connection file for clients of the scheduler "default", which runs: this process."""
+    connection = Connection("default", "client", "tcp://127.0.0.1:1", token, pid=os.getpid(), host=os.uname().nodename)
+    path = directory / "default-client.json"
+    path.write_text(files.to_json(connection))
+    path.chmod(0o600)
+    return path
+
+
+def private(path: Path) -> Path:
+    path.mkdir(mode=0o700)
+    return path
+
+
+# ---- directories ----------------------------------------------------------------------------------------------------
+
+
+def test_a_runtime_directory_that_is_a_link_is_refused(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(private(runtime_dir / "real"), "t")
+    (runtime_dir / "link").symlink_to(runtime_dir / "real")
+    monkeypatch.setenv(files.ENV_DIRECTORY, str(runtime_dir / "link"))
+    with pytest.raises(ConfigError, match="is a symbolic link; name the directory itself"):
+        files.find(None, "client")
+    with pytest.raises(ConfigError, match="is a symbolic link"):
+        files.runtime_dir()
+
+
+def test_a_directory_that_the_user_names_may_be_a_link(runtime_dir: Path) -> None:
+    written(private(runtime_dir / "real"), "t")
+    (runtime_dir / "link").symlink_to(runtime_dir / "real")
+    assert files.find(runtime_dir / "link", "client").token == "t"
+
+
+def test_a_directory_in_one_where_everybody_can_rename_is_refused(runtime_dir: Path) -> None:
+    shared = private(runtime_dir / "shared")
+    path = private(shared / "run")
+    shared.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"every user can rename it \(no sticky bit\)"), private_directory(path):
+        pass
+    shared.chmod(0o1777)
+    with private_directory(path):
+        pass
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_the_user_names_may_be_a_link_to_one_of_ours(runtime_dir: Path) -> None:
+    (runtime_dir / "link.json").symlink_to(written(runtime_dir, "t"))
+    assert files.find(str(runtime_dir / "link.json"), "client").token == "t"
+
+
+def test_in_a_runtime_directory_links_are_not_followed(runtime_dir: Path) -> None:
+    path = written(runtime_dir, "t")
+    path.rename(runtime_dir / "real")
+    path.symlink_to(runtime_dir / "real")
+    with pytest.raises(ConnectionFileError, match="is a symbolic link; remove it"):
+        files.find("default", "client")
+    with pytest.raises(NoSchedulerError, match="is a symbolic link"):
+        files.find(None, "client")
+
+
+def test_a_file_of_another_user_is_refused(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(runtime_dir, "t")
+    us = os.geteuid()
+    monkeypatch.setattr("os.geteuid", lambda: us + 1)
+    with pytest.raises(ConnectionFileError, match=f"belongs to user {us}, not to us"):
+        files.find(path, "client")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_root_too_takes_only_files_of_its_own(runtime_dir: Path) -> None:
+    path = written(runtime_dir, "t")
+    os.chown(path, 65534, 65534)
+    for where in (str(path), "default"):
+        with pytest.raises(ConnectionFileError, match="belongs to user 65534"):
+            files.find(where, "client")
+    with pytest.raises(NoSchedulerError, match="belongs to user 65534"):
+        files.find(None, "client")
+
+
+def test_a_fifo_blocks_nobody(runtime_dir: Path) -> None:
+    os.mkfifo(runtime_dir / "default-client.json", 0o600)
+    for where in (str(runtime_dir / "default-client.json"), "default"):
+        with pytest.raises(ConnectionFileError, match="it is a FIFO, not a regular file"):
+            files.find(where, "client")
+    with pytest.raises(NoSchedulerError, match="it is a FIFO"):
+        files.find(None, "client")
+
+
+def test_a_device_is_no_connection_file() -> None:
+    with pytest.raises(ConnectionFileError, match="it is a device, not a regular file"):
+        read_private(Path(os.devnull))
+
+
+def test_a_file_that_is_too_large_is_not_read(runtime_dir: Path) -> None:
+    path = written(runtime_dir, "t")
+    with path.open("ab") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(ConnectionFileError, match=f"larger than {MAX_FILE_BYTES} bytes"):
+        read_private(path)
+
+
+def test_a_draft_that_is_a_link_is_not_written_through(runtime_dir: Path) -> None:
+    target = runtime_dir / "target"
+    target.touch()
+    (runtime_dir / f".default-client.json.{os.getpid()}").symlink_to(target)
+    client = Connection("default", "client", "tcp://127.0.0.1:1", "t")
+    files.write_connection_files(client, Connection("default", "engine", "tcp://127.0.0.1:1", "t"))
+    assert target.read_text() == ""
+    assert files.read_connection_file(runtime_dir / "default-client.json") == client
+
+
+# ---- races ----------------------------------------------------------------------------------------------------------
+
+EXCHANGE = """
+import os, sys
+good, evil, place, how = sys.argv[1:]
+print(flush=True)
+while True:
+    for target in (good, evil):
+        if how == "link":
+            os.symlink(target, place + ".new")
+            os.rename(place + ".new", place)
+        else:
+            os.rename(target, place)
+            os.rename(place, target)
+"""
+
+
+@contextmanager
+def exchanged(good: Path, evil: Path, place: Path, how: str) -> Iterator[None]:
+    """In the block another process makes `place` name `good` and `evil` in turn."""
+    command = [sys.executable, "-S", "-c", EXCHANGE, str(good), str(evil), str(place), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield
+            assert process.poll() is None, "the process that exchanges them has failed"
+        finally:
+            process.kill()
+
+
+def tokens_found() -> set[str]:
+    found = set()
+    for _ in range(LOOKS):
+        try:
+            found.add(files.find(None, "client").token)
+        except (ConfigError, ConnectionFileError, NoSchedulerError):
+            continue
+    return found
+
+
+@pytest.mark.parametrize("how", ["link", "rename"])
+def test_a_directory_that_is_exchanged_leads_nobody_astray(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The wrong one is open to others, as one of another user could be."""
+    written(good := private(runtime_dir / "good"), "good")
+    written(evil := private(runtime_dir / "evil"), "evil")
+    evil.chmod(0o755)
+    place = runtime_dir / "run"
+    monkeypatch.setenv(files.ENV_DIRECTORY, str(place))
+    monkeypatch.setattr(Path, "mkdir", lambda *_args, **_more: None)  # it would take the place that is empty a moment
+    with exchanged(good, evil, place, how):
+        assert "evil" not in tokens_found()
+
+
+def test_a_file_that_is_exchanged_leads_nobody_astray(runtime_dir: Path) -> None:
+    """A link to a file elsewhere, in the place of the file."""
+    other = private(runtime_dir / "elsewhere")
+    good = written(runtime_dir, "good").rename(runtime_dir / "good")
+    written(other, "evil").rename(other / "evil")
+    evil = runtime_dir / "evil"
+    evil.symlink_to(other / "evil")
+    with exchanged(good, evil, runtime_dir / "default-client.json", "rename"):
+        assert "evil" not in tokens_found()
