@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import trio
+import zmq
 
 from trio_sched.errors import AddressInUseError
 from trio_sched.server.config import Config
 from trio_sched.server.serve import Running, serve, stop_on_signals
 from trio_sched.testing import FakeClient, FakeEngine
+from trio_sched.transport import curve
 from trio_sched.transport.connection import Connection, find
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire import native
@@ -167,3 +169,56 @@ def test_r30_peers_are_told_when_it_is_cancelled(directory: Path) -> None:
 
     trio.run(main)
     assert list(directory.iterdir()) == []
+
+
+# ---- the role is what the key proves --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keys_of", "says"), [("engine", "client"), ("client", "engine"), ("client", "nanny")])
+def test_a_hello_for_another_role_than_the_key_s_is_refused(directory: Path, keys_of: str, says: Any) -> None:
+    """Even with the right token for what it says."""
+
+    async def main() -> None:
+        async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
+            files: dict[str, Connection] = {"client": server.connection, "engine": server.engine_connection}
+            token = files["client" if says == "client" else "engine"].token
+            with ZmqSocket.dealer(files[keys_of]) as dealer:
+                dealer.send_many([[native.encode(native.Hello(role=says, token=token))]])
+                error = native.decode_to_client((await dealer.receive())[0][0])
+            assert isinstance(error, native.Error)
+            assert error.kind == "unauthenticated"
+            assert f"the key of your connection is that of the role {keys_of!r}" in error.message
+            assert server.status()["counters"]["unauthenticated"] == 1
+            sessions = server.server.sessions
+            assert [sessions.clients, sessions.engines, sessions.nannies] == [{}, {}, {}]
+
+    trio.run(main)
+
+
+def test_another_role_cannot_take_the_place_of_a_peer_by_its_routing_id(directory: Path) -> None:
+    """Peers choose their routing ids: one that comes under that of a client that has just gone is a stranger."""
+
+    async def main() -> None:
+        async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
+            hello = native.Hello(role="client", token=server.connection.token)
+            await answer(server.connection, hello, native.Welcome)
+            [session] = server.server.sessions.clients.values()
+            await answer(server.engine_connection, native.Query(1, "status"), native.Error)
+            assert session.link is not None  # nobody has said good-bye for it
+
+    trio.run(main)
+
+
+async def answer(connection: Connection, message: Any, kind: type) -> None:
+    """Connect under a routing id of our own choice, and ask. Again as long as the router holds a former connection of
+    that id: it passes over the messages of another one."""
+    while True:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.linger = 0
+            socket.routing_id = b"chosen"
+            curve.be_client(socket, connection)
+            socket.connect(connection.address)
+            socket.send(native.encode(message))
+            if await trio.to_thread.run_sync(socket.poll, 500):
+                assert isinstance(native.decode_to_client(socket.recv()), kind)
+                return

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from trio_sched.transport.connection import Role
 from trio_sched.wire.native import Frame, FromPeer, Message, decode_from_peer
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ Raw: TypeAlias = "tuple[Link, Sequence[Any]]"
 class Link:
     """One connection of one peer. Fronts override `send`, and what else they need."""
 
-    __slots__ = ("former", "heard_at", "lane", "session")
+    __slots__ = ("former", "heard_at", "lane", "proved_role", "session")
 
-    def __init__(self) -> None:
+    def __init__(self, proved_role: Role | None = None) -> None:
+        self.proved_role = proved_role
+        """The role that the connection proves by its CURVE key; None: the token of its Hello is the only proof."""
         self.session: Session | None = None
         """None until its Hello was accepted, and again when it is cut off."""
         self.lane = STRANGERS

@@ -16,6 +16,7 @@ import trio
 from trio_sched.server.config import Config
 from trio_sched.server.hub import Hub
 from trio_sched.server.links import Link, Raw
+from trio_sched.transport.connection import Role
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import Frame, Message, encode
 
@@ -33,6 +34,7 @@ class RouterSocket(Protocol):
     def send(self, frames: Sequence[Frame]) -> bool: ...
     def flush(self) -> None: ...
     async def authenticate(self) -> None: ...
+    def proved_role(self, peer: bytes) -> Role | None: ...
     def close(self) -> None: ...
 
 
@@ -44,8 +46,8 @@ class NativeLink(Link):
 
     __slots__ = ("_front", "routing_id")
 
-    def __init__(self, front: NativeFront, routing_id: bytes) -> None:
-        super().__init__()
+    def __init__(self, front: NativeFront, routing_id: bytes, proved_role: Role | None) -> None:
+        super().__init__(proved_role)
         self._front = front
         self.routing_id = routing_id
 
@@ -112,7 +114,8 @@ class NativeFront:
     def _stranger(self, routing_id: bytes) -> NativeLink:
         link = self._strangers.get(routing_id)
         if link is None:
-            link = NativeLink(self, routing_id)
+            proved_role = self._socket.proved_role(routing_id) if self._socket is not None else None
+            link = NativeLink(self, routing_id, proved_role)
             self._keep(link)
         return link
 

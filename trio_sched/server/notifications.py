@@ -20,7 +20,7 @@ from trio_sched.server.hub import Hub
 from trio_sched.server.intake import amounts
 from trio_sched.server.links import ENGINES, STRANGERS, Link
 from trio_sched.server.reader import Reader
-from trio_sched.server.sessions import LANES, NannySession, Session, Sessions
+from trio_sched.server.sessions import LANES, NannySession, Sessions
 from trio_sched.transport.connection import Role
 from trio_sched.wire.native import VERSION, Bye, Died, Frame, Hello, Ping
 
@@ -62,14 +62,14 @@ class Notifications(Reader):
 
     def _hello(self, link: Link, hello: Hello) -> None:
         try:
-            self._admit(link.session, hello)
+            self._admit(link, hello)
         except WireError as error:
             self.hub.note(error.kind, why=str(error))
             self.answer(link, error.kind, str(error))
             return
         self.events.append(Greeted(link, hello))
 
-    def _admit(self, known: Session | None, hello: Hello) -> None:
+    def _admit(self, link: Link, hello: Hello) -> None:
         """Raises WireError where it must not come in."""
         if hello.version != VERSION:
             raise WireError(
@@ -77,7 +77,14 @@ class Notifications(Reader):
                 "install the same trio_sched on both sides",
                 "unknown_version",
             )
-        token = self._tokens["client" if hello.role == "client" else "engine"]
+        role: Role = "client" if hello.role == "client" else "engine"
+        if link.proved_role not in (None, role):
+            raise WireError(
+                f"the key of your connection is that of the role {link.proved_role!r}, but your hello says "
+                f"{hello.role!r}; use the connection file of the role {role!r}, keys and token",
+                "unauthenticated",
+            )
+        token = self._tokens[role]
         if not hmac.compare_digest(hello.token.encode(), token.encode()):
             raise WireError(
                 f"the token is not that of a {hello.role}; read the connection file again", "unauthenticated"
@@ -88,7 +95,7 @@ class Notifications(Reader):
             _check(hello)
         except ValueError as error:
             raise WireError(str(error)) from None
-        if known is None and not hello.session:
+        if link.session is None and not hello.session:
             self._check_room(hello)
 
     def _check_room(self, hello: Hello) -> None:

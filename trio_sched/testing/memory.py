@@ -134,6 +134,9 @@ class MemoryRouter:
     async def authenticate(self) -> None:
         """See ZmqSocket: whoever has the network may come in."""
 
+    def proved_role(self, _peer: bytes) -> None:
+        """See ZmqSocket: there are no keys here."""
+
     def close(self) -> None:
         """See ZmqSocket."""
         self._inbox.close()

@@ -19,6 +19,11 @@ ZAP_ADDRESS = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
 ZAP_OK, ZAP_REFUSED = b"200", b"400"
 ZAP_DOMAIN = "trio_sched"
+MARKS: dict[str, bytes] = {role: role[:1].encode("ascii") for role in ROLES}
+"""What a router with keys puts in front of a peer's routing id: the role that the key of the connection proves. Peers
+choose their routing ids if they like, so without it one could take the id, and thereby the place, of a peer of another
+role that has just gone."""
+_ROLE_OF_MARK: dict[bytes, Role] = {MARKS[role]: role for role in ROLES}
 
 
 class KeyPair(Struct, frozen=True):
@@ -104,6 +109,11 @@ def zap_reply(request: Sequence[bytes], roles: Mapping[bytes, Role]) -> list[byt
     if role is None:
         return [ZAP_VERSION, request_id, ZAP_REFUSED, b"unknown key", b"", b""]
     return [ZAP_VERSION, request_id, ZAP_OK, b"OK", role.encode("ascii"), b""]
+
+
+def role_of(peer: bytes) -> Role:
+    """The role that was proved by the peer of a router with keys; `peer` as received, with its mark."""
+    return _ROLE_OF_MARK[peer[:1]]
 
 
 def roles_by_key(keys: ServerKeys) -> dict[bytes, Role]:

@@ -3,7 +3,7 @@
 Small frames are copied into bytes, which is cheaper than keeping libzmq's message alive; large ones stay where libzmq
 put them and are seen through a memoryview. The first frame from a ROUTER is the peer's routing id. Costs 1.5 us for a
 message of two frames, of which libzmq itself takes half; `recv_multipart` takes 3.3 (it asks for RCVMORE after each
-frame).
+frame). Asking which role a CURVE key proved takes 0.4 us more, where there are keys.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import zmq
+
+from trio_sched.transport.curve import MARKS
 
 Frame: TypeAlias = bytes | bytearray | memoryview
 LARGE_BYTES = 64 * 1024
@@ -29,14 +31,19 @@ def methods(socket: zmq.Socket[bytes]) -> tuple[Callable[..., Any], Callable[...
     return socket.recv, base.send, base.get
 
 
-def drain(receive: Callable[..., Any], limit: int, routed: bool) -> list[list[Frame]]:
-    """At most `limit` messages that are there; `receive` is the socket's own recv. Fewer: it ended with zmq.Again."""
+def drain(receive: Callable[..., Any], limit: int, routed: bool, proved: bool = False) -> list[list[Frame]]:
+    """At most `limit` messages that are there; `receive` is the socket's own recv. Fewer: it ended with zmq.Again.
+
+    `proved`: each routing id gets the mark of the role that the key of its connection proved (`curve.MARKS`) in front.
+    """
     messages: list[list[Frame]] = []
     add = messages.append
     try:
         for _ in range(limit):
             parts: list[Frame] = [receive(_NOBLOCK)] if routed else []
             frame = receive(_NOBLOCK, False)
+            if proved:
+                parts[0] = MARKS[frame.get("User-Id")] + parts[0]
             parts.append(frame.bytes if len(frame) < LARGE_BYTES else frame.buffer)
             while frame.more:
                 frame = receive(_NOBLOCK, False)

@@ -62,6 +62,7 @@ class ZmqSocket:
         self._closing = False
         self._authenticator: ZmqSocket | None = None
         self._roles: dict[bytes, Role] = {}
+        """By public key; empty: peers prove nothing."""
         self._sharing: Sequence[ZmqSocket] = (self,)
 
     # ---- making one -------------------------------------------------------------------------------------------------
@@ -116,7 +117,8 @@ class ZmqSocket:
     # ---- receiving --------------------------------------------------------------------------------------------------
 
     async def receive(self, limit: int = RECEIVE_LIMIT) -> list[list[Frame]]:
-        """Wait until there is a message, and take at most `limit`. From a ROUTER, frame 0 is the peer's routing id.
+        """Wait until there is a message, and take at most `limit`. From a ROUTER, frame 0 is the peer's routing id; where
+        there are keys, with the mark of the role that it proved in front (see `proved_role`).
 
         Small frames are bytes, large ones memoryviews of libzmq's own memory. Always a checkpoint; loses nothing when
         cancelled.
@@ -131,7 +133,7 @@ class ZmqSocket:
         waited = False
         while not self._closing:
             if not self._drained:
-                messages = drain(self._receive_frame, limit, self._routed)
+                messages = drain(self._receive_frame, limit, self._routed, bool(self._roles))
                 self._drained = len(messages) < limit
                 if messages:
                     if not waited:
@@ -164,10 +166,13 @@ class ZmqSocket:
         """Queue one message; never blocks. False: there is no such peer (any more). Call `flush` after the last of a
         burst.
 
-        To a ROUTER, frame 0 is the peer's routing id. Large frames are not copied: leave them unchanged after this.
+        To a ROUTER, frame 0 is the peer as `receive` named it. Large frames are not copied: leave them unchanged after
+        this.
         """
         send_frame = self._send_frame
         self._drained = False
+        if self._roles:
+            frames = [frames[0][1:], *frames[1:]]  # libzmq does not know the mark
         try:
             for frame in frames[:-1]:
                 send_frame(frame, SNDMORE, len(frame) < LARGE_BYTES, False)
@@ -209,6 +214,10 @@ class ZmqSocket:
                 self.unauthenticated += reply[2] != curve.ZAP_OK
                 self._authenticator.send([peer, delimiter, *reply])
             self._authenticator.flush()
+
+    def proved_role(self, peer: bytes) -> Role | None:
+        """The role that the key of this peer's connection proves; None without keys. `peer`: as `receive` named it."""
+        return curve.role_of(peer) if self._roles else None
 
     # ---- closing ----------------------------------------------------------------------------------------------------
 
