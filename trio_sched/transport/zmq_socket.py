@@ -117,8 +117,8 @@ class ZmqSocket:
     # ---- receiving --------------------------------------------------------------------------------------------------
 
     async def receive(self, limit: int = RECEIVE_LIMIT) -> list[list[Frame]]:
-        """Wait until there is a message, and take at most `limit`. From a ROUTER, frame 0 is the peer's routing id; where
-        there are keys, with the mark of the role that it proved in front (see `proved_role`).
+        """Wait until there is a message, and take at most `limit`. From a ROUTER, frame 0 is the peer's routing id;
+        where there are keys, with the mark of the role that it proved in front (see `proved_role`).
 
         Small frames are bytes, large ones memoryviews of libzmq's own memory. Always a checkpoint; loses nothing when
         cancelled.
