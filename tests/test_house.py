@@ -21,18 +21,19 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 EVERYTHING = {
-    "cli", "client", "core", "engine", "errors", "ipyparallel", "server", "testing", "transport", "web", "wire",
+    "cli", "client", "core", "engine", "errors", "ipyparallel", "logs", "server", "testing", "transport", "web", "wire",
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
+    "logs": set(),
     "core": {"core", "errors"},
     "wire": {"wire", "core", "errors"},
     "transport": {"transport", "errors"},
-    "server": {"server", "core", "wire", "transport", "errors"},
-    "web": {"web", "server", "core", "wire", "transport", "errors"},
-    "ipyparallel": {"ipyparallel", "server", "core", "wire", "transport", "errors"},
-    "client": {"client", "wire", "transport", "errors"},
-    "engine": {"engine", "wire", "transport", "errors"},
+    "server": {"server", "core", "wire", "transport", "errors", "logs"},
+    "web": {"web", "server", "core", "wire", "transport", "errors", "logs"},
+    "ipyparallel": {"ipyparallel", "server", "core", "wire", "transport", "errors", "logs"},
+    "client": {"client", "wire", "transport", "errors", "logs"},
+    "engine": {"engine", "wire", "transport", "errors", "logs"},
     "testing": EVERYTHING - {"cli"},
     "cli": EVERYTHING,
     "__main__": {"cli"},

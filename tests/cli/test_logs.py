@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from trio_sched.cli.logs import LEVELS, configure_logs
+from trio_sched.logs import get_logger
 from trio_sched.server.config import LOG_LEVELS
 
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
+    logger = logging.getLogger("trio_sched")
+    before = (logger.handlers[:], logger.level, logger.propagate)
     yield
-    structlog.reset_defaults()
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "json")
-    log = structlog.get_logger("test")
+    log = get_logger("trio_sched.test")
     log.debug("too fine")
     log.info("engine joined", engine=7)
     try:
@@ -36,7 +42,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_console(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("warning", "console")
-    log = structlog.get_logger("test")
+    log = get_logger("trio_sched.test")
     log.info("too fine")
     log.warning("engine lost", engine=7)
     shown = capsys.readouterr()
@@ -48,3 +54,48 @@ def test_console(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_level_of_the_settings_is_known() -> None:
     assert set(LEVELS) == set(LOG_LEVELS)
+
+
+def test_a_second_configuration_replaces_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("info", "json")
+    configure_logs("info", "console")
+    get_logger("trio_sched.test").info("once", number=1)
+    assert capsys.readouterr().err.count("once") == 1
+
+
+def test_what_the_client_logs_looks_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("info", "json")
+    logging.getLogger("trio_sched.client").error("a message was not understood: %s", "odd")
+    assert json.loads(capsys.readouterr().err)["event"] == "a message was not understood: odd"
+
+
+EMBEDDED = """
+import trio, trio_sched
+from trio_sched.engine.nanny import run_nanny
+from trio_sched.server.config import Config
+from trio_sched.server.serve import serve
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        running = await nursery.start(serve, Config())
+        async with trio.open_nursery() as engines:
+            nanny = await engines.start(lambda task_status: run_nanny(
+                running.engine_connection, workers=1, task_status=task_status))
+            async with trio_sched.open_client(running.connection) as client:
+                assert await client.submit(len, "abc") == 3
+            nanny.stop()
+        running.stop()
+
+trio.run(main)
+"""
+
+
+def test_a_scheduler_and_engines_within_a_user_s_program_print_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", EMBEDDED], capture_output=True, text=True, timeout=60, env=os.environ)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_warning_within_a_user_s_program_is_seen() -> None:
+    code = "import trio_sched.logs as logs; log = logs.get_logger('trio_sched.x'); log.info('a'); log.warning('b', c=1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("", "b c=1\n")

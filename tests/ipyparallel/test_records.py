@@ -379,7 +379,7 @@ def test_sqlite_that_cannot_write_loses_records_and_nothing_else(tmp_path: Path)
 
 
 def test_sqlite_whose_file_is_gone_is_silent_and_does_not_make_it_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A controller may outlive its profile directory."""
     path = tmp_path / "tasks.db"
@@ -389,11 +389,11 @@ def test_sqlite_whose_file_is_gone_is_silent_and_does_not_make_it_anew(
     path.unlink()
     store.tidy()
     assert not path.exists()
-    assert capsys.readouterr().out == ""
+    assert caplog.text == ""
     store.close()
 
 
-def test_sqlite_that_cannot_be_tidied_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sqlite_that_cannot_be_tidied_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     fill(store)
@@ -402,7 +402,7 @@ def test_sqlite_that_cannot_be_tidied_says_so_once(tmp_path: Path, capsys: pytes
     path.mkdir()
     for _ in range(3):
         store.tidy()
-    assert capsys.readouterr().out.count("cannot be carried over") == 1
+    assert caplog.text.count("cannot be carried over") == 1
     store.close()
 
 

@@ -189,7 +189,7 @@ def test_r25_limits_of_clients_and_engines() -> None:
     run_virtual(main)
 
 
-def test_r25_a_flood_of_garbage_is_not_a_flood_of_logs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_r25_a_flood_of_garbage_is_not_a_flood_of_logs(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with open_world() as world:
             stranger = await world.stranger()
@@ -199,7 +199,7 @@ def test_r25_a_flood_of_garbage_is_not_a_flood_of_logs(capsys: pytest.CaptureFix
             assert world.server.hub.counters["malformed"] == 1000
 
     run_virtual(main)
-    logged = capsys.readouterr().out
+    logged = caplog.text
     assert logged.count("dropped") == 10
     assert "secret" not in logged
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-import structlog
 
 from trio_sched.client.functions import Function, Functions
 from trio_sched.client.session import Session
@@ -109,9 +108,9 @@ class RealClients(Simulator):
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.getLogger("trio_sched").setLevel(logging.CRITICAL)
     yield
-    structlog.reset_defaults()
+    logging.getLogger("trio_sched").setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("seed", range(10))

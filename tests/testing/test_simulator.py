@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from trio_sched.errors import InvariantError
 from trio_sched.server.outbox import Outbox
@@ -16,9 +15,9 @@ from trio_sched.testing import Simulator
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """Faults are the point here; their logs would be long."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.getLogger("trio_sched").setLevel(logging.CRITICAL)
     yield
-    structlog.reset_defaults()
+    logging.getLogger("trio_sched").setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("seed", range(12))

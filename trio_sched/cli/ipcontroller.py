@@ -72,14 +72,14 @@ def ipcontroller(arguments: Options = None) -> None:
 
 
 async def _run(wanted: Told) -> None:
-    import structlog
     import trio
 
     from trio_sched.cli.hosting import Stopper, calm_collector
     from trio_sched.cli.watching import told_to_stop
+    from trio_sched.logs import get_logger
     from trio_sched.server.serve import serve
 
-    log = structlog.get_logger(__name__)
+    log = get_logger(__name__)
     for warning in wanted.warnings:
         log.warning(warning)
     calm_collector()

@@ -1,38 +1,56 @@
-"""Where the logs go: to standard error, as lines for people or as JSON. The library itself only makes events."""
+"""Where the logs go: to standard error, as lines for people or as JSON. The library itself only makes records."""
 
 from __future__ import annotations
 
+import datetime
+import logging
 import sys
 from typing import TextIO
 
 import structlog
 
+from trio_sched.logs import ROOT
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
 def configure_logs(level: str, format_: str = "console", file: TextIO | None = None) -> None:
-    """Say once what is logged and how; `level` and `format_` as in `server.config`. Into `file`, if there is one."""
+    """Say what is logged and how; `level` and `format_` as in `server.config`. Into `file`, if there is one. What was
+    said before no longer holds.
+    """
     file = file or sys.stderr
-    last: structlog.typing.Processor
-    if format_ == "json":
-        last = structlog.processors.JSONRenderer()
-    else:
-        last = structlog.dev.ConsoleRenderer(colors=file.isatty())
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=format_ == "json"),
-            structlog.processors.format_exc_info if format_ == "json" else _as_it_is,
-            last,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(file),
-        cache_logger_on_first_use=True,
-    )
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(_Formatter(as_json=format_ == "json", colors=file.isatty()))
+    logger = logging.getLogger(ROOT)
+    logger.handlers[:] = [handler]
+    logger.setLevel(LEVELS[level])
+    logger.propagate = False
 
 
-def _as_it_is(
-    _logger: object, _method: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:  # the console renderer shows exceptions itself
-    return event
+class _Formatter(logging.Formatter):
+    """Renders the event and the fields of a record, with the time and the level."""
+
+    def __init__(self, *, as_json: bool, colors: bool) -> None:
+        super().__init__()
+        self._zone = datetime.UTC if as_json else None
+        self._processors: list[structlog.typing.Processor] = (
+            [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+            if as_json
+            else [structlog.dev.ConsoleRenderer(colors=colors)]
+        )
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line, with the traceback behind it (as JSON within it)."""
+        level = record.levelname.lower()
+        event: structlog.typing.EventDict = {
+            "timestamp": datetime.datetime.fromtimestamp(record.created, self._zone).isoformat(),
+            "level": level,
+            "event": getattr(record, "event", None) or record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            event["exc_info"] = record.exc_info
+        rendered = event
+        for processor in self._processors:
+            rendered = processor(None, level, rendered)  # type: ignore[assignment]  # the last makes text
+        return str(rendered)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import structlog
 import trio
 
 from trio_sched.engine.link import FATAL, MISSED
@@ -25,6 +24,7 @@ from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.runner import SESSION_SHIFT
 from trio_sched.engine.ward import Death, Ward
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
+from trio_sched.logs import get_logger
 from trio_sched.transport.connection import Connection, find, host_name
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import (
@@ -45,7 +45,7 @@ from trio_sched.wire.native import (
 LookUp: TypeAlias = Callable[[], Connection]
 START_TIMEOUT_S = 10.0
 """How long the scheduler may take to answer the first hello."""
-_log = structlog.get_logger("trio_sched.engine")
+_log = get_logger("trio_sched.engine")
 
 
 @dataclass(frozen=True)

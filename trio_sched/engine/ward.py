@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import structlog
 import trio
 
 from trio_sched.engine import board as boards
@@ -27,13 +26,14 @@ from trio_sched.engine.board import Board
 from trio_sched.engine.cause import Evidence, cause
 from trio_sched.engine.machine import oom_kills, rss_bytes
 from trio_sched.engine.orders import Moved, News, Order, Start
+from trio_sched.logs import get_logger
 
 _COMMAND = (sys.executable, "-m", "trio_sched.engine.worker")
 _A_WHILE_S = 5.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 30.0
 _LEFT_DELAY_S = 1.0
 """A worker that left in good order was told to, perhaps by a scheduler that is about to tell us as well."""
-_log = structlog.get_logger("trio_sched.engine")
+_log = get_logger("trio_sched.engine")
 
 
 @dataclass(frozen=True)

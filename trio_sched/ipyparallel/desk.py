@@ -7,13 +7,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import structlog
-
 from trio_sched.errors import WireError
 from trio_sched.ipyparallel.config import IppConfig, Side, address_of
 from trio_sched.ipyparallel.monitor import Monitor
 from trio_sched.ipyparallel.patient import PatientRouter
 from trio_sched.ipyparallel.roster import Roster
+from trio_sched.logs import get_logger
 from trio_sched.server.hub import Hub
 from trio_sched.transport.curve import KeyPair
 from trio_sched.transport.zmq_bound import Kind, SocketSet
@@ -21,7 +20,7 @@ from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.jupyter import Codec
 from trio_sched.wire.native import Frame
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 Ports: TypeAlias = dict[str, "int | list[int]"]
 
 

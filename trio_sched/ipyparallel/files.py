@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from trio_sched.errors import ConfigError
 from trio_sched.ipyparallel.config import IppConfig, Side
+from trio_sched.logs import get_logger
 from trio_sched.wire.jupyter import Codec
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 _SHARED = ("key", "registration", "pack", "unpack", "signature_scheme")
 """What both files must say alike."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
 import trio
 
 from trio_sched.ipyparallel import files
@@ -22,11 +21,12 @@ from trio_sched.ipyparallel.records.opening import open_monitor
 from trio_sched.ipyparallel.registration import Registration
 from trio_sched.ipyparallel.relay import Output, Relay
 from trio_sched.ipyparallel.tasks import TaskQueue
+from trio_sched.logs import get_logger
 from trio_sched.server.hub import Hub
 from trio_sched.transport.curve import new_keys
 from trio_sched.wire.jupyter import Codec
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 SIDES: tuple[Side, Side] = ("client", "engine")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-import structlog
 import trio
 
 from trio_sched.core.events import EngineJoined, EngineLost
@@ -18,11 +17,12 @@ from trio_sched.errors import WireError
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.queries import Answer
 from trio_sched.ipyparallel.roster import Engine
+from trio_sched.logs import get_logger
 from trio_sched.server.happenings import Event
 from trio_sched.wire.jupyter import Parsed, failure
 from trio_sched.wire.native import Frame
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 KIND = "ipyparallel"
 """What the core calls our engines and our tasks' payloads."""
 Ask: TypeAlias = Callable[[Parsed], Answer]

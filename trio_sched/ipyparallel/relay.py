@@ -19,17 +19,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import structlog
 import trio
 
 from trio_sched.errors import WireError
+from trio_sched.logs import get_logger
 from trio_sched.wire.jupyter import DELIMITER, Codec, Parsed
 from trio_sched.wire.native import Frame
 
 if TYPE_CHECKING:
     from trio_sched.ipyparallel.monitor import Monitor, Queue
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 Batch: TypeAlias = Sequence[list[Frame]]
 Note: TypeAlias = Callable[[str], None]
 """Counts a message that was dropped, by reason: `Hub.note`."""

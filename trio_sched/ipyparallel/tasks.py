@@ -16,7 +16,6 @@ import math
 from typing import Any
 
 import msgspec
-import structlog
 import trio
 from msgspec import Struct
 
@@ -34,11 +33,12 @@ from trio_sched.core.events import (
 from trio_sched.errors import WireError
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.registration import KIND
+from trio_sched.logs import get_logger
 from trio_sched.server.happenings import Event
 from trio_sched.wire.jupyter import UNREADABLE, Parsed, failure, split
 from trio_sched.wire.native import Frame
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 PLAIN = TaskSpec(kind=KIND, crash_limit=None, same_engine=False)
 """What most tasks ask for: nothing."""
 RECEIVED_AT_ONCE = 64

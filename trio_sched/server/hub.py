@@ -14,15 +14,15 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 
-import structlog
 import trio
 
+from trio_sched.logs import get_logger
 from trio_sched.server.happenings import Event, LinkLost
 from trio_sched.server.identity import Identity
 from trio_sched.server.links import Flush, Link, Outlet, Raw
 from trio_sched.wire.native import Frame, FromPeer
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Inbox:

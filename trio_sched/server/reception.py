@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from trio_sched.core.effects import Refuse
 from trio_sched.core.events import (
     ClientJoined,
@@ -24,6 +22,7 @@ from trio_sched.core.events import (
     ResultsReceived,
 )
 from trio_sched.core.scheduler import Scheduler
+from trio_sched.logs import get_logger
 from trio_sched.server.functions import Functions
 from trio_sched.server.happenings import (
     Asked,
@@ -46,7 +45,7 @@ from trio_sched.server.queries import Queries
 from trio_sched.server.sessions import ClientSession, EngineSession, Session, Sessions
 from trio_sched.wire.native import Closing, Hello, Place, Pong, Reply
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Reception:

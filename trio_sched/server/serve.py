@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import structlog
 import trio
 
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.errors import TrioSchedError
+from trio_sched.logs import get_logger
 from trio_sched.server.actor import Actor
 from trio_sched.server.auditor import Auditor
 from trio_sched.server.config import Config
@@ -39,7 +39,7 @@ from trio_sched.server.sessions import Sessions
 from trio_sched.transport.connection import Connection, remove_connection_files, write_connection_files
 from trio_sched.wire.native import Closing
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 LINGER_BYTES = 1 << 16
 
 

@@ -15,10 +15,10 @@ import ipaddress
 import math
 from collections.abc import Sequence
 
-import structlog
 import trio
 
 from trio_sched.errors import WireError
+from trio_sched.logs import get_logger
 from trio_sched.server.config import Config
 from trio_sched.server.hub import Hub
 from trio_sched.server.links import Link
@@ -35,7 +35,7 @@ STRANGERS_KEPT = 64
 SHUTDOWN_S = 2.0
 """How long peers may take to read what is left when the scheduler ends."""
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class WebSocketLink(Link):

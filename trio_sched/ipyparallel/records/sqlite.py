@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
 from trio_sched.errors import ConfigError
 from trio_sched.ipyparallel.records.finding import Query
 from trio_sched.ipyparallel.records.record import BUFFERS, DATES, Record
+from trio_sched.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 TABLE = "trio_sched_tasks"
 DIRTY_LIMIT = 512
 DIRTY_LIMIT_BYTES = 16 << 20

@@ -1,0 +1,74 @@
+"""Every `trio-sched ...` line of the documentation is one that the command line takes: parsed by it, and not run.
+
+That holds for blocks that are skipped as well: what needs a second machine can still be spelled wrongly.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+from typer.main import get_command
+
+from tests.docs.test_snippets import BLOCK, PAGES
+from trio_sched.cli.app import PROGRAM, app, run_command_line
+
+SHELLS = {"sh", "console", "text"}
+COMMAND = re.compile(rf"^(?:\$ |.*[ \"'(/])?{PROGRAM} (?P<rest>.+)$")
+SHELL_WORDS = re.compile(r"^(&|&&|\|\|?|;|>|2>|>>|#.*)$")
+
+
+def command_lines() -> Iterator[object]:
+    """The arguments of each, as parameters named by page and line."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in BLOCK.finditer(text):
+            if block["language"] not in SHELLS:
+                continue
+            first = text.count("\n", 0, block.start("code")) + 1
+            for number, line in enumerate(block["code"].splitlines(), first):
+                if not line.lstrip().startswith("#") and (match := COMMAND.match(line)) is not None:
+                    yield pytest.param(arguments(match["rest"]), id=f"{page.name}:{number}")
+
+
+def arguments(rest: str) -> list[str]:
+    """The words of one command: up to a comment, or what is the shell's."""
+    words: list[str] = []
+    for word in shlex.split(rest, comments=True):
+        if SHELL_WORDS.match(word):
+            break
+        words.append(word.rstrip(";"))
+        if word.endswith(";"):
+            break
+    return words
+
+
+def parse(words: list[str]) -> None:
+    """As the command line does, without running the command. Errors are click's."""
+    group = get_command(app)
+    context = group.make_context(PROGRAM, list(words))  # type: ignore[attr-defined]  # click's Group
+    with context:
+        rest = [*context._protected_args, *context.args]
+        name, command, rest = group.resolve_command(context, rest)  # type: ignore[attr-defined]  # click's Group
+        command.make_context(name, rest, parent=context)
+
+
+LINES = list(command_lines())
+
+
+def test_there_are_some() -> None:
+    assert len(LINES) > 10
+
+
+@pytest.mark.parametrize("words", LINES)
+def test_a_command_line_of_the_docs_is_taken(words: list[str]) -> None:
+    parse(words)
+
+
+@pytest.mark.parametrize("words", [["engine", "lab-engine.json"], ["up", "--no-such-option"], ["no-such-command"]])
+def test_one_that_is_wrong_is_found(words: list[str]) -> None:
+    with pytest.raises(Exception, match="unexpected extra argument|No such option|No such command"):
+        parse(words)
+    assert run_command_line(words) == 2

@@ -1,0 +1,53 @@
+"""Log events with fields, through the standard library's `logging`.
+
+`log.info("engine joined", number=3)` makes one record of the logger that `get_logger` names: its text is "engine joined
+number=3". The event and the fields are in `record.event` and `record.fields` as well, for formatters that show them
+apart (cli/logs.py). A program that embeds a scheduler or a nanny and configures nothing gets what `logging` does for every
+library: warnings and errors on standard error, and nothing below.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+ROOT = "trio_sched"
+"""The logger above all of this package's."""
+
+
+class Logger:
+    """Makes records of events with fields."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """Log an event that is of interest to those who look for a bug."""
+        self._log(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Log an ordinary event."""
+        self._log(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Log an event that somebody may have to do something about."""
+        self._log(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Log a failure."""
+        self._log(logging.ERROR, event, fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """Log a failure with the traceback of the exception that is being handled."""
+        self._log(logging.ERROR, event, fields, exc_info=True)
+
+    def _log(self, level: int, event: str, fields: dict[str, Any], *, exc_info: bool = False) -> None:
+        if self._logger.isEnabledFor(level):
+            text = " ".join([event, *(f"{name}={value!r}" for name, value in fields.items())])
+            extra = {"event": event, "fields": fields}
+            self._logger.log(level, text, exc_info=exc_info, extra=extra, stacklevel=3)
+
+
+def get_logger(name: str) -> Logger:
+    """The logger of a module; `name` begins with "trio_sched"."""
+    return Logger(name)
