@@ -100,6 +100,8 @@ def test_imports_follow_the_directions(path: Path) -> None:
             wrong.append(f"{name_of(path)}:{line}: core is pure, but imports {name}")
         if part != "transport" and top in SOCKETS:
             wrong.append(f"{name_of(path)}:{line}: only transport touches sockets, this imports {name}")
+        if part != "cli" and top == "structlog":
+            wrong.append(f"{name_of(path)}:{line}: the library logs through trio_sched.logs, this imports {name}")
         if part == "wire" and top in {"trio", "anyio"}:
             wrong.append(f"{name_of(path)}:{line}: wire is bytes and messages, but imports {name}")
     assert not wrong

@@ -2,8 +2,8 @@
 
 `log.info("engine joined", number=3)` makes one record of the logger that `get_logger` names: its text is "engine joined
 number=3". The event and the fields are in `record.event` and `record.fields` as well, for formatters that show them
-apart (cli/logs.py). A program that embeds a scheduler or a nanny and configures nothing gets what `logging` does for every
-library: warnings and errors on standard error, and nothing below.
+apart (cli/logs.py). A program that embeds a scheduler or a nanny and configures nothing gets what `logging` does for
+every library: warnings and errors on standard error, and nothing below.
 """
 
 from __future__ import annotations

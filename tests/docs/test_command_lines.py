@@ -48,7 +48,7 @@ def arguments(rest: str) -> list[str]:
 def parse(words: list[str]) -> None:
     """As the command line does, without running the command. Errors are click's."""
     group = get_command(app)
-    context = group.make_context(PROGRAM, list(words))  # type: ignore[attr-defined]  # click's Group
+    context = group.make_context(PROGRAM, list(words))
     with context:
         rest = [*context._protected_args, *context.args]
         name, command, rest = group.resolve_command(context, rest)  # type: ignore[attr-defined]  # click's Group
@@ -69,6 +69,6 @@ def test_a_command_line_of_the_docs_is_taken(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", [["engine", "lab-engine.json"], ["up", "--no-such-option"], ["no-such-command"]])
 def test_one_that_is_wrong_is_found(words: list[str]) -> None:
-    with pytest.raises(Exception, match="unexpected extra argument|No such option|No such command"):
+    with pytest.raises(Exception, match=r"unexpected extra argument|No such option|No such command"):
         parse(words)
     assert run_command_line(words) == 2
