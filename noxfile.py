@@ -29,6 +29,16 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or ["-n", "2"]))
 
 
+@nox.session(python=PYTHONS)
+def executor_suite(session: nox.Session) -> None:
+    """The standard library's own tests of executors, wait and as_completed, with `Client`, where they are installed."""
+    session.install(".")
+    look = "import importlib.util as util; print(util.find_spec('test.test_concurrent_futures') is not None)"
+    if "True" not in str(session.run("python", "-c", look, silent=True)):
+        session.skip("this Python was installed without test.test_concurrent_futures")
+    session.run("python", "tests/downstream/executor_suite.py", *session.posargs)
+
+
 @nox.session(name="property")
 def property_(session: nox.Session) -> None:
     """The core against its oracle, for as long as the long Hypothesis profile says."""

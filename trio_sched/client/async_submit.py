@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeAlias, TypeVar, overload
 
 from trio_sched.client.async_future import AsyncFuture
-from trio_sched.client.blocking import chunks
-from trio_sched.client.calls import find_function, make_call
-from trio_sched.client.functional import Chunk
+from trio_sched.client.calls import check_map, find_function, find_rows, make_call
 from trio_sched.client.functions import Function
 from trio_sched.client.options import OptionNames, Unpack, wire_options
 
@@ -70,20 +69,23 @@ class AsyncSubmitter:
         line.wake()
         return future
 
-    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], chunksize: int = 1) -> AsyncResults[T]:
-        """Submit `fn` for each row of the iterables now; iterate with `async for` over the results, in order.
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], chunksize: int = 1, buffersize: int | None = None
+    ) -> AsyncResults[T]:
+        """Submit `fn` for each row of the iterables; iterate with `async for` over the results, in order.
 
-        `chunksize`: so many calls travel and run as one task. If one fails, the iterator raises what it raised, and
-        cancels what is left.
+        `chunksize`: calls that travel and run as one task. `buffersize`: tasks that are submitted ahead; the iterables,
+        which may be endless, are read as results are taken. None: everything is submitted now. If one call fails, the
+        iterator raises what it raised, and cancels what is left, as its `aclose()` does.
+
+        :raises TypeError: `buffersize` is neither an integer nor None.
+        :raises ValueError: `chunksize` or `buffersize` is less than 1.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize={chunksize!r}: must be 1 or more")
-        rows = zip(*iterables)  # noqa: B905  # as the built-in map: the shortest decides
-        if chunksize == 1:
-            function = find_function(self._line.functions, fn)
-            return AsyncResults([self._submit(function, row, {}) for row in rows], chunked=False)
-        function = find_function(self._line.functions, Chunk(fn))
-        return AsyncResults([self._submit(function, (chunk,), {}) for chunk in chunks(rows, chunksize)], chunked=True)
+        check_map(chunksize, buffersize)
+        function, rows = find_rows(self._line.functions, fn, iterables, chunksize)
+        submitting = (self._submit(function, row, {}) for row in rows)
+        submitted = deque(submitting if buffersize is None else itertools.islice(submitting, buffersize))
+        return AsyncResults(submitted, submitting, chunked=chunksize > 1)
 
     def options(self, **options: Unpack[OptionNames]) -> AsyncSubmitter:
         """A view that submits with these options, beside those that this one has. See OptionNames."""
@@ -91,10 +93,13 @@ class AsyncSubmitter:
 
 
 class AsyncResults(Generic[T]):
-    """The results of a `map`, in order."""
+    """The results of a `map`, in order. Refers to no result that it has returned."""
 
-    def __init__(self, futures: Iterable[AsyncFuture[Any]], *, chunked: bool) -> None:
-        self._left = deque(futures)
+    def __init__(
+        self, submitted: deque[AsyncFuture[Any]], submitting: Iterator[AsyncFuture[Any]], *, chunked: bool
+    ) -> None:
+        self._submitted = submitted
+        self._submitting = submitting
         self._chunked = chunked
         self._here: deque[T] = deque()
 
@@ -103,15 +108,22 @@ class AsyncResults(Generic[T]):
 
     async def __anext__(self) -> T:
         while not self._here:
-            if not self._left:
+            if not self._submitted:
                 raise StopAsyncIteration
             try:
-                value = await self._left[0]
+                self._submitted.extend(itertools.islice(self._submitting, 1))
+                value = await self._submitted[0]
             except BaseException:
-                for future in self._left:
-                    future.cancel()
-                self._left.clear()
+                await self.aclose()
                 raise
-            self._left.popleft()
+            self._submitted.popleft()
             self._here.extend(value if self._chunked else (value,))
         return self._here.popleft()
+
+    async def aclose(self) -> None:
+        """Cancel the tasks that are left, and end the iteration."""
+        for future in self._submitted:
+            future.cancel()
+        self._submitted.clear()
+        self._submitting = iter(())
+        self._here.clear()

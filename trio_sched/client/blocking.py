@@ -7,17 +7,18 @@ What an executor has no words for (dependencies, targets, retries, timeouts, pri
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar, overload
 
-from trio_sched.client.calls import find_function, make_call
-from trio_sched.client.functional import Chunk
+from trio_sched.client.calls import check_map, find_function, find_rows, make_call
 from trio_sched.client.functions import Function
 from trio_sched.client.future import Future
 from trio_sched.client.line import Line
@@ -94,29 +95,32 @@ class Submitter(Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        buffersize: int | None = None,
         progress: bool = False,
     ) -> Iterator[T]:
-        """`map(fn, *iterables)` on the engines, in order. Everything is submitted at once.
+        """`map(fn, *iterables)` on the engines, in order.
 
-        `chunksize`: so many calls travel and run as one task. `timeout`: seconds from now until the last result.
-        `progress`: show a bar. If one call fails, the iterator raises what it raised, and what is left is cancelled.
+        `timeout`: seconds from now until the last result. `chunksize`: calls that travel and run as one task.
+        `buffersize`: tasks that are submitted ahead; the iterables, which may be endless, are read as results are
+        taken. None: everything is submitted now. `progress`: show a bar. If one call fails, the iterator raises what it
+        raised. When the iterator has raised or was closed, the tasks that are left are cancelled.
+
+        :raises TypeError: `buffersize` is neither an integer nor None.
+        :raises ValueError: `chunksize` or `buffersize` is less than 1, or a bar is asked for with a `buffersize`.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize={chunksize!r}: must be 1 or more")
+        check_map(chunksize, buffersize)
+        if progress and buffersize is not None:
+            raise ValueError("progress=True needs the number of tasks, which is not known with a buffersize; omit one")
         until = None if timeout is None else time.monotonic() + timeout
-        rows = zip(*iterables)  # noqa: B905  # as the built-in map: the shortest decides
-        if chunksize == 1:
-            function = find_function(self._line.functions, fn)
-            submitted = [self._submit(function, row, {}) for row in rows]
-        else:
-            function = find_function(self._line.functions, Chunk(fn))
-            submitted = [self._submit(function, (chunk,), {}) for chunk in chunks(rows, chunksize)]
+        function, rows = find_rows(self._line.functions, fn, iterables, chunksize)
+        submitting = (self._submit(function, row, {}) for row in rows)
+        submitted = deque(submitting if buffersize is None else itertools.islice(submitting, buffersize))
         if progress:
             from trio_sched.client.progress import show
 
             show(submitted, getattr(fn, "__name__", "map"))
-        results = _results(submitted, until)
-        return results if chunksize == 1 else itertools.chain.from_iterable(results)
+        results = _results(submitted, submitting, until)
+        return results if chunksize == 1 else _flattened(results)
 
     def options(self, **options: Unpack[OptionNames]) -> Submitter:
         """A view that submits with these options, beside those that this one has. See OptionNames."""
@@ -228,22 +232,38 @@ class View(Submitter):
         self._wire = wire_options(asked)
 
 
-def chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows in lists of `size`, the last one perhaps shorter."""
-    rows = iter(rows)
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
+def _results(
+    submitted: deque[Future[Any]], submitting: Iterator[Future[Any]], until: float | None
+) -> Generator[Any, None, None]:
+    """The results in order; for each one that is taken, submit the next task, if there is one.
 
-
-def _results(submitted: Sequence[Future[Any]], until: float | None) -> Iterator[Any]:
-    """The results in order, letting go of their futures; on the way out, whatever the reason, cancel what is left."""
-    left = list(submitted)
-    left.reverse()
+    Nothing here refers to a result that was yielded. However it ends, the tasks that are left are cancelled.
+    """
     try:
-        while left:
-            value = left[-1].result(None if until is None else until - time.monotonic())
-            left.pop()
-            yield value
+        while submitted:
+            submitted.extend(itertools.islice(submitting, 1))
+            yield _pop_result(submitted, until)
     finally:
-        for future in left:
+        for future in submitted:
             future.cancel()
+
+
+def _pop_result(submitted: deque[Future[Any]], until: float | None) -> Any:
+    """The result of the first of these, which is taken off; cancelled if there is none in time."""
+    future = submitted.popleft()
+    try:
+        return future.result(None if until is None else until - time.monotonic())
+    except BaseException:
+        future.cancel()
+        raise
+    finally:
+        del future  # it is in the traceback of the exception that it holds
+
+
+def _flattened(chunks: Generator[list[T], None, None]) -> Iterator[T]:
+    """The results in all of these lists, without a reference to one that was yielded."""
+    with contextlib.closing(chunks):
+        for chunk in chunks:
+            chunk.reverse()
+            while chunk:
+                yield chunk.pop()

@@ -7,12 +7,14 @@ is sent, and sent again after a broken connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
 from trio_sched.client.ends import BaseFuture, described
+from trio_sched.client.functional import Chunk
 from trio_sched.client.functions import Function, Functions
 from trio_sched.errors import SubmitError
 from trio_sched.wire import payload
@@ -38,6 +40,44 @@ def find_function(functions: Functions, function: Callable[..., Any]) -> Functio
         raise SubmitError(
             f"the function {name} (a {type(function).__name__}) cannot be pickled: {described(error)}"
         ) from error
+
+
+def find_rows(
+    functions: Functions, function: Callable[..., Any], iterables: Sequence[Iterable[Any]], chunksize: int
+) -> tuple[Function, Iterator[tuple[Any, ...]]]:
+    """What `map` submits: the pickled function, and lazily the arguments of one task after the other.
+
+    With a `chunksize` above 1 each task runs the function on that many rows, and returns the list of their results.
+
+    :raises SubmitError: the function cannot be pickled.
+    """
+    rows = zip(*iterables)  # noqa: B905  # as the built-in map: the shortest decides
+    if chunksize == 1:
+        return find_function(functions, function), rows
+    return find_function(functions, Chunk(function)), ((chunk,) for chunk in chunks(rows, chunksize))
+
+
+def chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows in lists of `size`, the last one perhaps shorter."""
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+def check_map(chunksize: int, buffersize: int | None) -> None:
+    """Check the numbers that `map` takes.
+
+    :raises TypeError: `buffersize` is neither an integer nor None.
+    :raises ValueError: one of them is less than 1.
+    """
+    if chunksize < 1:
+        raise ValueError(f"chunksize={chunksize!r}: must be 1 or more")
+    if buffersize is None:
+        return
+    if not isinstance(buffersize, int):
+        raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
+    if buffersize < 1:
+        raise ValueError(f"buffersize must be None or > 0, not {buffersize!r}")
 
 
 def make_call(

@@ -10,7 +10,7 @@ import html
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class Meter:
                 self._bar.draw(self._done, self._failed)
 
 
-def show(futures: Sequence[Future[Any]], label: str) -> None:
+def show(futures: Collection[Future[Any]], label: str) -> None:
     """Show a bar until all of these have ended."""
     if not futures:
         return

@@ -1,0 +1,75 @@
+"""The standard library's own tests of executors, of `wait` and of `as_completed`, with `Client` as the executor.
+
+    python tests/downstream/executor_suite.py [options of unittest, or names of tests]
+
+They are imported from the installation that runs this (`test.test_concurrent_futures`); some are installed without.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import unittest
+from typing import Any
+
+from trio_sched import Client
+from trio_sched.client.own import OwnScheduler
+from trio_sched.transport.connection import Connection
+
+SUITE = "test.test_concurrent_futures"
+MODULES = [SUITE, *(f"{SUITE}.{name}" for name in ("util", "executor", "test_wait", "test_as_completed"))]
+"""A single module up to Python 3.11, a package from 3.12 on."""
+MIXINS = ("ExecutorTest", "WaitTests", "AsCompletedTests")
+LEAST = 20
+"""How many tests there are at least: fewer were found by mistake."""
+connection: Connection
+
+
+def definitions() -> dict[str, Any]:
+    """All names that the suite's modules define.
+
+    :raises SystemExit: this Python was installed without its tests.
+    """
+    found: dict[str, Any] = {}
+    for name in MODULES:
+        try:
+            found |= vars(importlib.import_module(name))
+        except ModuleNotFoundError:
+            if name == SUITE:
+                raise SystemExit(f"this Python ({sys.executable}) was installed without {SUITE}") from None
+    return found
+
+
+def executor(max_workers: int) -> Client:
+    """A client, made with the words of the standard pools."""
+    if max_workers < 1:
+        raise ValueError("max_workers must be greater than 0")
+    return Client(connection)
+
+
+def load_tests(loader: unittest.TestLoader, _tests: unittest.TestSuite, _pattern: str | None) -> unittest.TestSuite:
+    """unittest's hook: one test case for each of the mixins."""
+    found = definitions()
+    suite = unittest.TestSuite()
+    for name in MIXINS:
+        bases = (found[name], found["ExecutorMixin"], found["BaseTestCase"])
+        case = type(f"Client{name}", bases, {"executor_type": staticmethod(executor)})
+        suite.addTests(loader.loadTestsFromTestCase(case))
+    if suite.countTestCases() < LEAST:
+        raise SystemExit(f"{suite.countTestCases()} tests in {SUITE}, at least {LEAST} expected")
+    return suite
+
+
+def main() -> None:
+    """Run them on a scheduler with as many engines as the suite wants workers."""
+    global connection
+    cluster = OwnScheduler(definitions()["ExecutorMixin"].worker_count)
+    try:
+        connection = cluster.connection()
+        unittest.main(verbosity=2)
+    finally:
+        cluster.close()
+
+
+if __name__ == "__main__":
+    main()
