@@ -24,7 +24,7 @@ class ConnectionFileError(TrioSchedError):
 
 
 class NoSchedulerError(TrioSchedError):
-    """No running scheduler was found, or the one that was found does not answer."""
+    """No running scheduler was found, or it does not answer, or engines that a client started did not join it."""
 
 
 class AddressInUseError(TrioSchedError):

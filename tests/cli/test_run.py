@@ -27,6 +27,21 @@ def test_a_runtime_directory_of_its_own(script: Path, runtime_dir: Path) -> None
     assert (done.stderr, done.returncode) == ("", 7)
 
 
+def test_clients_of_the_script_wait_for_the_engines(tmp_path: Path) -> None:
+    """Else the first to join is given everything. One that does not join is not waited for longer than for the
+    scheduler."""
+    counting = tmp_path / "counting.py"
+    counting.write_text(
+        "import trio_sched\n"
+        "with trio_sched.Client(connect_timeout=3) as client:\n"
+        "    print(client._line.session.engines_due, len(client.engines()))\n"
+    )
+    assert command("run", "-n", "2", str(counting)).stdout == "2 2\n"
+    done = command("run", "-n", "2", "--max-engines", "1", str(counting))
+    assert done.returncode == 0
+    assert done.stdout in ("2 1\n", "2 0\n")
+
+
 @pytest.mark.parametrize("what", ["missing.py", "."])
 def test_a_script_that_does_not_exist(what: str) -> None:
     done = command("run", what)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import anyio
 import psutil
 import pytest
 
@@ -40,6 +42,43 @@ def test_it_comes_and_goes_with_the_client() -> None:
         assert (status["hwm"], status["scheme"], len(status["engines"])) == (3, "lru", 1)
     assert len(pids) >= 2
     assert gone(pids)
+
+
+def test_its_engines_have_joined_before_the_first_submission() -> None:
+    """Else the first to join is given everything."""
+    with Client(engines=2, connect_timeout=LIMIT_S) as client:
+        assert client._line.session.engine_count == 2
+        assert len(client.engines()) == 2
+
+
+def test_the_engines_of_an_asynchronous_client_have_joined(run: Any) -> None:
+    async def main() -> None:
+        async with trio_sched.open_client(engines=2, connect_timeout=LIMIT_S) as client:
+            assert len(await client.engines()) == 2
+
+    run(main)
+
+
+MISSING = r"(?s)[01] of the 2 engines .* joined within connect_timeout=3 s; the client is closed\. Their output:\n."
+
+
+def test_engines_that_do_not_join_are_an_error_and_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIO_SCHED_MAX_ENGINES", "1")
+    before = psutil.Process().children(recursive=True)
+    with pytest.raises(trio_sched.NoSchedulerError, match=MISSING):
+        Client(engines=2, connect_timeout=3)
+    assert gone([child.pid for child in psutil.Process().children(recursive=True) if child not in before])
+
+
+def test_engines_of_an_asynchronous_client_that_do_not_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIO_SCHED_MAX_ENGINES", "1")
+
+    async def main() -> None:
+        async with trio_sched.open_client(engines=2, connect_timeout=3):
+            pass
+
+    with pytest.raises(trio_sched.NoSchedulerError, match=MISSING):
+        anyio.run(main)
 
 
 _SCRIPT = """

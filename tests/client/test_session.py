@@ -371,6 +371,26 @@ def test_after_a_pause_of_our_own_the_scheduler_gets_one_more_period() -> None:
     assert line.session.liveness.silent(line.now)
 
 
+def test_it_is_ready_when_the_engines_that_are_being_started_have_joined() -> None:
+    line = Line(welcome=False)
+    assert not line.session.ready
+    line.sent()
+    line.hear(native.Welcome(3, "secret", "instance", engines=1, starting=2))
+    assert not line.session.ready
+    line.hear(native.Engines(["3.11.2"], 2))
+    assert not line.session.ready
+    line.hear(native.Engines(["3.11.2"], 3))
+    assert line.session.ready
+
+
+def test_it_is_ready_with_no_fewer_engines_than_its_client_wants() -> None:
+    session: Session[Handle] = Session(native.Hello(role="client"), Functions(), engines=2)
+    session.receive([native.encode(native.Welcome(3, "secret", "instance", engines=1))], 0.0)
+    assert not session.ready
+    session.receive([native.encode(native.Engines([], 2))], 0.0)
+    assert session.ready
+
+
 def test_closing_and_engines_are_noted() -> None:
     line = Line()
     assert line.hear(native.Closing("SIGTERM")).closing == "SIGTERM"

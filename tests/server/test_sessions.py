@@ -306,3 +306,30 @@ def test_what_is_said_in_the_same_breath_as_hello_is_heard() -> None:
             assert (await client.hear(native.Reply)).request == 5
 
     run_virtual(main)
+
+
+def test_a_welcome_tells_how_many_engines_are_here_and_how_many_are_being_started() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+
+            async def told() -> tuple[int, int]:
+                client = await world.stranger(world.running.connection.token)
+                client.say(client.hello())
+                welcome = await client.hear(native.Welcome)
+                return welcome.engines, welcome.starting
+
+            assert await told() == (0, 0)
+            world.running.expect_engines(2)
+            assert await told() == (0, 2)
+            first = await world.engine()
+            assert await told() == (1, 1)
+            await world.engine()
+            assert await told() == (2, 0)
+            first.say(native.Bye())
+            await world.settle()
+            assert await told() == (1, 0)  # all of them have joined once
+            world.running.expect_engines(5)
+            world.running.expect_engines(0)
+            assert await told() == (1, 0)
+
+    run_virtual(main)

@@ -26,6 +26,9 @@ COLLECTOR_THRESHOLDS = (50_000, 20, 50)
 and again. A process of our own may say so; `serve` inside somebody else's program leaves the collector alone.
 """
 
+ENGINES_START_S = 10.0
+"""How long clients that connect wait for engines that were started with the scheduler."""
+
 
 class Engines(NamedTuple):
     """How many engines, and what each of them is told: the arguments of `run_nanny`."""
@@ -59,11 +62,12 @@ async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Runni
     """A scheduler, and engines if asked for. Leaving the block waits until something has stopped the scheduler."""
     calm_collector()
     async with trio.open_nursery() as nursery:
-        nanny_scope = trio.CancelScope()
+        nanny_scope, expecting_scope = trio.CancelScope(), trio.CancelScope()
 
         async def scheduler(*, task_status: trio.TaskStatus[Running]) -> None:
             await serve(config, fronts_for(config), task_status=task_status)
             nanny_scope.cancel()  # it may not even have been welcomed yet
+            expecting_scope.cancel()
 
         async def nanny(connection: Connection, told: Engines) -> None:
             from trio_sched.engine.nanny import run_nanny
@@ -71,8 +75,15 @@ async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Runni
             with nanny_scope:
                 await run_nanny(connection, **told._asdict())
 
+        async def stop_expecting() -> None:
+            with expecting_scope:
+                await trio.sleep(ENGINES_START_S)
+                running.expect_engines(0)
+
         running: Running = await nursery.start(scheduler)
         if engines and engines.workers:
+            running.expect_engines(engines.workers)
+            nursery.start_soon(stop_expecting)
             nursery.start_soon(nanny, running.engine_connection, engines)
         yield running
 

@@ -101,7 +101,8 @@ async def open_client(
 
     Leaving waits for all tasks. If the block raises or is cancelled, its tasks are cancelled on the scheduler.
 
-    :raises NoSchedulerError: there is none, or several, or it does not answer within `connect_timeout`.
+    :raises NoSchedulerError: there is none, or several, or it does not answer, or the engines of its own have not all
+        joined, within `connect_timeout` seconds.
     :raises ConnectionFileError: the file that was named cannot be used.
     """
     async with _scheduler(where, engines, hwm, scheme) as (connection, own):

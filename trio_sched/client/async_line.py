@@ -19,7 +19,7 @@ from trio_sched.client.ends import Origin, cannot_be_sent
 from trio_sched.client.functions import Functions
 from trio_sched.client.lookout import Companion, Lookout, ends_of
 from trio_sched.client.session import Session
-from trio_sched.errors import NoSchedulerError, SchedulerClosed, TrioSchedError, WireError
+from trio_sched.errors import SchedulerClosed, TrioSchedError, WireError
 from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire import native
@@ -36,7 +36,7 @@ class AsyncLine:
         self, connection: Connection, hello: native.Hello, *, reconnect_s: float, companion: Companion | None
     ) -> None:
         self.functions = Functions()
-        self.session: Session[AsyncFuture[Any]] = Session(hello, self.functions)
+        self.session: Session[AsyncFuture[Any]] = Session(hello, self.functions, companion.engines if companion else 0)
         self.origin = Origin(0, self.cancel)
         self.lookout = Lookout(connection, hello.python, reconnect_s=reconnect_s, companion=companion)
         self.connection = connection
@@ -45,7 +45,6 @@ class AsyncLine:
         self._turned = anyio.Event()
         """Set and replaced after each message and each turn of the sender: for those who wait for a condition."""
         self._answers: dict[int, tuple[Any, str]] = {}
-        self._begun = False
         self._over: TrioSchedError | None = None
 
     def __reduce__(self) -> NoReturn:
@@ -54,22 +53,19 @@ class AsyncLine:
     # ---- from the user's tasks --------------------------------------------------------------------------------------
 
     async def start(self, tasks: TaskGroup, timeout_s: float) -> None:
-        """Connect; the two tasks run in `tasks`.
+        """Connect, and wait for the engines that are being started; the two tasks run in `tasks`.
 
-        :raises NoSchedulerError: nobody answered in time, or the answer was no.
+        :raises NoSchedulerError: nobody answered in time, or the answer was no, or own engines did not join in time.
         """
         tasks.start_soon(self._receive, name="trio_sched client: receive")
         tasks.start_soon(self._send, name="trio_sched client: send")
         with anyio.move_on_after(timeout_s):
-            while not self._begun and self._over is None:
+            while not self.session.ready and self._over is None:
                 await self._turned.wait()
         if self._over is not None:
             raise self._over
-        if not self._begun:
-            raise NoSchedulerError(
-                f"the scheduler {self.connection.name!r} at {self.connection.address} did not answer within "
-                f"{timeout_s:g} s"
-            )
+        if not self.session.ready and (unready := self.lookout.unready(self.session, timeout_s)) is not None:
+            raise unready
 
     def wake(self) -> None:
         self._wake.set()
@@ -157,11 +153,9 @@ class AsyncLine:
             if (why := self.lookout.misunderstood(error)) is not None:
                 self._fail(why)
             return
-        why = self.lookout.note(self.session, news, begun=self._begun)
-        if news.welcomed:
-            self._begun = True
-            if self.origin.session != self.session.number:
-                self.origin = Origin(self.session.number, self.cancel)
+        why = self.lookout.note(self.session, news, begun=self.session.number != 0)
+        if news.welcomed and self.origin.session != self.session.number:
+            self.origin = Origin(self.session.number, self.cancel)
         for future, end in ends_of(news):
             future.finish(end)
         for request, data, complaint in news.answers:

@@ -169,7 +169,8 @@ class Client(Submitter):
 
     `Client()` finds the running scheduler: $TRIO_SCHED_CONNECTION, else the only one of this user. `where` names one: a
     name, or the path of a connection file. `Client(engines=4)` brings a scheduler and four engines of its own, as
-    processes that end when the client is closed or dies; `hwm` and `scheme` are theirs.
+    processes that end when the client is closed or dies, and waits until the engines have joined; `hwm` and `scheme`
+    are theirs.
 
     `name` is shown in status and dashboards. `weight` is the fair share (R15). With `cancel_on_leave` the tasks end
     with the client, however it ends; else they go on. A scheduler not heard of for `reconnect_s` counts as gone.
@@ -177,7 +178,8 @@ class Client(Submitter):
     Leaving `with` waits for all tasks, as with every executor. At the interpreter's exit a client that was not shut
     down hands over what was submitted, but waits for no results.
 
-    :raises NoSchedulerError: there is none, or several, or it does not answer within `connect_timeout`.
+    :raises NoSchedulerError: there is none, or several, or it does not answer, or the engines of its own have not all
+        joined, within `connect_timeout` seconds.
     :raises ConnectionFileError: the file that was named cannot be used.
     """
 

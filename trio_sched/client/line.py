@@ -43,7 +43,7 @@ class Line:
         self, connection: Connection, hello: native.Hello, *, reconnect_s: float, companion: Companion | None
     ) -> None:
         self.functions = Functions()
-        self.session: Session[Future[Any]] = Session(hello, self.functions)
+        self.session: Session[Future[Any]] = Session(hello, self.functions, companion.engines if companion else 0)
         self.lock = threading.Lock()
         self.origin = Origin(0, self.cancel)
         self.lookout = Lookout(connection, hello.python, reconnect_s=reconnect_s, companion=companion)
@@ -53,7 +53,7 @@ class Line:
         self._dealer = BlockingDealer(connection)
         self._answers: dict[int, futures.Future[Any]] = {}
         self._begun: futures.Future[None] = futures.Future()
-        """Done at the first Welcome."""
+        """Done when the session is ready for the first time."""
         self._leave_when_done = False
         self._leave_now = False
         self._leave_cancelling = False
@@ -66,22 +66,23 @@ class Line:
     # ---- from the user's threads ------------------------------------------------------------------------------------
 
     def start(self, timeout_s: float) -> None:
-        """Connect.
+        """Connect, and wait for the engines that are being started.
 
-        :raises NoSchedulerError: nobody answered in time, or the answer was no.
+        :raises NoSchedulerError: nobody answered in time, or the answer was no, or own engines did not join in time.
         """
         _lines.add(self)
         self._thread.start()
         try:
-            self._begun.result(timeout_s)
-        except BaseException as error:
+            if not futures.wait([self._begun], timeout_s).done:
+                with self.lock:
+                    unready = self.lookout.unready(self.session, timeout_s)
+                if unready is not None:
+                    raise unready
+            else:
+                self._begun.result()
+        except BaseException:
             self.leave(now=True)
             self.join()
-            if isinstance(error, TimeoutError):
-                raise NoSchedulerError(
-                    f"the scheduler {self.connection.name!r} at {self.connection.address} did not answer within "
-                    f"{timeout_s:g} s"
-                ) from None
             raise
 
     def wake(self) -> None:
@@ -202,10 +203,11 @@ class Line:
                 news = self.session.receive(parts, time.monotonic())
             except WireError as error:
                 return self.lookout.misunderstood(error)
-            why = self.lookout.note(self.session, news, begun=self._begun.done())
+            why = self.lookout.note(self.session, news, begun=self.session.number != 0)
+            ready = self.session.ready
             if news.welcomed and self.origin.session != self.session.number:
                 self.origin = Origin(self.session.number, self.cancel, threading.get_ident())
-        if news.welcomed and not self._begun.done():
+        if ready and not self._begun.done():
             self._begun.set_result(None)
         settle(ends_of(news) if news.refused or news.lost else news.ended)
         for request, data, complaint in news.answers:

@@ -40,6 +40,9 @@ log = logging.getLogger("trio_sched.client")
 class Companion(Protocol):
     """A scheduler of our own, which goes when we go."""
 
+    @property
+    def engines(self) -> int: ...
+    def last_words(self) -> str: ...
     def is_gone(self) -> bool: ...
     def close(self) -> None: ...
     def let_go(self) -> None: ...
@@ -79,6 +82,22 @@ class Lookout:
         if warning not in self._warned:
             self._warned.add(warning)
             warnings.warn(warning, RuntimeWarning, stacklevel=4)  # where submit was called
+
+    def unready(self, session: Session[Any], timeout_s: float) -> NoSchedulerError | None:
+        """Why the client cannot begin, `timeout_s` seconds after it said hello; None: it begins with the engines that
+        are here. Engines of its own must all have joined.
+        """
+        if session.number == 0:
+            return NoSchedulerError(
+                f"the scheduler {self._connection.name!r} at {self._connection.address} did not answer within "
+                f"{timeout_s:g} s"
+            )
+        if self._companion is None:
+            return None
+        return NoSchedulerError(
+            f"{session.engine_count} of the {session.engines_due} engines that this client started joined within "
+            f"connect_timeout={timeout_s:g} s; the client is closed. Their output:\n{self._companion.last_words()}"
+        )
 
     def over(self, why: Exception) -> None:
         """From now on nothing can be submitted. The first cause stays."""

@@ -43,6 +43,7 @@ class OwnScheduler:
         """Start them; `connection()` waits until they answer."""
         if not isinstance(engines, int) or engines < 1:
             raise ValueError(f"engines={engines!r}: must be a whole number, 1 or more")
+        self.engines = engines
         _sweep()
         self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._log = tempfile.TemporaryFile(prefix="trio_sched-")  # noqa: SIM115  # lives as long as the processes
@@ -97,7 +98,7 @@ class OwnScheduler:
         """The end of what the processes wrote."""
         self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, self._log.tell() - size_bytes))
-        return self._log.read().decode(errors="replace")
+        return self._log.read().decode(errors="replace") or "(none)"
 
     def is_gone(self) -> bool:
         """Whether they have ended."""

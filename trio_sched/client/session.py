@@ -86,14 +86,18 @@ class _Sent(Struct):
 class Session(Generic[H]):
     """One client's session with a scheduler."""
 
-    def __init__(self, hello: native.Hello, functions: Functions) -> None:
+    def __init__(self, hello: native.Hello, functions: Functions, engines: int = 0) -> None:
+        """`engines`: how many must have joined before the first submission, whatever the scheduler says."""
         self.tasks: dict[int, H] = {}
         """Unfinished tasks by counter."""
         self.number = 0
         """The session number, 0 before the first Welcome."""
         self.scheduler = ""
         self.pythons: list[str] = []
-        self.engine_count: int | None = None
+        self.engine_count = 0
+        """How many engines are here."""
+        self.engines_due = engines
+        """How many engines must have joined before the first submission."""
         self.max_message_bytes = 0
         self.closing: str | None = None
         self._hello = hello
@@ -324,6 +328,9 @@ class Session(Generic[H]):
         self.liveness.heartbeat_s = message.heartbeat_s
         self.max_message_bytes = message.max_message_bytes
         self.pythons = message.pythons
+        self.engine_count = message.engines
+        if not again:
+            self.engines_due = max(self.engines_due, message.engines + message.starting)
         if again and message.resumed:
             self._resume(message)
             return
@@ -463,6 +470,11 @@ class Session(Generic[H]):
     def welcomed(self) -> bool:
         """Whether the scheduler has answered our (last) hello."""
         return self._welcomed
+
+    @property
+    def ready(self) -> bool:
+        """Whether the scheduler has answered, and the engines that were to come first have joined."""
+        return self._welcomed and self.engine_count >= self.engines_due
 
     def opened(self, now: float) -> None:
         """The face has opened a new connection: the scheduler gets its time to answer on it."""

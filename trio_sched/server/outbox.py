@@ -194,6 +194,8 @@ class Outbox:
             heartbeat_s=config.heartbeat_s,
             max_message_bytes=config.max_message_bytes,
             pythons=self._sessions.pythons(),
+            engines=self._sessions.engines_here(),
+            starting=self._sessions.engines_starting(),
         )
         if isinstance(session, ClientSession):
             welcome.credit = config.credit

@@ -228,6 +228,11 @@ class Running:
         """Shut down in good order (R29): `serve` returns when it is done. Only from the event loop's thread."""
         self.server.stop(reason)
 
+    def expect_engines(self, count: int) -> None:
+        """Have clients that connect wait until this many engines have joined; 0: no longer. Only from the event loop's
+        thread."""
+        self.server.sessions.expected_engines = count
+
     def status(self) -> Any:
         """What `Query("status")` answers: plain data."""
         return self.server.queries.answer("status", 0, trio.current_time())

@@ -250,6 +250,9 @@ class Sessions:
         """Clients that left while their tasks go on: engines still need their functions and places."""
         self.lost: dict[int, EngineSession] = {}
         """Engines that may return."""
+        self.expected_engines = 0
+        """Engines that are being started with the scheduler, those that have joined among them; 0: all joined once, or
+        took too long."""
         self._last_number = 0
         self._here: Counter[str] = Counter()
         """Engines that are here, by Python version; counted, because thousands may join one by one."""
@@ -270,6 +273,8 @@ class Sessions:
         self._table(hello.role)[session.number] = session
         if isinstance(session, EngineSession):
             self._here[session.python] += 1
+            if not self.engines_starting():
+                self.expected_engines = 0
         return session
 
     def find(self, hello: Hello) -> Session | None:
@@ -309,6 +314,10 @@ class Sessions:
     def pythons(self) -> list[str]:
         """The Python versions of the engines that are here."""
         return sorted(python for python, count in self._here.items() if python and count)
+
+    def engines_starting(self) -> int:
+        """How many of the expected engines have not joined yet."""
+        return max(0, self.expected_engines - self.engines_here())
 
     def engines_here(self) -> int:
         """How many engines are here, and not lost."""

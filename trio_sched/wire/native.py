@@ -265,7 +265,8 @@ class Welcome(Struct, tag="welcome", omit_defaults=True):
 
     `resumed`: the session was known. `accepted`: its submissions so far; for an engine its results taken so far, as in
     `acked`. `credit`: submissions that may be under way unanswered. `heartbeat_s`: send a Ping at least this often.
-    `pythons`: versions of the engines now here.
+    `pythons`: versions of the engines now here, `engines` their number. `starting`: engines that were started with the
+    scheduler and have not joined yet; a client waits for them, as Engines tells, before its first submission.
     """
 
     session: int
@@ -278,6 +279,8 @@ class Welcome(Struct, tag="welcome", omit_defaults=True):
     heartbeat_s: float = 2.0
     max_message_bytes: int = 0
     pythons: list[str] = []
+    engines: int = 0
+    starting: int = 0
 
 
 class Error(Struct, tag="error", omit_defaults=True):
@@ -332,7 +335,7 @@ class Reply(Struct, tag="reply", omit_defaults=True):
 
 
 class Engines(Struct, tag="engines", omit_defaults=True):
-    """The Python versions of the engines that are here, sent when they change."""
+    """The Python versions and the number of the engines that are here, sent when they change."""
 
     pythons: list[str] = []
     count: int = 0
