@@ -220,16 +220,17 @@ def test_what_cannot_be_loaded_is_a_call_error_that_names_it(line: Line) -> None
     (task,) = scheduler.assign(line.peer, (call, {call.fn: missing}, ()))
     got = scheduler.answers(line.peer, task)[0]
     assert isinstance(got.value, CallError)
-    assert "the function of the task could not be loaded on this engine" in str(got.value)
-    assert "No module named 'no_such_module'" in str(got.value)
-    assert sys.executable in str(got.value)
+    place = f"engine {line.peer.session} at {os.uname().nodename} ({sys.executable}, Python {sys.version.split()[0]})"
+    assert str(got.value).startswith(
+        f"on {place}, the function of the task needs the module 'no_such_module', which is"
+    )
+    assert "No module named 'no_such_module'. Install the module on that host" in str(got.value)
 
     call, functions, _ = scheduler.call(int)
     call.body = b"\x80\x05cno_such_module\nThing\n."
     (task,) = scheduler.assign(line.peer, (call, functions, ()))
     got = scheduler.answers(line.peer, task)[0]
-    assert "an argument of the task could not be loaded" in str(got.value)
-    assert "No module named 'no_such_module'" in str(got.value)
+    assert "an argument of the task needs the module 'no_such_module'" in str(got.value)
 
     call = Call(scheduler.task_id(), fn=b"0123456789abcdef", body=payload.dumps(((), {}))[0])
     (task,) = scheduler.assign(line.peer, (call, {}, ()))
@@ -373,6 +374,33 @@ def test_tasks_run_where_their_client_works(line: Line, tmp_path: Path) -> None:
     path = in_session(20, lambda: list(sys.path))
     assert path.count(str(tmp_path)) == 1
     assert "/no/such/entry" not in path
+
+
+def test_what_a_task_does_to_directory_and_umask_ends_with_it(line: Line, tmp_path: Path) -> None:
+    scheduler = line.scheduler
+
+    def look() -> tuple[str, int]:
+        umask = os.umask(0)
+        os.umask(umask)
+        return os.getcwd(), umask
+
+    def spoil(descriptors: bool) -> None:
+        os.chdir("/")
+        os.umask(0o777)
+        if descriptors:
+            for name in os.listdir("/proc/self/fd"):
+                if os.path.realpath(f"/proc/self/fd/{name}") == str(directory):
+                    os.close(int(name))
+
+    directory = tmp_path.resolve()
+    before = scheduler.run(line.peer, look).value
+    for deed in (lambda: spoil(False), lambda: spoil(True)):
+        calls = [scheduler.call(deed), scheduler.call(look)]
+        for call, _, _ in calls:
+            call.id = scheduler.task_id(30)
+        tasks = scheduler.assign(line.peer, *calls, places={30: Place(str(directory))})
+        assert scheduler.answers(line.peer, *tasks)[1].value == (str(directory), before[1])
+    assert scheduler.run(line.peer, look).value == before
 
 
 # ---- while a task runs ----------------------------------------------------------------------------------------------

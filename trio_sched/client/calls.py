@@ -28,13 +28,15 @@ FRAME_OVERHEAD_BYTES = 4096
 def find_function(functions: Functions, function: Callable[..., Any]) -> Function:
     """The pickled function.
 
-    :raises SubmitError: it cannot be pickled.
+    :raises SubmitError: it cannot be pickled, or a module that it needs was edited after it was imported here.
     :raises TypeError: it is no function, nor anything else that can be called.
     """
     if not callable(function):
         raise TypeError(f"'{type(function).__name__}' object is not callable; submit(fn, *args) takes a function first")
     try:
         return functions.of(function)
+    except SubmitError:
+        raise
     except Exception as error:
         name = getattr(function, "__qualname__", None) or repr(function)
         raise SubmitError(

@@ -3,10 +3,11 @@
 A function travels once per session and is named by its digest afterwards, so `submit` needs the digest of the function
 *as it is now*. Pickling costs 5 us for a function that can be imported and hundreds for one that cannot (it takes along
 its code, its closure and the globals that it names). So what was pickled is remembered for each function object, with a
-list of *watches*: each cell, global, default and attribute that went into the bytes, and the object found there. While
-every watch still finds the very same object, and these objects cannot change inside (numbers, strings, modules,
-importable things, other watched functions), the bytes are still right. A function that captures anything else, a list
-or an array for example, is pickled at each submit: then the digest tells whether it changed.
+list of *watches*: each cell, global, default and attribute that went into the bytes, with the object found there; and
+the modules whose stamps went along (`wire.source_stamps`), none of which may have been loaded again. While every watch
+still finds the very same object, and these objects cannot change inside (numbers, strings, modules, importable things,
+other watched functions), the bytes are still right. A function that captures anything else, a list or an array for
+example, is pickled at each submit: then the digest tells whether it changed.
 
 Nobody may watch for ever: a function that was garbage collected, and of which no task is unfinished, is dropped, here
 and on the engines.
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from trio_sched.client.functional import Dependent
-from trio_sched.wire import payload
+from trio_sched.wire import payload, source_stamps
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 _MISSING = object()
@@ -69,7 +70,10 @@ class Functions:
         """Written by the garbage collector, at any time and in any thread, so that it needs no lock."""
 
     def of(self, function: Callable[..., Any]) -> Function:
-        """The pickled form of `function` as it is now. Raises whatever the pickling raises."""
+        """The pickled form of `function` as it is now, with the stamps of the user's own modules that it needs.
+
+        Raises whatever the pickling raises.
+        """
         known = self._by_object.get(id(function))
         if known is not None:
             reference, record, watches = known
@@ -78,7 +82,10 @@ class Functions:
             ):
                 return record
         watches_now = _watches(function)
-        record = self.named(payload.dump_function(function))
+        pickled, same_sources = source_stamps.seal(payload.dump_function(function))
+        record = self.named(pickled)
+        if watches_now is not None and same_sources is not None:
+            watches_now.append((same_sources, True))
         with self._changing:
             self._forget(id(function))
             if watches_now is not None:

@@ -27,6 +27,10 @@ Ended: TypeAlias = tuple[TaskEnd, tuple[Frame, ...]]
 """The answer and the frames that go with it."""
 TEXT_LIMIT = 1_000_000
 """Characters of a message or traceback; the middle of a longer one is left out."""
+MODULE_ADVICE = (
+    "Install the module on that host, or put it into a directory of the client's sys.path that exists there as well; "
+    "functions of the client's own script or notebook (of __main__) need no module there"
+)
 NONE = payload.dumps(None)[0]
 _ENGINE = str(Path(__file__).parent)
 _plain = msgspec.msgpack.Encoder()
@@ -84,12 +88,16 @@ def name_of(call: Call) -> str:
     return f"{call.call or 'the task'}{label}"
 
 
-def call_error(call: Call, what: str, error: BaseException) -> CallError:
-    """A function or argument could not be loaded."""
-    here = f"on this engine ({sys.executable}, Python {sys.version.split()[0]})"
-    failed = CallError(
-        f"{what} of {name_of(call)} could not be loaded {here}: {type(error).__name__}: {_message(error)}"
-    )
+def call_error(call: Call, what: str, error: BaseException, engine: str) -> CallError:
+    """A function or argument could not be loaded on this `engine`: a module is missing, or is of another version, or
+    anything that the modules' own code raises."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        words = f"needs the module {error.name!r}, which is not there: {_message(error)}. {MODULE_ADVICE}"
+    elif isinstance(error, CallError):
+        words = f"could not be loaded: {_message(error)}"
+    else:
+        words = f"could not be loaded: {type(error).__name__}: {_message(error)}"
+    failed = CallError(f"on {engine}, {what} of {name_of(call)} {words}")
     failed.__cause__ = error
     return failed
 

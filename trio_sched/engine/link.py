@@ -201,6 +201,7 @@ class Link:
         self._welcomed = True
         self._heartbeat_s = welcome.heartbeat_s
         self._runner.limit_bytes = welcome.max_message_bytes
+        self._runner.engine = welcome.session
         self._board.joined(welcome.scheduler, welcome.session)
         if welcome.resumed:
             self._count(welcome.accepted)
