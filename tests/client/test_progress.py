@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 import types
 from concurrent.futures import Future
 from typing import Any
@@ -50,6 +52,10 @@ def test_in_a_terminal(client: Client, capsys: pytest.CaptureFixture[str]) -> No
     assert list(client.map(abs, range(-30, 0), chunksize=7, progress=True)) == list(range(30, 0, -1))
     assert list(client.map(abs, [], progress=True)) == []
     out, error = capsys.readouterr()
+    until = time.monotonic() + 10.0  # the client's thread draws after it has handed over the last result
+    while "5/5" not in error and time.monotonic() < until:
+        threading.Event().wait(0.01)
+        error += capsys.readouterr().err
     assert out == ""
     assert "abs" in error
     assert "30/30" in error
