@@ -4,6 +4,9 @@
 
 A plain value must be equal. A comparison with a field that is not set is false, not an error: tasks that are not
 completed are not "completed before" anything. An operator or a shape that does not exist is an error that names it.
+
+`$in` and `$nin` test membership as Python's `in` does: in a string, they look for substrings. Only text can be in a
+string, so that `{"label": {"$nin": ""}}` finds the records with a label.
 """
 
 from __future__ import annotations
@@ -33,15 +36,23 @@ def _compared(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]
     return test
 
 
-def _in(field: Any, wanted: Any) -> bool:
-    return any(field == one for one in _list(wanted, "$in"))
+def _membership(operator: str, expected: bool) -> Callable[[Any, Any], bool]:
+    def test(field: Any, wanted: Any) -> bool:
+        if not isinstance(wanted, (str, list, tuple, Mapping)):
+            raise QueryError(f"{operator} wants a list or a string, not {wanted!r}")
+        try:
+            return (field in wanted) is expected
+        except TypeError:  # only text can be in a string, and a list cannot be a key
+            return False
+
+    return test
 
 
 def _all(field: Any, wanted: Any) -> bool:
     """A list must hold each of them; a single value must be each of them, or be in it if that is a list itself."""
     return all(
         one == field or (isinstance(field, list) and one in field) or (isinstance(one, list) and field in one)
-        for one in _list(wanted, "$all")
+        for one in _list(wanted)
     )
 
 
@@ -58,9 +69,9 @@ def _glob(field: Any, wanted: Any) -> bool:
     return isinstance(field, str) and fnmatch.fnmatchcase(field, wanted)
 
 
-def _list(wanted: Any, operator: str) -> Sequence[Any]:
+def _list(wanted: Any) -> Sequence[Any]:
     if not isinstance(wanted, (list, tuple)):
-        raise QueryError(f"{operator} wants a list, not {wanted!r}")
+        raise QueryError(f"$all wants a list, not {wanted!r}")
     return wanted
 
 
@@ -71,8 +82,8 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "$lte": _compared(lambda field, wanted: field <= wanted),
     "$gt": _compared(lambda field, wanted: field > wanted),
     "$gte": _compared(lambda field, wanted: field >= wanted),
-    "$in": _in,
-    "$nin": lambda field, wanted: not any(field == one for one in _list(wanted, "$nin")),
+    "$in": _membership("$in", expected=True),
+    "$nin": _membership("$nin", expected=False),
     "$all": _all,
     "$mod": _mod,
     "$exists": lambda field, wanted: (field is not None) == bool(wanted),
@@ -110,7 +121,7 @@ class Query:
     def ids(self) -> Sequence[str] | None:
         """The only ids that can match, when the query says so: a shortcut for the commonest one."""
         for field, operator, wanted in self.conditions:
-            if field == "msg_id" and operator == "$in":
+            if field == "msg_id" and operator == "$in" and not isinstance(wanted, str):
                 return list(dict.fromkeys(one for one in wanted if isinstance(one, str)))
             if field == "msg_id" and operator == "$eq":
                 return [wanted] if isinstance(wanted, str) else []

@@ -261,7 +261,12 @@ def _narrowed(query: Query) -> tuple[str, list[Any]]:
         elif operator in _COMPARED and isinstance(wanted, str):
             parts.append(f"{field} {_COMPARED[operator]} ?")
             values.append(wanted)
-        elif operator == "$in" and len(wanted) <= PAGE and all(isinstance(one, str) for one in wanted):
+        elif (
+            operator == "$in"
+            and not isinstance(wanted, str)
+            and len(wanted) <= PAGE
+            and all(isinstance(one, str) for one in wanted)
+        ):
             parts.append(f"{field} in ({', '.join('?' * len(wanted))})")
             values += wanted
     return "".join(f" and {part}" for part in parts), values
