@@ -120,7 +120,7 @@ def downstream(session: nox.Session, version: str) -> None:
     Fails if a test passes there and not here. Its own run is kept for the next time; with arguments for pytest
     (`nox -s "downstream(9.2)" -- ipyparallel.tests.test_client -k shutdown`), only ours is run, and nothing compared.
     """
-    session.install(".", f"ipyparallel[test]~={version}")
+    session.install(".", f"ipyparallel[test]~={version}", "distributed")  # the last for test_become_dask
     pytest = ["python", "-m", "pytest", "-c", "tests/downstream/pytest.ini", "-p", "no:cacheprovider", "--pyargs"]
     swapped = {"PYTHONPATH": str(Path("tests/downstream").resolve())}
     if session.posargs:

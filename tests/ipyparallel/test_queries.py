@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.ipyparallel.messages import CODEC, reply, request
+from trio_sched.ipyparallel.dask import DaskScheduler
 from trio_sched.ipyparallel.queries import Answer, Queries
 from trio_sched.ipyparallel.records.base import Monitor, NullMonitor
 from trio_sched.ipyparallel.records.memory import MemoryStore
@@ -26,7 +27,8 @@ class Desk:
         self.submitted: list[Parsed] = []
         self.stopped = 0
         self.tasks: dict[str, str | None] = {}
-        self.queries = Queries(CODEC, monitor, lambda: ENGINES, self._submit, self._stop, lambda: self.tasks)
+        self.dask = DaskScheduler("127.0.0.1")
+        self.queries = Queries(CODEC, monitor, lambda: ENGINES, self._submit, self._stop, self.dask, lambda: self.tasks)
 
     def _submit(self, message: Parsed) -> None:
         CODEC.verify(message)
@@ -233,11 +235,12 @@ def test_shutdown_comes_after_its_reply(desk: Desk) -> None:
     assert desk.stopped == 1
 
 
-def test_dask_is_refused_with_a_way_out(desk: Desk) -> None:
-    answer = desk.ask("become_dask")
-    assert answer.msg_type == "become_dask_reply"
-    assert "dask scheduler" in answer.content["evalue"]
-    assert desk.ask("stop_distributed").content == {"status": "ok"}
+def test_a_dask_scheduler_takes_time_to_start_and_to_stop(desk: Desk) -> None:
+    assert desk.fails("become_dask", scheduler_args=[1]) == ("become_dask_reply", "TypeError")
+    for question in ("become_dask", "stop_distributed"):
+        answer = desk.ask(question)
+        assert answer.msg_type == f"{question}_reply"
+        assert answer.later is not None
 
 
 def test_unknown_and_malformed_requests(desk: Desk) -> None:

@@ -98,6 +98,20 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             return f"{self.client_transport}://{self.client_ip}"
         return f"{self.engine_transport}://{self.engine_ip}"
 
+    def dask_host(self) -> str | None:
+        """The address that a Dask scheduler binds, when a client asks for one and names none; None: all.
+
+        Clients and engines reach it where they reach this controller: at its address, if there is only one.
+        """
+        hosts = {
+            address if transport == "tcp" else "127.0.0.1"
+            for address, transport in (
+                (self.client_ip, self.client_transport),
+                (self.engine_ip, self.engine_transport),
+            )
+        }
+        return None if len(hosts) > 1 or hosts & {"0.0.0.0", "*", "::"} else hosts.pop()
+
     def patience_s(self) -> float:
         """How long a registered engine may take until its heart beats."""
         return self.registration_timeout_s or max(30.0, self.ping_ms / 100)

@@ -13,6 +13,7 @@ import trio
 from trio_sched.ipyparallel import files
 from trio_sched.ipyparallel.broadcast import Broadcast
 from trio_sched.ipyparallel.config import IppConfig, Side, new_key
+from trio_sched.ipyparallel.dask import DaskScheduler
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.heartbeat import Heartbeat
 from trio_sched.ipyparallel.queries import Queries
@@ -84,10 +85,13 @@ class IpyparallelFront:
         broadcast = Broadcast(clients, leaves, codec, note, monitor, desk.roster.engines.__contains__)
         engines, clients = desk.bind("sub", "engine", "iopub"), desk.bind("pub", "client", "iopub")
         output = Output(engines, clients, codec, note, monitor, lambda uuid: desk.engine_gone(uuid, "it shut down"))
-        queries = Queries(codec, records, desk.roster.present, queue.submit, registration.shut_down, queue.whereabouts)
+        dask = DaskScheduler(desk.config.dask_host())
+        queries = Queries(
+            codec, records, desk.roster.present, queue.submit, registration.shut_down, dask, queue.whereabouts
+        )
         registration.ask(queries.answer)
         desk.on_engine_gone += [broadcast.engine_gone, records.engine_gone]
-        desk.tasks += [*(relay.run for relay in relays), broadcast.run, output.run, records.run]
+        desk.tasks += [*(relay.run for relay in relays), broadcast.run, output.run, records.run, dask.run]
 
     def _write_files(self, desk: Desk) -> dict[Side, dict[str, Any]]:
         server_key = desk.config.curve_publickey if desk.config.curve else None

@@ -12,9 +12,10 @@ have the fields of an exception, which the client raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from sqlite3 import DatabaseError
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -49,6 +50,15 @@ class Answer(Struct):
     content: Json
     buffers: Sequence[Frame] = ()
     then: Callable[[], None] | None = None
+    later: Callable[[], Awaitable[Json]] | None = None
+    """What takes time: waits for it, and returns the content to send instead of `content`."""
+
+
+class Dask(Protocol):
+    """Who runs a Dask scheduler: `dask.DaskScheduler`. Both return the content of the reply."""
+
+    async def start(self, arguments: Json, /) -> Json: ...
+    async def stop(self) -> Json: ...
 
 
 class Refusal(Exception):
@@ -69,10 +79,12 @@ class Queries:
         engines: Engines,
         resubmit: Callable[[Parsed], None],
         shut_down: Callable[[], None],
+        dask: Dask,
         whereabouts: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
         """`engines`: uuids by number. `resubmit` is given a request as if a client had sent it on the task queue, and
-        sends its reply to nobody. `shut_down` is called when the one who asked for it has its answer. `whereabouts`:
+        sends its reply to nobody. `shut_down` is called when the one who asked for it has its answer. `dask` starts and
+        stops a Dask scheduler. `whereabouts`:
         unfinished tasks and the uuids of the engines they were sent to, for want of a monitor that knows.
         """
         self._whereabouts = whereabouts
@@ -81,6 +93,7 @@ class Queries:
         self._engines = engines
         self._resubmit = resubmit
         self._shut_down = shut_down
+        self._dask = dask
         self._handlers: dict[str, Callable[[Json], Answer]] = {
             "connection_request": self._connection,
             "queue_request": self._queue,
@@ -287,15 +300,14 @@ class Queries:
     def _shutdown(self, _content: Json) -> Answer:
         return Answer("shutdown_reply", {"status": "ok"}, then=self._shut_down)
 
-    def _become_dask(self, _content: Json) -> Answer:
-        raise Refusal(
-            "NotImplementedError",
-            "this controller runs no Dask scheduler; start one with `dask scheduler` and connect the engines to it "
-            "with client[:].apply_sync(ipyparallel.util.become_dask_worker, ADDRESS)",
-        )
+    def _become_dask(self, content: Json) -> Answer:
+        arguments = content.get("scheduler_args") or {}
+        if not isinstance(arguments, dict):
+            raise Refusal("TypeError", f"scheduler_args must be a dict, not {arguments!r}")
+        return Answer("become_dask_reply", {}, later=partial(self._dask.start, arguments))
 
     def _stop_distributed(self, _content: Json) -> Answer:
-        return Answer("stop_distributed_reply", {"status": "ok"})
+        return Answer("stop_distributed_reply", {}, later=self._dask.stop)
 
 
 _ERROR_TYPES = {

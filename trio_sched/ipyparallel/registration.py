@@ -7,7 +7,7 @@ its heart first beats; one whose heart does not is forgotten. It goes by its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import trio
@@ -19,7 +19,7 @@ from trio_sched.ipyparallel.queries import Answer
 from trio_sched.ipyparallel.roster import Engine
 from trio_sched.logs import get_logger
 from trio_sched.server.happenings import Event
-from trio_sched.wire.jupyter import Parsed, failure
+from trio_sched.wire.jupyter import Json, Parsed, failure
 from trio_sched.wire.native import Frame
 
 log = get_logger(__name__)
@@ -41,6 +41,7 @@ class Registration:
         self._socket = desk.bind_both("router", "registration")
         self._notifier = desk.bind("pub", "client", "notification")
         self._stopping = trio.Event()
+        self._nursery: trio.Nursery
         desk.engine_gone = self.engine_gone
         desk.tasks.append(self.run)
         self._ask: Ask = _nobody_asked
@@ -51,8 +52,8 @@ class Registration:
 
     async def run(self) -> None:
         """The task."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop)
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._stop)
             await self._desk.pump(self._socket, "registration", self._take)
 
     # ---- requests ---------------------------------------------------------------------------------------------------
@@ -74,13 +75,22 @@ class Registration:
         except Exception as error:
             self._desk.broken("registration")
             answer = Answer("hub_error", failure(type(error).__name__, str(error)))
-        if answer is not None:
-            reply = self._desk.codec.message(
-                answer.msg_type, answer.content, parent=message.frames[1], buffers=answer.buffers
-            )
-            self._socket.send([*message.identities, *reply])
-            if answer.then is not None:
-                answer.then()
+        if answer is not None and answer.later is not None:
+            self._nursery.start_soon(self._reply_later, message, answer.msg_type, answer.later)
+        elif answer is not None:
+            self._reply(message, answer)
+
+    def _reply(self, message: Parsed, answer: Answer) -> None:
+        reply = self._desk.codec.message(
+            answer.msg_type, answer.content, parent=message.frames[1], buffers=answer.buffers
+        )
+        self._socket.send([*message.identities, *reply])
+        if answer.then is not None:
+            answer.then()
+
+    async def _reply_later(self, message: Parsed, msg_type: str, later: Callable[[], Awaitable[Json]]) -> None:
+        self._reply(message, Answer(msg_type, await later()))
+        self._socket.flush()
 
     def notify(self, msg_type: str, content: Mapping[str, Any], parent: Frame = b"{}") -> None:
         """Tell all clients."""

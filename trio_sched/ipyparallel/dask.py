@@ -1,0 +1,117 @@
+"""The Dask scheduler that `Client.become_dask` asks the controller for: one at a time, in a process of its own.
+
+The process imports `distributed`; this one does not, and shares neither its event loop nor its interpreter with it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+import structlog
+import trio
+
+from trio_sched.wire.jupyter import Json, failure
+
+log = structlog.get_logger(__name__)
+COMMAND = (sys.executable, "-m", "trio_sched.ipyparallel.dask_scheduler")
+STOP_TIMEOUT_S = 5.0
+"""Time for the Dask scheduler to close its connections before its process is killed."""
+ANSWER_LIMIT_BYTES = 1 << 16
+DASHBOARD_PORT = 8787
+"""Dask's default, for its status pages; another one if it is in use."""
+
+
+class DaskScheduler:
+    """Starts and stops the process."""
+
+    def __init__(self, host: str | None) -> None:
+        """`host`: the address to bind when a client names none; None: all of this machine's, as Dask does."""
+        self._host = host
+        self._nursery: trio.Nursery
+        self._changing = trio.Lock()
+        self._process: trio.Process | None = None
+        self._content: Json = {}
+        self._ended = trio.Event()
+        self._killing = trio.CancelScope()
+
+    async def run(self) -> None:
+        """The task in which the process is looked after. Kills it when cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            await trio.sleep_forever()
+
+    async def start(self, arguments: Json) -> Json:
+        """The content of the reply to become_dask_request, once the scheduler runs; `arguments` are its own.
+
+        If one is running already, it is that one.
+        """
+        async with self._changing:
+            if self._process is None:
+                self._content = await self._nursery.start(self._supervise, self._with_defaults(arguments))
+            return self._content
+
+    async def stop(self) -> Json:
+        """The content of the reply to stop_distributed_request, once the scheduler has ended."""
+        async with self._changing:
+            if self._process is not None and self._process.stdin is not None:
+                await self._process.stdin.aclose()
+                with trio.move_on_after(STOP_TIMEOUT_S):
+                    await self._ended.wait()
+                self._killing.cancel()
+                await self._ended.wait()
+            return {"status": "ok"}
+
+    def _with_defaults(self, arguments: Json) -> Json:
+        if self._host is None or "host" in arguments or "interface" in arguments:
+            return arguments
+        defaults: Json = {"host": self._host}
+        if "dashboard_address" not in arguments:  # its HTTP server would bind all addresses
+            defaults |= {"dashboard_address": f"{self._host}:{DASHBOARD_PORT}", "dashboard": False}
+        return {**defaults, **arguments}
+
+    async def _supervise(self, arguments: Json, *, task_status: trio.TaskStatus[Json]) -> None:
+        """From the start of the process to its end, of which `started` gets the content of the reply."""
+        process = await trio.lowlevel.open_process(COMMAND, stdin=-1, stdout=-1)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        ended = trio.Event()
+        try:
+            with trio.CancelScope() as killing:
+                content = await _answer(process, msgspec.json.encode(arguments) + b"\n")
+                running = content["status"] == "ok"
+                if running:
+                    self._process, self._ended, self._killing = process, ended, killing
+                    log.warning("a Dask scheduler takes connections from anyone", address=content["address"])
+                task_status.started(content)
+                if running:
+                    await process.wait()
+        finally:
+            if self._process is process:
+                self._process = None
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.stdin.aclose()
+                await process.stdout.aclose()
+                await process.wait()
+            ended.set()
+            log.info("the Dask scheduler ended", exit_code=process.returncode)
+
+
+async def _answer(process: trio.Process, line: bytes) -> Json:
+    """What the process answers to its arguments, as the content of a reply."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    said = b""
+    try:
+        await process.stdin.send_all(line)
+        while not said.endswith(b"\n") and len(said) < ANSWER_LIMIT_BYTES:
+            piece = await process.stdout.receive_some()
+            if not piece:
+                break
+            said += piece
+        content: Json = msgspec.json.decode(said)
+    except (trio.BrokenResourceError, msgspec.DecodeError):
+        return failure("RuntimeError", "the process of the Dask scheduler ended at its start; its log says why")
+    if "ename" in content:
+        return failure(content["ename"], f"the Dask scheduler cannot start: {content['evalue']}")
+    return {"status": "ok", **content}
