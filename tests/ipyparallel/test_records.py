@@ -19,7 +19,7 @@ from trio_sched.ipyparallel.records.finding import Query, QueryError
 from trio_sched.ipyparallel.records.memory import MemoryStore
 from trio_sched.ipyparallel.records.opening import open_monitor
 from trio_sched.ipyparallel.records.record import FIELDS, Record, as_dict, utc
-from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, SQLiteStore
+from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, PAGE, SQLiteStore
 from trio_sched.ipyparallel.records.store import NoStore, NotKept, Store
 
 
@@ -315,33 +315,108 @@ def test_sqlite_outlives_its_process(tmp_path: Path) -> None:
     store.close()
 
 
-def test_sqlite_writes_what_has_ended_and_what_has_waited(tmp_path: Path) -> None:
+def read(path: Path, columns: str, where: str = "1") -> list[Any]:
+    """What another process reads in the file."""
+    with closing(sqlite3.connect(path)) as db:
+        rows = db.execute(f"select {columns} from trio_sched_tasks where {where} order by number").fetchall()
+    return [row[0] if len(row) == 1 else row for row in rows]
+
+
+def test_sqlite_commits_requests_before_anything_comes_of_them(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     monitor = Monitor(store)
+    for msg_id in "abc":
+        monitor.submitted("task", request(msg_id, buffers=(b"call",)), "alice")
+    assert read(path, "msg_id") == []
+    monitor.commit()
+    assert read(path, "msg_id, client_uuid") == [("a", "alice"), ("b", "alice"), ("c", "alice")]
+    monitor.submitted("task", request("b", content={"another": 1}), "alice")
+    monitor.submitted("task", request("d"), "alice")
+    monitor.commit()
+    assert read(path, "msg_id") == ["a", "b", "c", "d"]
+    monitor.arrived("e-uuid", "a")
+    monitor.finished("task", reply("a", buffers=(b"result",)), "e-uuid")
+    assert whole(store, "a")["buffers"] == [b"call"]
+    assert whole(store, "a")["result_buffers"] == [b"result"]
+    store.close()
 
-    def written() -> list[str]:
-        with closing(sqlite3.connect(path)) as db:
-            return [row[0] for row in db.execute("select msg_id from trio_sched_tasks order by number")]
 
+def test_sqlite_writes_changes_of_what_has_ended_and_what_has_waited(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    store = SQLiteStore(path)
+    monitor = Monitor(store)
     for msg_id in "abc":
         monitor.submitted("task", request(msg_id), "alice")
-    monitor.finished("task", reply("b"), None)
+    monitor.commit()
+    for msg_id in "ab":
+        monitor.arrived("e-uuid", msg_id)
+    monitor.finished("task", reply("b"), "e-uuid")
     store.rest()
-    assert written() == ["b"]
+    assert read(path, "msg_id", "engine_uuid is not null") == ["b"]
     monitor.submitted("task", request("d"), "alice")
     store.rest()
-    assert written() == ["a", "b", "c"]
-    monitor.finished("task", reply("a"), None)
+    assert read(path, "msg_id", "engine_uuid is not null") == ["a", "b"]
+    assert read(path, "msg_id") == ["a", "b", "c", "d"]
+    monitor.finished("task", reply("a"), "e-uuid")
     assert found(store, {"completed": None}) == ["c", "d"]
-    assert written() == ["a", "b", "c", "d"]
     for i in range(DIRTY_LIMIT):
         monitor.submitted("task", request(f"t{i}"), "alice")
         if i % 2:
+            monitor.commit()
             monitor.finished("task", reply(f"t{i}"), None)
-    assert len(written()) > 4
+    assert len(read(path, "msg_id")) == DIRTY_LIMIT + 4
     store.tidy()
     store.close()
+
+
+def test_sqlite_marks_what_a_former_controller_left_as_lost(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    store = SQLiteStore(path)
+    monitor = Monitor(store)
+    ids = [f"t{i}" for i in range(PAGE + 10)]
+    for msg_id in ids:
+        monitor.submitted("task", request(msg_id, buffers=(b"call",), content={"a": 1}), "alice")
+    monitor.commit()
+    monitor.arrived("e-uuid", ids[1])
+    monitor.finished("task", reply(ids[0]), "e-uuid")
+    store.close()
+    store = SQLiteStore(path)
+    assert found(store, {"completed": None}) == []
+    assert whole(store, ids[0])["result_content"] == {"status": "ok"}
+    lost = whole(store, ids[1])
+    assert lost["result_content"]["ename"] == "EngineError"
+    assert "ended before" in lost["result_content"]["evalue"]
+    assert lost["result_header"]["msg_type"] == "apply_reply"
+    assert lost["result_metadata"] == {"status": "error", "engine": "e-uuid"}
+    assert (lost["content"], lost["buffers"]) == ({"a": 1}, [b"call"])
+    assert found(store, {"completed": {"$ne": None}}) == ids
+    store.close()
+
+
+def test_sqlite_with_two_controllers_at_once(tmp_path: Path) -> None:
+    """As two clusters of one profile have them: what the other one does is neither lost nor overwritten."""
+    path = tmp_path / "tasks.db"
+    first = SQLiteStore(path)
+    monitor = Monitor(first)
+    monitor.submitted("task", request("a"), "alice")
+    monitor.commit()
+    second = SQLiteStore(path)
+    other = Monitor(second)
+    assert whole(second, "a")["completed"] is None
+    other.submitted("task", request("b"), "bob")
+    other.commit()
+    monitor.submitted("task", request("c"), "alice")
+    monitor.commit()
+    assert found(first, {}) == found(second, {}) == ["a", "b", "c"]
+    first.close()
+    third = SQLiteStore(path)
+    assert found(third, {"completed": None}) == ["a", "b", "c"]
+    third.close()
+    second.close()
+    alone = SQLiteStore(path)
+    assert found(alone, {"completed": None}) == []
+    alone.close()
 
 
 def test_sqlite_finds_page_by_page(tmp_path: Path) -> None:
@@ -371,17 +446,27 @@ def test_sqlite_in_a_file_that_is_none(tmp_path: Path) -> None:
         SQLiteStore(path)
 
 
-def test_sqlite_that_cannot_write_loses_records_and_nothing_else(tmp_path: Path) -> None:
+def test_sqlite_that_cannot_write_loses_records_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     monitor = Monitor(store)
-    monitor.submitted("task", request("t"), "alice")
     with sqlite3.connect(path) as db:
-        db.execute("drop table trio_sched_tasks")
+        db.execute("alter table trio_sched_tasks rename to elsewhere")
+    for msg_id in "tuv":
+        monitor.submitted("task", request(msg_id), "alice")
+        monitor.commit()
+        monitor.finished("task", reply(msg_id), "e-uuid")
+        store.flush()
+    assert store.lost == 3
+    assert caplog.text.count("cannot be written") == 1
+    with sqlite3.connect(path) as db:
+        db.execute("alter table elsewhere rename to trio_sched_tasks")
     db.close()
-    store.flush()
-    assert store.lost == 1
-    monitor.submitted("task", request("u"), "alice")  # and it goes on
+    monitor.submitted("task", request("w"), "alice")
+    monitor.commit()
+    assert found(store, {}) == ["w"]
     store.close()
 
 

@@ -71,6 +71,8 @@ class Broadcast:
         self._registered = registered
         self._awaited: dict[str, tuple[str, Gathering]] = {}
         """msg_id of the message to one engine -> that engine, and what its reply is for."""
+        self._outgoing: list[list[Frame]] = []
+        """Messages to engines, sent once the records of their batch are written."""
 
     async def run(self) -> None:
         """Relay both ways until the sockets are closed."""
@@ -84,6 +86,11 @@ class Broadcast:
         """From clients to engines."""
         for frames in batch:
             guarded(self._request, frames, self._note)
+        if self._monitor.on:
+            self._monitor.commit()
+        outgoing, self._outgoing = self._outgoing, []
+        for frames in outgoing:
+            self._engines.send(frames)
         self._engines.flush()
         self._clients.flush()
 
@@ -115,7 +122,7 @@ class Broadcast:
             header["msg_id"] = msg_id = f"{original}_{uuid}"
             parts = [_encode(header), message.frames[2], said, content]
             frames = self._codec.resigned(parts, message.buffers)
-            self._engines.send([uuid.encode(), client, *frames])
+            self._outgoing.append([uuid.encode(), client, *frames])
             if gathering is not None:
                 self._awaited[msg_id] = uuid, gathering
             if watched:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 
 import msgspec
-import structlog
 import trio
 
+from trio_sched.logs import get_logger
 from trio_sched.wire.jupyter import Json, failure
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 COMMAND = (sys.executable, "-m", "trio_sched.ipyparallel.dask_scheduler")
 STOP_TIMEOUT_S = 5.0
 """Time for the Dask scheduler to close its connections before its process is killed."""

@@ -17,6 +17,9 @@ class Monitor(Protocol):
     def submitted(self, queue: str, message: Parsed, client: str, engine: str | None, /) -> None:
         """A request came in from the client (its session); `engine` where it goes, if that is known."""
 
+    def commit(self) -> None:
+        """The requests that were submitted are about to be sent on or answered: write them first."""
+
     def arrived(self, engine: str, msg_id: str, /) -> None:
         """A request was sent to an engine."""
 

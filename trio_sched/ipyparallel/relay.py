@@ -1,7 +1,8 @@
 """The relays: direct calls and control messages to engines by name, and what engines print and display to clients.
 
 Frames go on as they came, unread and unverified: the HMAC is for those at the ends, who check it (R25). Only where a
-monitor listens are messages read, after they were sent on, so that nobody waits for that.
+monitor listens are messages read: replies and output after they were sent on, so that nobody waits for that, requests
+before, so that their records are written first.
 
     direct, control    client -> [client, engine, <IDS|MSG>, ...] -> engine, which sees [client, <IDS|MSG>, ...]
                        engine -> [engine, client, <IDS|MSG>, ...] -> client, which sees [engine, <IDS|MSG>, ...]
@@ -99,10 +100,11 @@ class Relay:
 
     def requests(self, batch: Batch) -> None:
         """From clients to engines."""
-        self._swap(batch, self._engines)
         if self._monitor.on:
             for frames in batch:
                 guarded(self._saw_request, frames, self._note)
+            self._monitor.commit()
+        self._swap(batch, self._engines)
 
     def replies(self, batch: Batch) -> None:
         """From engines to clients."""
@@ -124,8 +126,8 @@ class Relay:
 
     def _saw_request(self, frames: list[Frame]) -> None:
         message = read(self._codec, frames, self._note, 2)
-        if message is not None:  # its first two frames have been exchanged
-            engine = engine_name(message.identities[0])
+        if message is not None:
+            engine = engine_name(message.identities[1])
             self._monitor.submitted(self._queue, message, message.head.session, engine)
 
     def _saw_reply(self, frames: list[Frame]) -> None:

@@ -131,13 +131,19 @@ class TaskQueue:
                 except Exception:
                     desk.broken("task")
             if events:
-                self._inbox.add_submissions(events)
+                self._pass_on(events)
 
     def submit(self, message: Parsed) -> None:
         """A request that somebody here makes; the reply goes to its identities, if it has any. Raises WireError."""
         events: list[Event] = []
         frames: list[Frame] = [*message.identities, b"<IDS|MSG>", *message.frames]
         self._submit(message, frames, events)
+        self._pass_on(events)
+
+    def _pass_on(self, events: list[Event]) -> None:
+        """To the core, once the records of these requests are written: one transaction for a batch."""
+        if self._desk.monitor.on:
+            self._desk.monitor.commit()
         self._inbox.add_submissions(events)
 
     def _submit(self, message: Parsed, frames: list[Frame], events: list[Event]) -> None:

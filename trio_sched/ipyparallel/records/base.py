@@ -1,6 +1,7 @@
 """The monitor: told of every request and reply, it keeps the records and knows where everything is.
 
-The fronts tell it what passes through them: `submitted`, `arrived` (at an engine), `finished`, `output`, `engine_gone`.
+The fronts tell it what passes through them: `submitted`, `arrived` (at an engine), `finished`, `output`, `engine_gone`;
+and `commit` before they pass on or answer what was submitted.
 Nothing here waits, and nothing is parsed that the front had not parsed anyway. `on` is False when no records are
 kept: then the fronts tell it nothing, and need not parse for it.
 """
@@ -16,16 +17,16 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from trio_sched.ipyparallel.records.record import Record, decoded, encoded, utc, utc_now
+from trio_sched.ipyparallel.records.record import Record, decoded, fail, utc, utc_now
 from trio_sched.ipyparallel.records.store import NoStore, Store
 from trio_sched.wire.jupyter import Parsed
 from trio_sched.wire.native import Frame
 
 COMPLETED_KEPT = 1024
 """Ids of ended tasks that are kept for each engine."""
-REST_S = 0.5
-"""How often records are written: none is in memory only for twice as long."""
-TIDY_EVERY = 4
+REST_S = 0.1
+"""Time between two writes of what changed in records: a change is in memory only for at most twice as long."""
+TIDY_EVERY = 20
 """After so many times the store may tidy up."""
 
 
@@ -110,6 +111,10 @@ class Monitor:
             if engine is not None:
                 self._book(engine).outstanding[msg_id] = queue
 
+    def commit(self) -> None:
+        """Write the requests that were submitted since the last call, in one transaction where there is a database."""
+        self.store.commit()
+
     def arrived(self, engine: str, msg_id: str) -> None:
         """A task was assigned to an engine."""
         if msg_id not in self.pending:
@@ -168,7 +173,7 @@ class Monitor:
             self.pending.pop(msg_id, None)
             record = self.store.get(msg_id)
             if record is not None:
-                _fail(record, f"Engine {engine!r} died while running task {msg_id!r}")
+                fail(record, f"Engine {engine!r} died while running task {msg_id!r}")
                 self.store.changed(record)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -276,22 +281,3 @@ _OUTPUT: dict[str, Callable[[Record, Any], bool]] = {
     "error": _as_it_is("error"),
 }
 """What is kept of each kind of output. Others (status, welcome, ...) are not."""
-
-
-def _fail(record: Record, reason: str) -> None:
-    """The record says that its engine died."""
-    now = utc_now()
-    header = decoded(record.header) or {}
-    kind = str(header.get("msg_type", "apply_request")).removesuffix("_request") + "_reply"
-    record.result_header = encoded({**header, "msg_type": kind, "date": now})
-    record.result_metadata = encoded({"status": "error", "engine": record.engine_uuid})
-    record.result_content = encoded(
-        {
-            "status": "error",
-            "ename": "EngineError",
-            "evalue": reason,
-            "traceback": [f"EngineError: {reason}"],
-            "engine_info": {},
-        }
-    )
-    record.completed = record.received = now

@@ -49,6 +49,9 @@ class MemoryStore:
         self._hold_size()
         return True
 
+    def commit(self) -> None:
+        """Nothing to write."""
+
     def get(self, msg_id: str) -> Record | None:
         return self._records.get(msg_id)
 

@@ -115,6 +115,26 @@ def encoded(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
+def fail(record: Record, reason: str) -> None:
+    """Give an unfinished record the reply of a request that ended with EngineError, as clients read it."""
+    now = utc_now()
+    header = decoded(record.header)
+    header = header if isinstance(header, dict) else {}
+    kind = str(header.get("msg_type", "apply_request")).removesuffix("_request") + "_reply"
+    record.result_header = encoded({**header, "msg_type": kind, "date": now})
+    record.result_metadata = encoded({"status": "error", "engine": record.engine_uuid})
+    record.result_content = encoded(
+        {
+            "status": "error",
+            "ename": "EngineError",
+            "evalue": reason,
+            "traceback": [f"EngineError: {reason}"],
+            "engine_info": {},
+        }
+    )
+    record.completed = record.received = now
+
+
 def utc(date: Any) -> str | None:
     """A date in the form in which records keep it; None if it is none. One without a zone is local time."""
     if not isinstance(date, str):

@@ -33,8 +33,11 @@ class Store(Protocol):
     def add(self, record: Record) -> bool:
         """Keep a record. False: there is one of that id already, which stays as it is."""
 
+    def commit(self) -> None:
+        """Write the records that were added, so that they outlive this process however it ends."""
+
     def get(self, msg_id: str) -> Record | None:
-        """The record of this id."""
+        """The record of this id. A store may leave out the buffers of a request that it has written."""
 
     def changed(self, record: Record) -> None:
         """A record that this store handed out, or was given, says more than before."""
@@ -65,6 +68,9 @@ class NoStore:
 
     def add(self, record: Record) -> bool:
         return False
+
+    def commit(self) -> None:
+        pass
 
     def get(self, msg_id: str) -> Record | None:
         return None

@@ -1,0 +1,58 @@
+"""Requests are written to the records before they are sent on: one commit for each batch, then the sends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tests.ipyparallel.messages import CODEC
+from trio_sched.ipyparallel.broadcast import Broadcast
+from trio_sched.ipyparallel.monitor import Monitor
+from trio_sched.ipyparallel.relay import Relay
+from trio_sched.wire.jupyter import Parsed
+from trio_sched.wire.native import Frame
+
+
+class Log(Monitor):
+    """A monitor and a socket that write down in which order they are used."""
+
+    on = True
+
+    def __init__(self) -> None:
+        self.entries: list[str] = []
+
+    def submitted(self, queue: Any, message: Parsed, client: str, engine: str | None) -> None:
+        self.entries.append(f"submitted {engine}")
+
+    def commit(self) -> None:
+        self.entries.append("commit")
+
+    async def receive(self) -> list[list[Frame]]:
+        return []
+
+    def send(self, frames: Sequence[Frame]) -> bool:
+        self.entries.append(f"sent {bytes(frames[0]).decode()}")
+        return True
+
+    def flush(self) -> None:
+        pass
+
+
+def request(*identities: bytes, **metadata: Any) -> list[Frame]:
+    header = {**CODEC.header("apply_request")}
+    return [*identities, *CODEC.message("apply_request", {}, header=header, metadata=metadata)]
+
+
+def test_direct_calls() -> None:
+    log = Log()
+    Relay("mux", log, log, CODEC, lambda reason: None, log).requests([request(b"client", b"e0"), request(b"c", b"e1")])
+    assert log.entries == ["submitted e0", "submitted e1", "commit", "sent e0", "sent e1"]
+
+
+def test_broadcasts() -> None:
+    log = Log()
+    broadcast = Broadcast(log, log, CODEC, lambda reason: None, log)
+    broadcast.requests([request(b"client", targets=[["e0", 0], ["e1", 1]])])
+    assert log.entries == ["submitted e0", "submitted e1", "commit", "sent e0", "sent e1"]
+    broadcast.requests([request(b"client", targets=[["e1", 1]])])
+    assert log.entries[5:] == ["submitted e1", "commit", "sent e1"]
