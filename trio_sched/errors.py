@@ -90,6 +90,10 @@ class TaskCancelled(TaskError):
     """The task was cancelled before it ended by itself (R23)."""
 
 
+class SchedulerError(TaskError):
+    """The scheduler failed while it handled the task (R33): a bug in trio_sched. Its log has the traceback."""
+
+
 class ResultError(TaskError):
     """The task ran, but its result (or the exception it raised) could not be pickled or unpickled."""
 

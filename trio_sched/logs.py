@@ -37,11 +37,11 @@ class Logger:
         """Log a failure."""
         self._log(logging.ERROR, event, fields)
 
-    def exception(self, event: str, **fields: Any) -> None:
-        """Log a failure with the traceback of the exception that is being handled."""
-        self._log(logging.ERROR, event, fields, exc_info=True)
+    def exception(self, event: str, error: BaseException | None = None, **fields: Any) -> None:
+        """Log a failure with the traceback of `error`, else of the exception that is being handled."""
+        self._log(logging.ERROR, event, fields, exc_info=error or True)
 
-    def _log(self, level: int, event: str, fields: dict[str, Any], *, exc_info: bool = False) -> None:
+    def _log(self, level: int, event: str, fields: dict[str, Any], *, exc_info: bool | BaseException = False) -> None:
         if self._logger.isEnabledFor(level):
             text = " ".join([event, *(f"{name}={value!r}" for name, value in fields.items())])
             extra = {"event": event, "fields": fields}

@@ -364,11 +364,15 @@ NAN, INF = float("nan"), float("inf")
     ("option", "value"),
     [
         *(("priority", value) for value in ("x", 1.5, 10**30, -(10**30), NAN)),
-        *(("retries", value) for value in ("x", 1.5, -1, 10**30, INF)),
-        *((name, value) for name in ("timeout", "backoff") for value in ("x", -1, NAN, INF, 10**400)),
+        *(("retries", value) for value in ("x", 1.5, -1, 1_000_001, 10**30, INF)),
+        *((name, value) for name in ("timeout", "backoff") for value in ("x", -1, 2e12, NAN, INF, 10**400)),
+        ("backoff", 86_401),
         *((name, value) for name in ("after_all", "follow_failure", "same_engine") for value in ("x", 2)),
         *(("targets", value) for value in ("3", ["3"], [None], 1.5, [10**30])),
-        *(("resources", value) for value in ("x", ["gpu"], {"gpu": "x"}, {"gpu": NAN}, {"gpu": INF}, {3: 1})),
+        *(
+            ("resources", value)
+            for value in ("x", ["gpu"], {"gpu": "x"}, {"gpu": NAN}, {"gpu": INF}, {"gpu": 1e16}, {3: 1})
+        ),
         *((name, value) for name in ("after", "follow") for value in (3, [None], [[1]], 1.5, "0-0", "1-" + "9" * 20)),
         *(("label", value) for value in (3, b"x")),
     ],
@@ -392,7 +396,7 @@ def test_a_client_whose_place_has_odd_names(scheduler: Connection, monkeypatch: 
     monkeypatch.setattr(os, "getcwd", lambda: os.fsdecode(b"/caf\xe9"))
     with Client(scheduler, name=os.fsdecode(b"caf\xe9"), weight=np.float64(2)) as client:
         assert client.submit(abs, -1).result(LIMIT_S) == 1
-    for bad in (0, -1, NAN, INF, "x"):
+    for bad in (0, -1, 5e-324, 1001, NAN, INF, "x"):
         with pytest.raises(ValueError, match="weight"):
             Client(scheduler, weight=bad)  # type: ignore[arg-type]  # the point of the test
     with pytest.raises(ValueError, match="name"):

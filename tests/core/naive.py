@@ -396,7 +396,7 @@ class Naive:
             task.deadline = self.now + task.spec.timeout_s
         if task.spec.backoff_s:
             nth = task.spec.retries - task.retries_left
-            task.held_until = self.now + task.spec.backoff_s * 2 ** (nth - 1)
+            task.held_until = self.now + min(task.spec.backoff_s * 2.0 ** min(nth - 1, 64), 86_400.0)
         self.look(task)
 
     def forget(self) -> None:

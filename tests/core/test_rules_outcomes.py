@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from trio_sched.core.effects import DeliverResult, Publish
-from trio_sched.core.events import Dependency, EngineJoined, TaskFinished, TaskSubmitted, TimePassed
+from trio_sched.core.events import MOST_BACKOFF_S, Dependency, EngineJoined, TaskFinished, TaskSubmitted, TimePassed
+from trio_sched.core.lifecycle import backoff
 
 from .story import Story, accepted, delivered, failed, recalled, refused, sent
 
@@ -133,6 +136,33 @@ def test_r18_backoff_doubles() -> None:
         assert story.wait(pause - 0.25) == []
         assert story.wait(0.25) == [sent("a", "E", attempt=attempt)]
     assert story.error("a") == [delivered("a", "error", "E")]
+
+
+def test_r18_backoff_is_at_most_a_day_whatever_the_number_of_retries() -> None:
+    story = Story()
+    story.engine("E")
+    story.submit("a", retries=2, backoff_s=86_000.0)
+    assert story.error("a") == []
+    assert story.wait(86_000.0) == [sent("a", "E", attempt=2)]
+    assert story.error("a") == []
+    assert story.wait(86_399.0) == []
+    assert story.wait(1.0) == [sent("a", "E", attempt=3)]
+
+
+@pytest.mark.parametrize("first_s", [5e-324, 1e-9, 1.0, MOST_BACKOFF_S])
+def test_r18_backoff_is_finite_for_every_retry(first_s: float) -> None:
+    for retry in (1, 2, 64, 65, 1025, 1_000_000):
+        assert 0.0 <= backoff(first_s, retry) <= MOST_BACKOFF_S
+    assert backoff(1.0, 4) == 8.0
+
+
+def test_r32_rounding_does_not_use_up_a_resource() -> None:
+    story = Story(hwm=0)
+    story.engine("E", mem=1e15)
+    for number in range(50):
+        story.submit(number, resources=(("mem", 0.1),))
+        story.ok(number)
+    assert story.submit("all", resources=(("mem", 1e15),)) == [accepted("all"), sent("all", "E")]
 
 
 def test_r18_backoff_delays_nobody_else() -> None:

@@ -43,7 +43,7 @@ def test_lists_in_the_environment_are_separated_by_commas() -> None:
         ({}, {"name": "../up"}, ["name", "'../up'", "letters"]),
         ({}, {"address": "udp://here"}, ["address", "udp://here", "tcp://host:port"]),
         ({}, {"address": "tcp://here"}, ["address", "tcp://here", "tcp://host:port"]),
-        ({}, {"heartbeat_s": 0}, ["heartbeat_s", "above 0"]),
+        ({}, {"heartbeat_s": 0}, ["heartbeat_s", "at least 0.001"]),
         ({}, {"websocket_port": 70000}, ["websocket_port", "70000", "65535"]),
         ({}, {"colour": "red"}, ["colour", "no setting", "hwm"]),
         ({}, {"credit": 0}, ["credit", "0", "at least 1"]),

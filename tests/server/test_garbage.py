@@ -105,7 +105,11 @@ def test_r25_a_stranger_s_submission_is_not_taken() -> None:
 
 @pytest.mark.parametrize(
     "hello",
-    [{"slots": 0}, {"slots": 10**9}, {"hwm": -1}, {"resources": {"gpu": -1.0}}, {"resources": {"gpu": float("nan")}}],
+    [
+        *({"slots": slots} for slots in (0, 10**9)),
+        *({"hwm": hwm} for hwm in (-1, 10**7)),
+        *({"resources": {"gpu": amount}} for amount in (-1.0, 1e300, float("nan"))),
+    ],
 )
 def test_r25_an_engine_that_makes_no_sense_is_not_taken(hello: dict[str, Any]) -> None:
     async def main() -> None:
@@ -118,12 +122,54 @@ def test_r25_an_engine_that_makes_no_sense_is_not_taken(hello: dict[str, Any]) -
     run_virtual(main)
 
 
+@pytest.mark.parametrize("weight", [0.0, 5e-324, 1e-4, 1001.0, float("inf"), float("nan")])
+def test_r32_a_weight_that_would_distort_fair_share_is_refused(weight: float) -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            stranger = await world.stranger()
+            stranger.say(native.Hello(role="client", token=world.running.connection.token, weight=weight))
+            error = await stranger.hear(native.Error)
+            assert error.message == f"weight is {weight}; it must be from 0.001 to 1,000"
+            assert not world.server.sessions.clients
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        native.Ping(received=1),
+        native.Ping(received=-1),
+        native.Submit([native.Call(1)], received=1),
+        native.Cancel([-1]),
+        native.Cancel([1 << 62]),
+        native.Query(1, "explain", -3),
+    ],
+    ids=str,
+)
+def test_r32_counts_and_ids_out_of_range_change_nothing(message: native.Message) -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            client.say(message)
+            assert (await client.hear(native.Error)).kind == "malformed"
+            assert not world.server.scheduler.tasks
+
+    run_virtual(main)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"timeout_s": -1.0}, "timeout_s is -1.0"),
         ({"timeout_s": float("nan")}, "timeout_s is nan"),
         ({"retries": -1}, "retries is -1"),
+        ({"retries": 1_000_001}, "retries is 1000001; it must be from 0 to 1,000,000"),
+        ({"backoff_s": 86_401.0}, "backoff_s is 86401.0; it must be from 0 to 86,400"),
+        ({"timeout_s": 1e13}, "timeout_s is"),
+        ({"priority": 1 << 62}, "priority is"),
+        ({"resources": {"gpu": 1e16}}, "resource 'gpu' is"),
+        ({"follow": [1 << 62]}, "follow names the task"),
         ({"backoff_s": float("inf")}, "backoff_s is inf"),
         ({"resources": {"gpu": float("nan")}}, "resource 'gpu' is nan"),
         ({"after": [0]}, "after names the task 0"),

@@ -8,7 +8,6 @@ scheduler gone ends every unfinished task with SchedulerClosed: nobody waits for
 from __future__ import annotations
 
 import logging
-import math
 import numbers
 import os
 import platform
@@ -29,6 +28,7 @@ from trio_sched.errors import (
 )
 from trio_sched.transport.connection import Connection, host_name, is_stale
 from trio_sched.wire import native
+from trio_sched.wire.ranges import RANGES
 
 CLOSING_LOOK_S = 0.2
 """How often to look whether a scheduler that said it closes has gone."""
@@ -191,8 +191,8 @@ def hello(connection: Connection, *, name: str, weight: float, cancel_on_leave: 
     """
     if not isinstance(name, str):
         raise ValueError(f"name={name!r}: must be text")
-    if not isinstance(weight, numbers.Real) or not 0 < weight < math.inf:
-        raise ValueError(f"weight={weight!r}: must be a number, more than 0")
+    if not isinstance(weight, numbers.Real) or weight not in RANGES["weight"]:
+        raise ValueError(f"weight={weight!r}: must be a number {RANGES['weight']}")
     try:
         cwd = os.getcwd()
     except OSError:  # it was removed

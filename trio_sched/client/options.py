@@ -11,14 +11,13 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 
 from trio_sched.client.ends import BaseFuture
 from trio_sched.wire import native
+from trio_sched.wire.ranges import MOST_ID, RANGES, quoted
 
 __all__ = ["OptionNames", "TaskRef", "Unpack", "task_number", "wire_options"]
 
 TaskRef: TypeAlias = "BaseFuture[Any] | str | int"
 """A task: a future of any client of the same scheduler, or an id as shown ("3-17"), or the same as a number."""
 SESSION_SHIFT = 32
-TOO_LARGE = 1 << 62
-"""No id, priority or number of retries is that large, in either direction."""
 
 
 class OptionNames(TypedDict, total=False):
@@ -40,9 +39,9 @@ class OptionNames(TypedDict, total=False):
     targets: int | Iterable[int]
     """Only these engines, by number (R7)."""
     retries: int
-    """How often a failure is tried again (R18)."""
+    """How often a failure is tried again (R18); at most 1,000,000."""
     backoff: float
-    """Seconds to wait before the first retry; doubles with each (R18)."""
+    """Seconds to wait before the first retry, at most 86,400; doubles with each, up to a day (R18)."""
     same_engine: bool
     """Whether a retry may go to the engine where it failed when no other would do (default True; R18)."""
     timeout: float | None
@@ -69,7 +68,7 @@ def task_number(ref: TaskRef) -> int:
         session, dash, counter = ref.partition("-")
         if dash and session.isdecimal() and counter.isdecimal() and int(counter) <= native.COUNTER_MASK:
             number = int(session) << SESSION_SHIFT | int(counter)
-    if native.COUNTER_MASK < number < TOO_LARGE:
+    if native.COUNTER_MASK < number <= MOST_ID:
         return number
     raise ValueError(f"{ref!r} is not a task: give a future, or an id like '3-17'")
 
@@ -116,19 +115,15 @@ def _tasks(name: str, given: Any) -> list[TaskRef]:
 
 
 def _whole(name: str, value: Any) -> int:
+    """A whole number in the range of this option; engines' numbers have that of priorities."""
+    allowed = RANGES.get(name, RANGES["priority"])
     try:
         number = operator.index(value)
     except TypeError:
-        number = TOO_LARGE
-    if not -TOO_LARGE < number < TOO_LARGE:
-        raise ValueError(f"{name}={value!r}: must be a whole number")
+        raise ValueError(f"{name}={value!r}: must be a whole number {allowed}") from None
+    if number not in allowed:
+        raise ValueError(f"{name}={quoted(number)}: must be a whole number {allowed}")
     return number
-
-
-def _count(name: str, value: Any) -> int:
-    if (count := _whole(name, value)) < 0:
-        raise ValueError(f"{name}={value!r}: must be 0 or more")
-    return count
 
 
 def _finite(value: Any) -> float:
@@ -140,8 +135,9 @@ def _finite(value: Any) -> float:
 
 
 def _seconds(name: str, value: Any) -> float:
-    if not (seconds := _finite(value)) >= 0:
-        raise ValueError(f"{name}={value!r}: must be a number of seconds, 0 or more")
+    allowed = RANGES[_WIRE_NAMES[name]]
+    if (seconds := _finite(value)) not in allowed:
+        raise ValueError(f"{name}={quoted(value)}: must be a number of seconds {allowed}")
     return seconds
 
 
@@ -166,8 +162,11 @@ def _amounts(name: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}={value!r}: must be amounts by name, like {{'gpu': 1}}")
     for resource, amount in value.items():
-        if not _finite(amount) > 0:
-            raise ValueError(f"{name}: {resource}={amount!r} must be a number, more than 0")
+        if not 0 < _finite(amount) <= RANGES["resource"].most:
+            raise ValueError(
+                f"{name}: {resource}={quoted(amount)} must be a number, more than 0 and at most "
+                f"{RANGES['resource'].most:,.15g}"
+            )
     return {_text(name, resource): _finite(amount) for resource, amount in value.items()}
 
 
@@ -181,7 +180,7 @@ _MAKERS: dict[str, Callable[[str, Any], Any]] = {
     "follow_success": _flag,
     "follow_failure": _flag,
     "targets": _engines,
-    "retries": _count,
+    "retries": _whole,
     "backoff": _seconds,
     "same_engine": _flag,
     "timeout": _seconds,

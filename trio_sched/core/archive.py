@@ -45,9 +45,11 @@ class Archive:
         ended_[task] = ended
         if len(ended_) > self.keep:
             for _ in range(_LOOKS):
-                oldest, old = ended_.popitem(last=False)
+                oldest = next(iter(ended_))
                 if oldest in self._wanted:
-                    ended_[oldest] = old
+                    ended_.move_to_end(oldest)
+                else:
+                    del ended_[oldest]
                 if len(ended_) <= self.keep:
                     break
 
@@ -69,6 +71,12 @@ class Archive:
     def wanted(self) -> dict[TaskId, int]:
         """How often each task is named as an input of an unfinished one."""
         return dict(self._wanted)
+
+    def restore(self, tasks: Iterable[Iterable[TaskId]]) -> None:
+        """Count anew what unfinished tasks have as inputs: an item for each of them."""
+        self._wanted.clear()
+        for inputs in tasks:
+            self.want(inputs)
 
     def received(self, client: ClientId, tasks: Iterable[TaskId]) -> None:
         """The client has these ends in hand."""

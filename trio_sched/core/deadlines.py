@@ -31,6 +31,10 @@ class Deadlines(Generic[Item]):
     def __len__(self) -> int:
         return len(self._heap)
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._heap.clear()
+
     def add(self, when: float, order: int, item: Item) -> None:
         """Something is due for `item` at `when`; among equals the smaller `order`, which is the item's own, goes
         first.

@@ -88,10 +88,10 @@ def settle(
             needs.after = needs.after - 1 if after.all else 0
         elif after.all:
             return f"task {name(task)}, which it waits for, ended as {outcome}"
+        elif needs.after == 1:
+            return "every task of which any would do ended, none as it should"
         else:
             needs.after -= 1
-            if not needs.after:
-                return "every task of which any would do ended, none as it should"
     if role & INPUT:
         if outcome != "ok":
             return f"task {name(task)}, whose result it needs, ended as {outcome}"

@@ -100,6 +100,23 @@ class Engine:
         if self.resources and self.running.pop(task.id, None) is not None:
             for name, amount in task.spec.resources:
                 self.free[name] += amount
+            if not self.running:
+                self.free = dict(self.resources)  # what rounding took away comes back
+            self._promote()
+
+    def restore(self, tasks: list[Task]) -> None:
+        """It has these tasks outstanding, in this order; it is in no pool yet."""
+        was_running = list(self.running.values())
+        self.outstanding = {task.id: task for task in tasks}
+        self.load = len(tasks)
+        self.free = dict(self.resources)
+        self.running = {}
+        self.pools = []
+        self.open = not self.lost_until and not self.draining
+        if self.resources:
+            for task in was_running:
+                if self.outstanding.get(task.id) is task and len(self.running) < self.slots:
+                    self._hold(task)
             self._promote()
 
     def presumed_running(self) -> set[TaskId]:

@@ -23,6 +23,8 @@ Outcome: TypeAlias = Literal["ok", "error", "unreachable", "timeout", "lost", "c
 failure.
 """
 
+MOST_BACKOFF_S = 86_400.0
+"""The longest wait before a retry (R18)."""
 SESSION_SHIFT = 32
 """Bits of a native task id that hold the counter; the session number is above them."""
 
@@ -57,7 +59,7 @@ class TaskSpec(Struct, frozen=True, gc=False):
     timeout_s: float | None = None
     """Longest wait to start (R21). None or 0: no limit."""
     backoff_s: float = 0.0
-    """Wait before the n-th retry: backoff_s * 2**(n-1) seconds (R18)."""
+    """Wait before the n-th retry: backoff_s * 2**(n-1) seconds, at most MOST_BACKOFF_S (R18)."""
     same_engine: bool = True
     """A retry may run where it failed when no other registered engine matches (R18). False on the ipyparallel side."""
     crash_limit: int | None = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from trio_sched.core.engines import fits
@@ -46,6 +47,7 @@ def _check_tasks(scheduler: Scheduler) -> None:
             _require(task.bound is not None, "nothing tells it that its targets are gone", task_id)
     for client in {task.client for task in scheduler.tasks.values()} | set(scheduler.clients.values()):
         _require(client.ready == ready[client], "a client's count of ready tasks is off", client.id)
+        _require(math.isfinite(client.vtime) and client.step > 0, "a client's virtual time is no number", client.id)
 
 
 def _check_engines(scheduler: Scheduler) -> None:
@@ -57,8 +59,9 @@ def _check_engines(scheduler: Scheduler) -> None:
         _require(len(engine.running) <= engine.slots, "runs more than its slots", engine_id)
         for name, amount in engine.resources.items():
             held = sum(dict(task.spec.resources).get(name, 0.0) for task in engine.running.values())
-            _require(abs(engine.free[name] + held - amount) < 1e-6, "resources leak", (engine_id, name))
-            _require(engine.free[name] > -1e-6, "more resources held than there are", (engine_id, name))
+            slack = max(1e-6, 1e-9 * amount)
+            _require(abs(engine.free[name] + held - amount) < slack, "resources leak", (engine_id, name))
+            _require(engine.free[name] > -slack, "more resources held than there are", (engine_id, name))
         if engine.resources and len(engine.running) < engine.slots:
             waiting = [task for task in engine.outstanding.values() if task.id not in engine.running]
             fitting = [task.id for task in waiting if fits(task.spec.resources, engine.free)]

@@ -20,7 +20,7 @@ from trio_sched.core.deadlines import Deadlines
 from trio_sched.core.dependency import FOLLOW, Needs, name
 from trio_sched.core.effects import AssignTask, DeliverResult, Effect, Publish, RecallTask
 from trio_sched.core.engines import Engine
-from trio_sched.core.events import SESSION_SHIFT, ClientId, EngineId, Outcome, PayloadRef, TaskId
+from trio_sched.core.events import MOST_BACKOFF_S, SESSION_SHIFT, ClientId, EngineId, Outcome, PayloadRef, TaskId
 from trio_sched.core.placement import SCHEMES, Scheme
 from trio_sched.core.pools import Pools
 from trio_sched.core.ready import Client, Pool, Turns
@@ -28,6 +28,10 @@ from trio_sched.core.task import ASSIGNED, CANCELLING, DELAYED, ENDED, READY, RE
 
 if TYPE_CHECKING:
     import numpy
+
+
+MOST_DOUBLINGS = 64
+"""Of a backoff: more would make it no longer than MOST_BACKOFF_S, and could overflow."""
 
 
 class Settings(Struct, frozen=True):
@@ -226,15 +230,15 @@ class Lifecycle:
             if client.vtime > turns.floor:
                 turns.floor = client.vtime
             client.vtime += client.step
+            task.attempt += 1
+            out.append(self._assignment(task, engine))  # effects come before records: see recovery.py
             task.state = ASSIGNED
             task.engine = engine
-            task.attempt += 1
             task.assigned_at = now
             engine.take(task)
             self._uses += 1
             engine.used = self._uses
             pools.changed(engine)
-            out.append(self._assignment(task, engine))
             if self.monitored:
                 out.append(Publish("assigned", task.id, engine.id, client.id))
 
@@ -249,7 +253,7 @@ class Lifecycle:
         """Settle the dependents of ended tasks, first come first served; no recursion, so any depth will do (R4)."""
         settling, settle = self._settling, dependency.settle
         while settling:
-            ended_id, edges, outcome, engine = settling.popleft()
+            ended_id, edges, outcome, engine = settling[0]
             pairs = iter(edges)
             for task, role in zip(pairs, pairs, strict=True):
                 if task.state is ENDED:
@@ -264,6 +268,7 @@ class Lifecycle:
                     if task.bound is not None:
                         self._leave_place(task)
                     self._enter(task, now)
+            settling.popleft()
 
     def _followed(self, task: Task, now: float) -> None:
         """One more of the tasks that it follows ended: it may be able to go now, or its set of engines has grown."""
@@ -296,12 +301,8 @@ class Lifecycle:
         """
         if task.engine is None:
             self._leave_place(task)
-        task.engine = None
         engine = task.ran_on if engine is None else engine
-        task.state = ENDED
-        self.ends[outcome] += 1
         client, task_id = task.client, task.id
-        del self.tasks[task_id]
         ended = Ended(
             client.id, outcome, engine, result, error, reason,
             task.attempt, task.accepted_at, task.assigned_at, now, history=task.history,
@@ -310,6 +311,9 @@ class Lifecycle:
             self._out.append(delivery(task_id, ended))
             for _ in range(task.copies - 1):
                 self._out.append(delivery(task_id, ended))
+        task.engine = None
+        task.state = ENDED
+        self.ends[outcome] += 1
         if self.monitored:
             self._out.append(Publish("finished", task_id, engine, client.id, outcome))
         if self.waiters:
@@ -319,6 +323,7 @@ class Lifecycle:
         if task.spec.inputs:  # before it is remembered itself, so that what it alone needed is forgotten first
             self.archive.release(task.spec.inputs)
         self.archive.add(task_id, ended)
+        del self.tasks[task_id]
         if client.gone:
             self.archive.received(client.id, (task_id,))
 
@@ -342,7 +347,7 @@ class Lifecycle:
             else:
                 task.refused |= {where.id}
         if task.spec.backoff_s:
-            task.wake_at = now + task.spec.backoff_s * 2.0 ** (task.spec.retries - task.retries_left - 1)
+            task.wake_at = now + backoff(task.spec.backoff_s, task.spec.retries - task.retries_left)
         self._requeue(task, now, fresh_clock=True)
 
     def _orphaned(self, task: Task, engine: Engine, was_running: bool, now: float) -> None:
@@ -380,6 +385,11 @@ class Lifecycle:
         self._end(
             task, now, "cancelled", engine=engine, error="TaskCancelled", reason="cancelled while it was on an engine"
         )
+
+
+def backoff(first_s: float, retry: int) -> float:
+    """Seconds to wait before the n-th retry (R18)."""
+    return min(first_s * 2.0 ** min(retry - 1, MOST_DOUBLINGS), MOST_BACKOFF_S)
 
 
 def delivery(task: TaskId, ended: Ended) -> DeliverResult:

@@ -38,6 +38,10 @@ class Pools:
         self.anyone = self.find(None, ())
         """The pool of native tasks that ask for nothing."""
 
+    def fresh(self) -> Pools:
+        """Empty pools with the same scheme, without engines."""
+        return Pools(self._new_room)
+
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._by_key.values())
 

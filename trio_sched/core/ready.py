@@ -61,6 +61,13 @@ class Turns:
             client.active = True
             heappush(self._heap, (client.vtime, client.number, client))
 
+    def restore(self, active: list[Client]) -> None:
+        """These clients, and no others, are active."""
+        self._heap = [(client.vtime, client.number, client) for client in active]
+        heapify(self._heap)
+        for client in active:
+            client.active = True
+
     def _current(self) -> float:
         heap = self._heap
         while heap:

@@ -100,7 +100,7 @@ class Scheduler(Lifecycle):
 
     def _client_left(self, event: ClientLeft, now: float) -> None:
         """Walks over all tasks: a session ends once, and an index by client would cost every task."""
-        client = self.clients.pop(event.client, None)
+        client = self.clients.get(event.client)
         if client is None:
             self._count("unknown_client_left")
             return
@@ -109,6 +109,7 @@ class Scheduler(Lifecycle):
         if event.cancel:
             for task in [task for task in self.tasks.values() if task.client is client]:
                 self._cancel(task, now, "its client left")
+        del self.clients[event.client]
 
     def _results_received(self, event: ResultsReceived, now: float) -> None:
         self.archive.received(event.client, event.tasks)
@@ -173,10 +174,10 @@ class Scheduler(Lifecycle):
             self._refuse(event, f"task {name(task_id)} has ended, and its result was received and dropped")
         else:
             self._count("submitted_again")
-            self._out.append(Accept(client.id, task_id))
             if task is not None:
                 task.copies += 1
-            elif ended is not None:
+            self._out.append(Accept(client.id, task_id))
+            if ended is not None:
                 self._out.append(delivery(task_id, ended))
         return True
 

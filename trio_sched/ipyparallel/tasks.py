@@ -12,7 +12,6 @@ The identity of a client's connection is a new one for each socket, so a client 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -37,6 +36,7 @@ from trio_sched.logs import get_logger
 from trio_sched.server.happenings import Event
 from trio_sched.wire.jupyter import UNREADABLE, Parsed, failure, split
 from trio_sched.wire.native import Frame
+from trio_sched.wire.ranges import RANGES, quoted
 
 log = get_logger(__name__)
 PLAIN = TaskSpec(kind=KIND, crash_limit=None, same_engine=False)
@@ -333,10 +333,10 @@ def spec_of(metadata: Frame) -> TaskSpec:
     targets, retries, timeout = wishes.targets, wishes.retries or 0, wishes.timeout or None
     if not (after or follow or targets or retries or timeout):
         return PLAIN
-    if type(retries) is not int or retries < 0:
-        raise WireError(f"retries must be a whole number from 0, not {retries!r}")
-    if timeout is not None and not (type(timeout) in (int, float) and 0 <= timeout < math.inf):
-        raise WireError(f"timeout must be a number of seconds from 0, not {timeout!r}")
+    if type(retries) is not int or retries not in RANGES["retries"]:
+        raise WireError(f"retries must be a whole number {RANGES['retries']}, not {quoted(retries)}")
+    if timeout is not None and not (type(timeout) in (int, float) and timeout in RANGES["timeout_s"]):
+        raise WireError(f"timeout must be a number of seconds {RANGES['timeout_s']}, not {quoted(timeout)}")
     if isinstance(targets, str):
         targets = [targets]
     if targets and not (type(targets) is list and all(type(target) is str for target in targets)):

@@ -8,7 +8,6 @@ are left alone: clients and engines have their own.
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -20,11 +19,14 @@ from msgspec import Struct
 
 from trio_sched.core.scheduler import Settings
 from trio_sched.errors import ConfigError
+from trio_sched.wire.ranges import RANGES
 
 ENV_PREFIX = "TRIO_SCHED_"
 SCHEMES = ("leastload", "lru", "plainrandom", "twobin", "weighted", "pure")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("console", "json")
+MOST_SETTING = 1e12
+"""No number of bytes, seconds or peers is meant to be larger."""
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
 LogFormat: TypeAlias = Literal["console", "json"]
 
@@ -108,12 +110,8 @@ class Rule(NamedTuple):
     wanted: str
 
 
-def _at_least(least: float, note: str = "") -> Rule:
-    return Rule(lambda value: least <= value < math.inf, f"it must be at least {least:g}{note}")
-
-
-def _above_zero(example: str) -> Rule:
-    return Rule(lambda value: 0 < value < math.inf, f"it must be above 0, such as {example}")
+def _at_least(least: float, note: str = "", most: float = MOST_SETTING) -> Rule:
+    return Rule(lambda value: least <= value <= most, f"it must be at least {least:g}{note}, and at most {most:,.15g}")
 
 
 def _one_of(choices: tuple[str, ...]) -> Rule:
@@ -133,11 +131,11 @@ RULES: dict[str, Rule] = {
     ),
     "address": Rule(_is_address, 'it must be "ipc:///path" or "tcp://host:port" (port 0: any), or empty'),
     "scheme": _one_of(SCHEMES),
-    "hwm": _at_least(0, " (0: no limit)"),
+    "hwm": _at_least(0, " (0: no limit)", RANGES["hwm"].most),
     "grace_s": _at_least(0, " (0: none)"),
     "keep_finished": _at_least(0),
     "keep_results_s": _at_least(0),
-    "heartbeat_s": _above_zero("2.0"),
+    "heartbeat_s": _at_least(0.001),
     "missed_heartbeats": _at_least(2),
     "credit": _at_least(1),
     "gather_s": Rule(lambda value: 0 <= value <= 1, "it must be from 0 to 1"),

@@ -23,6 +23,8 @@ from trio_sched.server.links import Flush, Link, Outlet, Raw
 from trio_sched.wire.native import Frame, FromPeer
 
 log = get_logger(__name__)
+INTERNAL_ERROR = "internal_error"
+"""The counter of exceptions that nobody expected (R33)."""
 
 
 class Inbox:
@@ -136,6 +138,11 @@ class Hub:
     def forward(self, lane: int, link: Link, message: FromPeer, frames: Sequence[Frame]) -> None:
         """Hand a decoded message on to the reader of another lane, behind what it has to read already."""
         self._lanes[lane].send_nowait([(link, [message, *frames])])
+
+    def failed(self, what: str, error: Exception, **context: object) -> None:
+        """Count an exception that nobody expected, and log it with its traceback (R33)."""
+        self.counters[INTERNAL_ERROR] += 1
+        log.exception("the scheduler failed, and goes on", error, what=what, **context)
 
     # ---- for readers ------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ by itself; only a message that cannot be read, or breaks a limit as a whole, is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,12 +43,11 @@ from trio_sched.wire.native import (
     attach,
     encode,
 )
+from trio_sched.wire.ranges import RANGES, check
 
 CREDIT_SLACK = 2
 """A client that has so many times its credit under way does not count, and is not listened to."""
 SPARE_LEVELS = 100
-_MOST = 1 << 62
-"""Priorities and such beyond this are a mistake."""
 
 
 class Intake(Reader):
@@ -80,10 +78,10 @@ class Intake(Reader):
     def _submit(self, client: ClientSession, message: Submit, frames: Sequence[Frame]) -> None:
         calls = message.tasks
         self._check(client, calls)
+        _check_received(client, message.received)
         payloads = attach(calls, frames)
         for digest, body in message.functions.items():
             self._learn(client, digest, body)
-        client.received += len(calls)
         number = client.number
         base = number << SESSION_SHIFT
         functions = client.functions
@@ -108,6 +106,7 @@ class Intake(Reader):
                 continue
             call.resources = options.resources or None
             add(TaskSubmitted(number, task, payload, spec))
+        client.received += len(calls)
         if message.received:
             self._received(client, message.received)
         for digest in message.drop:
@@ -156,12 +155,14 @@ class Intake(Reader):
                 self._outbox.touch(client)  # its window is open again
 
     def _ping(self, client: ClientSession, message: Ping, _frames: Sequence[Frame]) -> None:
+        _check_received(client, message.received)
         if message.received:
             self._received(client, message.received)
         self.events.append(Pinged(client))
 
     def _cancel(self, client: ClientSession, message: Cancel, _frames: Sequence[Frame]) -> None:
         base = client.number << SESSION_SHIFT
+        _check_ids("cancel", message.tasks)
         for task in message.tasks:
             own = task <= COUNTER_MASK or task >> SESSION_SHIFT == client.number
             # Everybody who has the client's token is an operator, and may cancel what others submitted.
@@ -170,6 +171,8 @@ class Intake(Reader):
     def _query(self, client: ClientSession, message: Query, _frames: Sequence[Frame]) -> None:
         task = message.task
         if isinstance(task, int):
+            if task:
+                _check_ids("query", (task,))
             task = _full(task, client.number << SESSION_SHIFT)
         self.events.append(Asked(client, message.request, message.what, task))
 
@@ -196,6 +199,19 @@ def _check_depth(call: Call) -> None:
         raise WireError(f"the arguments of task {call.id} cannot be sent on: {error}") from None
 
 
+def _check_received(client: ClientSession, seq: int) -> None:
+    """Raises WireError for a count of results that the client cannot have."""
+    if not 0 <= seq <= client.seq:
+        raise WireError(f"received is {seq}; it must be from 0 to {client.seq}, the messages of results sent so far")
+
+
+def _check_ids(what: str, tasks: Sequence[int]) -> None:
+    """Raises WireError for an id that no task can have."""
+    for task in tasks:
+        if task not in RANGES["id"]:
+            raise WireError(f"{what} names the task {task}; an id is {RANGES['id']}")
+
+
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
@@ -206,8 +222,7 @@ def _full(task: int, base: int) -> int:
 
 def _ids(name: str, tasks: Sequence[int], base: int) -> tuple[int, ...]:
     for task in tasks:
-        if task <= 0:
-            raise ValueError(f"{name} names the task {task}; ids count from 1")
+        check("id", task, f"{name} names the task")
     return tuple(dict.fromkeys([_full(task, base) for task in tasks]))
 
 
@@ -219,26 +234,20 @@ def _dependency(name: str, tasks: Sequence[int], flags: tuple[bool, bool, bool],
     return None
 
 
-def _number(name: str, value: float, least: float) -> None:
-    if not least <= value < _MOST:  # false for NaN, too
-        raise ValueError(f"{name} is {value}; it must be at least {least}, and finite")
-
-
 def amounts(resources: dict[str, float]) -> tuple[tuple[str, float], ...]:
-    """Resources as the core has them. Raises ValueError for an amount that is none."""
+    """Resources as the core has them. Raises ValueError for an amount outside of its range."""
     for name, amount in resources.items():
-        if not 0 <= amount < math.inf:
-            raise ValueError(f"resource {name!r} is {amount}; it must be 0 or more, and finite")
+        check("resource", amount, f"resource {name!r} is")
     return tuple(sorted((name, amount) for name, amount in resources.items() if amount))
 
 
 def spec_of(options: Options, base: int) -> TaskSpec:
     """Wire options as the core's. Raises ValueError that says what is wrong with them."""
     if options.timeout_s is not None:
-        _number("timeout_s", options.timeout_s, 0)
-    _number("backoff_s", options.backoff_s, 0)
-    _number("retries", options.retries, 0)
-    _number("priority", options.priority, -_MOST)
+        check("timeout_s", options.timeout_s)
+    check("backoff_s", options.backoff_s)
+    check("retries", options.retries)
+    check("priority", options.priority)
     after = (options.after_all, options.after_success, options.after_failure)
     follow = (options.follow_all, options.follow_success, options.follow_failure)
     spec = TaskSpec(

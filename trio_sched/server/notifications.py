@@ -9,7 +9,6 @@ again.
 from __future__ import annotations
 
 import hmac
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +22,7 @@ from trio_sched.server.reader import Reader
 from trio_sched.server.sessions import LANES, NannySession, Sessions
 from trio_sched.transport.connection import Role
 from trio_sched.wire.native import VERSION, Bye, Died, Frame, Hello, Ping
-
-MOST_SLOTS = 100_000
+from trio_sched.wire.ranges import check
 
 
 class Notifications(Reader):
@@ -110,10 +108,9 @@ class Notifications(Reader):
 
 def _check(hello: Hello) -> None:
     """Raises ValueError that says which number in it makes no sense."""
-    if not 0 < hello.weight < math.inf:
-        raise ValueError(f"weight is {hello.weight}; it must be above 0, and finite")
-    if not 0 < hello.slots <= MOST_SLOTS:
-        raise ValueError(f"slots is {hello.slots}; it must be from 1 to {MOST_SLOTS}")
-    if hello.hwm is not None and hello.hwm < 0:
-        raise ValueError(f"hwm is {hello.hwm}; it must be 0 (no limit) or more")
+    check("weight", hello.weight)
+    check("slots", hello.slots)
+    check("received", hello.received)
+    if hello.hwm is not None:
+        check("hwm", hello.hwm)
     amounts(hello.resources)

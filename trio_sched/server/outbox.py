@@ -92,8 +92,15 @@ class Outbox:
     def take(self, effects: list[Effect]) -> None:
         """Deal the effects of a turn into the peers' queues."""
         handlers = self._handlers
-        for effect in effects:
-            handlers[type(effect)](effect)
+        remaining = iter(effects)
+        effect: Effect | None = None
+        while True:
+            try:
+                for effect in remaining:
+                    handlers[type(effect)](effect)
+                return
+            except Exception as error:
+                self._hub.failed("effect", error, effect_type=type(effect).__name__)
 
     def touch(self, client: ClientSession) -> None:
         """Look after this client's queue at the next flush."""
@@ -242,11 +249,17 @@ class Outbox:
         """Send what there is, as far as windows and gathering allow."""
         if self._engines:
             for engine in self._engines.values():
-                self._flush_engine(engine)
+                try:
+                    self._flush_engine(engine)
+                except Exception as error:
+                    self._cut_off(engine, error)
             self._engines.clear()
         if self._clients:
             for client in self._clients.values():
-                self._flush_client(client, now)
+                try:
+                    self._flush_client(client, now)
+                except Exception as error:
+                    self._cut_off(client, error)
             self._clients.clear()
         if self._engines_changed:
             self._engines_changed = False
@@ -256,6 +269,12 @@ class Outbox:
         if self._happened:
             self._flush_events()
         self._hub.flush()
+
+    def _cut_off(self, session: Session, error: Exception) -> None:
+        """What is queued for a peer cannot be sent (R33): its connection ends, and nobody else's."""
+        self._hub.failed("flush", error, session=session.number)
+        if session.link is not None:
+            self._hub.inbox.add_notifications([LinkLost(session.link, "what was queued for it could not be sent")])
 
     def _flush_client(self, client: ClientSession, now: float) -> None:
         if client.ends:

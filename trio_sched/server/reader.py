@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from trio_sched.errors import WireError
 from trio_sched.server.happenings import Event
-from trio_sched.server.hub import Hub
+from trio_sched.server.hub import INTERNAL_ERROR, Hub
 from trio_sched.server.links import Link, Raw
 from trio_sched.wire.native import Error, Frame
 
@@ -57,6 +57,7 @@ class Reader:
         """One batch of messages: its events go to the actor, in order."""
         self.events = []
         for link, frames in batch:
+            mark = len(self.events)
             try:
                 if not frames:
                     raise WireError("an empty message")
@@ -64,6 +65,10 @@ class Reader:
                 self.handle(link, first if isinstance(first, Struct) else link.decode(first), frames[1:])
             except WireError as error:
                 self.complain(link, error)
+            except Exception as error:
+                del self.events[mark:]
+                self.hub.failed(self.who, error)
+                self.complain(link, WireError("the scheduler failed while it read this", INTERNAL_ERROR))
         if self.events:
             self._add(self.events)
 

@@ -21,7 +21,6 @@ from trio_sched.core.events import (
     EngineReturned,
     ResultsReceived,
 )
-from trio_sched.core.scheduler import Scheduler
 from trio_sched.logs import get_logger
 from trio_sched.server.functions import Functions
 from trio_sched.server.happenings import (
@@ -39,12 +38,15 @@ from trio_sched.server.happenings import (
     Welcomed,
     WorkerDied,
 )
+from trio_sched.server.hub import INTERNAL_ERROR, Hub
 from trio_sched.server.intake import amounts
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.queries import Queries
+from trio_sched.server.recovery import GuardedScheduler
 from trio_sched.server.sessions import ClientSession, EngineSession, Session, Sessions
-from trio_sched.wire.native import Closing, Hello, Place, Pong, Reply
+from trio_sched.wire.native import Closing, Error, Hello, Place, Pong, Reply
 
+FAILED = "the scheduler failed while it handled this; its log has the traceback"
 log = get_logger(__name__)
 
 
@@ -52,9 +54,17 @@ class Reception:
     """Handlers of the server's own events; each returns effects, those of the core among them."""
 
     def __init__(
-        self, scheduler: Scheduler, sessions: Sessions, functions: Functions, outbox: Outbox, queries: Queries
+        self,
+        guarded: GuardedScheduler,
+        hub: Hub,
+        sessions: Sessions,
+        functions: Functions,
+        outbox: Outbox,
+        queries: Queries,
     ) -> None:
-        self._scheduler = scheduler
+        self._hub = hub
+        self._guarded = guarded
+        self._scheduler = guarded.scheduler
         self._sessions = sessions
         self._functions = functions
         self._outbox = outbox
@@ -75,7 +85,32 @@ class Reception:
         }
 
     def _core(self, event: Any, now: float) -> list[Effect]:
-        return self._scheduler.handle(event, now)  # type: ignore[return-value]  # list is invariant
+        return self._guarded.handle(event, now)
+
+    # ---- after an exception ---------------------------------------------------------------------------------------
+
+    def failed(self, event: Any, error: Exception) -> list[Effect]:
+        """A handler of ours raised (R33): the event is dropped, and a peer that waits for an answer is told."""
+        self._hub.failed(type(event).__name__, error)
+        if isinstance(event, Greeted) and event.link.session is None:
+            event.link.send(Error(INTERNAL_ERROR, FAILED))
+        elif isinstance(event, Asked):
+            return [Tell(event.client, Reply(event.request, error=FAILED))]
+        return []
+
+    def reconcile(self, now: float) -> list[Effect]:
+        """The core recovered: sessions that it has given up are dropped, and their peers say Hello again."""
+        self._guarded.recovered = False
+        lost: list[Session] = [
+            *(one for one in self._sessions.engines.values() if one.number not in self._scheduler.engines),
+            *(one for one in self._sessions.clients.values() if one.number not in self._scheduler.clients),
+        ]
+        for session in lost:
+            link = session.link
+            if link is not None:
+                link.send(Error("unknown_peer", FAILED))
+            self._sessions.drop(session, now)
+        return [TellEngines()] if lost else []
 
     # ---- coming -----------------------------------------------------------------------------------------------------
 

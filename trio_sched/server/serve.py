@@ -34,6 +34,7 @@ from trio_sched.server.notifications import Notifications
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.queries import Queries
 from trio_sched.server.reception import Reception
+from trio_sched.server.recovery import GuardedScheduler
 from trio_sched.server.results import Results
 from trio_sched.server.sessions import Sessions
 from trio_sched.transport.connection import Connection, remove_connection_files, write_connection_files
@@ -128,9 +129,10 @@ class Server:
         self.outbox = Outbox(self.hub, config, self.sessions, functions, self.identity.instance)
         about = {"name": config.name, "scheduler": self.identity.instance}
         self.queries = Queries(self.scheduler, self.sessions, self.hub.counters, about, now)
-        self._reception = Reception(self.scheduler, self.sessions, functions, self.outbox, self.queries)
+        guarded = GuardedScheduler(self.scheduler, self.hub)
+        self._reception = Reception(guarded, self.hub, self.sessions, functions, self.outbox, self.queries)
         self.auditor = Auditor(self.hub, config, self.sessions, self.outbox, self._tidy, now)
-        self.actor = Actor(self.scheduler, self._reception, self.inbox, self.outbox, self._after_turn)
+        self.actor = Actor(guarded, self._reception, self.inbox, self.outbox, self._after_turn)
         intake = Intake(self.hub, config, functions, self.outbox, self.stop)
         results = Results(self.hub, self.sessions, self.outbox)
         notifications = Notifications(

@@ -1,0 +1,202 @@
+"""R33: an exception in the scheduler ends what it was about, is counted and logged, and the server goes on."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from trio_sched.core import invariants
+from trio_sched.core.archive import Archive
+from trio_sched.core.engines import Engine
+from trio_sched.core.lifecycle import Lifecycle
+from trio_sched.core.pools import Pools
+from trio_sched.core.ready import Line, ReadyQueue
+from trio_sched.core.scheduler import Scheduler
+from trio_sched.server.actor import Actor
+from trio_sched.server.outbox import Outbox
+from trio_sched.server.queries import Queries
+from trio_sched.testing import Simulator, open_world, run_virtual
+from trio_sched.wire import native
+
+
+class Fault(RuntimeError):
+    """Raised where no exception is expected."""
+
+
+def raising(method: Callable[..., Any], is_due: Callable[..., bool]) -> Callable[..., Any]:
+    """The method, which raises when it is due."""
+
+    def wrapper(*arguments: Any, **keywords: Any) -> Any:
+        if is_due(*arguments):
+            raise Fault(method.__qualname__)
+        return method(*arguments, **keywords)
+
+    return wrapper
+
+
+PLACES = [
+    *((Lifecycle, name) for name in ("_depend", "_queue", "_enter", "_ready", "_wait", "_leave_place", "_requeue")),
+    *((Lifecycle, name) for name in ("_dispatch", "_assignment", "_cascade", "_end", "_retry", "_orphaned", "_cancel")),
+    *((Scheduler, name) for name in ("_held", "_unregister", "_recheck", "_what_is_wrong", "_seen")),
+    *((Pools, name) for name in ("find", "tidy", "join", "leave", "changed", "push", "remove", "emptied", "next")),
+    *((Archive, name) for name in ("add", "want", "release", "received")),
+    *((Engine, name) for name in ("take", "give_back", "presumed_running")),
+    *((ReadyQueue, name) for name in ("push", "pop", "remove")),
+    *((Line, name) for name in ("push", "head", "drop", "mark")),
+]
+
+
+@pytest.fixture
+def _quiet() -> Iterator[None]:
+    """Faults are the point here; their logs would be long."""
+    logging.getLogger("trio_sched").setLevel(logging.CRITICAL)
+    yield
+    logging.getLogger("trio_sched").setLevel(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("_quiet")
+@pytest.mark.parametrize("seed", range(8))
+def test_r33_nothing_is_lost_whatever_raises(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random faults of peers, and random exceptions in methods of the core. The simulator checks the invariants after
+    each step, and in the end that each accepted submission has one end."""
+    rng = random.Random(seed)
+    faults = faults_left = 0
+
+    def is_due(*_arguments: Any) -> bool:
+        nonlocal faults, faults_left
+        due = faults_left > 0 and rng.random() < 0.002
+        faults += due
+        faults_left -= due
+        return due
+
+    def step(actor: Actor, now: float) -> None:
+        nonlocal faults_left
+        faults_left = 3  # in a turn and its recovery
+        actor_step(actor, now)
+        faults_left = 0
+
+    actor_step = Actor.step
+    monkeypatch.setattr(Actor, "step", step)
+
+    for kind, name in PLACES:
+        monkeypatch.setattr(kind, name, raising(getattr(kind, name), is_due))
+    server = Simulator(seed, steps=500).run()
+    assert faults > 5
+    assert server.hub.counters["internal_error"] >= 1
+    assert server.scheduler.ends["ok"] > 20
+
+
+def test_r33_a_task_whose_answer_raises_fails_with_the_error_and_the_next_one_does_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine(eager=True)
+            assert engine.number
+            bad = await client.submit("bad", retries=3)
+            monkeypatch.setattr(
+                Scheduler, "_held", raising(Scheduler._held, lambda _self, _engine, task, *_: task & 0xFFFFFFFF == 1)
+            )
+            end = await client.end_of(bad)
+            assert (end.outcome, end.error and end.error.name) == ("error", "SchedulerError")
+            good = await client.submit("good")
+            assert (await client.end_of(good)).outcome == "ok"
+            assert world.running.status()["counters"]["internal_error"] == 1
+            invariants.check(world.server.scheduler)
+
+    run_virtual(main)
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], Fault)
+    assert "TaskFinished" in record.getMessage()
+
+
+def test_r33_a_submission_that_raises_is_refused_and_the_batch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine(eager=True)
+            assert engine.number
+            monkeypatch.setattr(
+                Lifecycle, "_ready", raising(Lifecycle._ready, lambda _self, task, *_: task.id & 0xFFFFFFFF == 2)
+            )
+            monkeypatch.setattr(
+                Scheduler, "_what_is_wrong", raising(Scheduler._what_is_wrong, lambda _self, spec: spec.label == "bad")
+            )
+            first = client.submit_nowait("1", "2", "3")
+            refused = await client.submit("4", label="bad")
+            assert (await client.hear(native.Refused)).id == refused
+            ends = [await client.end_of(number) for number in range(first - 2, first + 1)]
+            assert [end.outcome for end in ends] == ["ok", "error", "ok"]
+            assert client.accepted == 4
+
+    run_virtual(main)
+
+
+def test_r33_a_task_that_cannot_be_dispatched_is_ended_and_those_behind_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises each time that it is looked at, so the one that the traceback names must go."""
+
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            monkeypatch.setattr(
+                Lifecycle,
+                "_assignment",
+                raising(Lifecycle._assignment, lambda _self, task, *_: task.spec.label == "bad"),
+            )
+            bad = await client.submit("bad", label="bad")
+            good = await client.submit("good")
+            await world.engine(eager=True)
+            assert (await client.end_of(bad)).outcome == "error"
+            assert (await client.end_of(good)).outcome == "ok"
+
+    run_virtual(main)
+
+
+def test_r33_when_nothing_helps_all_tasks_end_and_the_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client, engine = await world.client(), await world.engine(eager=True)
+            with monkeypatch.context() as patched:
+                patched.setattr(Pools, "next", raising(Pools.next, lambda *_: True))
+                assert (await client.end_of(await client.submit("bad"))).outcome == "error"
+            assert (await client.end_of(await client.submit("good"))).outcome == "ok"
+            assert engine.number in world.server.scheduler.engines
+
+    run_virtual(main)
+
+
+def test_r33_what_cannot_be_sent_to_one_peer_ends_its_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            one, other = await world.client(), await world.client()
+            await world.engine(eager=True)
+            number = one.number
+            send = Outbox._send_ends
+            failing = [True]
+            monkeypatch.setattr(
+                Outbox, "_send_ends", raising(send, lambda _self, client, _now: client.number == number and failing[0])
+            )
+            task = await one.submit("x")
+            assert (await other.end_of(await other.submit("y"))).outcome == "ok"
+            failing.clear()
+            failing.append(False)
+            assert (await one.end_of(task)).outcome == "ok"  # after it came back
+
+    run_virtual(main)
+
+
+def test_r33_a_question_whose_answer_raises_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            with monkeypatch.context() as patched:
+                patched.setattr(Queries, "answer", raising(Queries.answer, lambda *_: True))
+                client.say(native.Query(7, "status"))
+                reply = await client.hear(native.Reply)
+            assert (reply.request, "its log has the traceback" in reply.error) == (7, True)
+
+    run_virtual(main)
