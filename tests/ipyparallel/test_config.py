@@ -123,7 +123,8 @@ def test_what_a_request_may_ask_for() -> None:
 @pytest.mark.parametrize(
     "metadata",
     [{"after": 3}, {"after": [1]}, {"follow": {"dependencies": {"a": 1}}}, {"retries": -1}, {"retries": "many"},
-     {"retries": 10**7}, {"timeout": 10**400}, {"timeout": 1e13}, {"timeout": -1}, {"timeout": "soon"}, {"targets": [1]}, {"targets": 5}],
+     {"retries": 10**7}, {"timeout": 10**400}, {"timeout": 1e13},
+     {"timeout": -1}, {"timeout": "soon"}, {"targets": [1]}, {"targets": 5}],
     ids=str,
 )  # fmt: skip
 def test_r25_what_makes_no_sense_is_refused(metadata: dict[str, Any]) -> None:
