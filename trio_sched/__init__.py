@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trio_sched.client.functional import depend, require
     from trio_sched.client.future import Future
     from trio_sched.client.group import AsyncTaskGroup
+    from trio_sched.client.waiting import as_completed, wait
     from trio_sched.errors import (
         AddressInUseError,
         CallError,
@@ -83,9 +84,11 @@ __all__ = [
     "VersionMismatch",
     "WireError",
     "__version__",
+    "as_completed",
     "depend",
     "open_client",
     "require",
+    "wait",
 ]
 
 _HOMES = {
@@ -94,9 +97,11 @@ _HOMES = {
     "AsyncTaskGroup": "client.group",
     "Client": "client.blocking",
     "Future": "client.future",
+    "as_completed": "client.waiting",
     "depend": "client.functional",
     "open_client": "client.aio",
     "require": "client.functional",
+    "wait": "client.waiting",
 }
 """Where a public name lives; those that are not here, in errors."""
 

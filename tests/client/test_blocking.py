@@ -99,6 +99,30 @@ def test_callbacks_run_and_may_submit(client: Client) -> None:
     assert chained[0].result(LIMIT_S) == 5
 
 
+def test_a_callback_that_exits_does_not_end_the_client(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    ended = threading.Event()
+
+    def exits(_future: Any) -> None:
+        ended.set()
+        sys.exit("from a callback")
+
+    client.submit(sleep, 0.05).add_done_callback(exits)
+    assert ended.wait(LIMIT_S)
+    assert client.submit(abs, -1).result(LIMIT_S) == 1
+    assert "exception calling callback" in caplog.text
+    assert "SystemExit: from a callback" in caplog.text
+
+
+def test_a_task_that_exits_does_not_end_the_client(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """Its SystemExit comes out of the callback that asks for the result."""
+    future = client.submit(sys.exit, 3)
+    ended = threading.Event()
+    future.add_done_callback(lambda one: [ended.set(), one.result()])
+    assert ended.wait(LIMIT_S)
+    assert client.submit(abs, -1).result(LIMIT_S) == 1
+    assert isinstance(future.exception(LIMIT_S), SystemExit)
+
+
 def test_in_an_asyncio_program(client: Client) -> None:
     async def main() -> int:
         return await asyncio.get_running_loop().run_in_executor(client, abs, -3)
@@ -458,6 +482,30 @@ def test_a_forked_client_says_so(client: Client) -> None:
     with open(reading) as pipe:
         assert f"this Client was made in process {os.getpid()}" in pipe.read()
     future.result(LIMIT_S)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of forking with threads
+def test_a_fork_after_a_client_with_engines_of_its_own_was_closed() -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    script = (
+        "import os, sys, trio_sched\n"
+        "with trio_sched.Client(engines=1, connect_timeout=60) as client:\n"
+        "    client.submit(abs, -1).result()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(7)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::DeprecationWarning",
+        "-c",
+        script,
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+    assert (ran.stderr, ran.returncode) == ("", 7)
 
 
 def test_a_broken_line_is_opened_anew_and_nothing_is_lost(client: Client) -> None:

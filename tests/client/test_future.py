@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import trio_sched
 from trio_sched.client.ends import Ended, Origin
 from trio_sched.client.future import Future, settle
 from trio_sched.errors import ImpossibleDependency, RemoteTraceback, ResultError, TaskTimeout
@@ -169,6 +170,18 @@ def test_wait_for_the_first_exception() -> None:
     assert waited.not_done == {never}
 
 
+def test_our_wait_and_as_completed_are_the_standard_ones() -> None:
+    done, late, standard = ended(ok(1)), future(), concurrent.futures.Future[int]()
+    waited = trio_sched.wait([done, late, standard], timeout=0)
+    assert (waited.done, waited.not_done) == ({done}, {late, standard})
+    threading.Timer(0.01, settle, [[(late, ok(2))]]).start()
+    standard.set_result(3)
+    assert set(trio_sched.as_completed([done, late, standard], timeout=10)) == {done, late, standard}
+    assert trio_sched.wait([done, future()], return_when=FIRST_COMPLETED).done == {done}
+    with pytest.raises(TimeoutError, match=r"1 \(of 2\) futures unfinished"):
+        list(trio_sched.as_completed([done, future()], timeout=0))
+
+
 def test_waiting_is_told_of_cancellation() -> None:
     one = future()
     threading.Timer(0.01, one.cancel).start()
@@ -190,6 +203,68 @@ def test_callbacks(caplog: pytest.LogCaptureFixture) -> None:
     one.add_done_callback(called.append)
     assert called == [one, one]
     assert "exception calling callback" in caplog.text
+
+
+def end_with(error: type[BaseException]) -> Any:
+    """A callback that raises this."""
+
+    def callback(_future: Any) -> None:
+        raise error("from a callback")
+
+    return callback
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_ends_a_thread_does_not_end_the_clients(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    one: Future[Any] = Future(Origin(3, cancelled.append, threading.get_ident()))
+    called: list[Any] = []
+    one.add_done_callback(end_with(error))
+    one.add_done_callback(called.append)
+    settle([(one, ok(1))])
+    assert called == [one]
+    assert "exception calling callback" in caplog.text
+    assert error.__name__ in caplog.text
+
+
+def test_what_ends_a_thread_ends_the_users() -> None:
+    one = future()
+    one.add_done_callback(end_with(SystemExit))
+    with pytest.raises(SystemExit):
+        one.cancel()
+
+
+class Exits:
+    """A value whose unpickling raises what it is given."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return exit_with, (self.error,)
+
+
+def exit_with(error: type[BaseException]) -> None:
+    raise error("from unpickling")
+
+
+def test_a_value_that_exits_when_it_is_unpickled_is_a_result_error() -> None:
+    one = ended(TaskEnd(17, body=pickle.dumps(Exits(SystemExit))))
+    with pytest.raises(ResultError, match="cannot be unpickled here: SystemExit: from unpickling"):
+        one.result()
+    one = ended(
+        TaskEnd(17, outcome="error", body=pickle.dumps(Exits(SystemExit)), error=RemoteError("Odd", "no luck", "Trace"))
+    )
+    with pytest.raises(ResultError, match="raised Odd: no luck"):
+        one.result()
+
+
+def test_an_interrupted_look_at_a_value_can_be_repeated() -> None:
+    one = ended(TaskEnd(17, body=pickle.dumps(Exits(KeyboardInterrupt))))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            one.result()
 
 
 def test_set_result_and_set_exception_as_in_tests_of_others() -> None:

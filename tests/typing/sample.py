@@ -36,6 +36,24 @@ def blocking(client: Client) -> None:
     print(executor, standard)
 
 
+def waiting(client: Client, standard: concurrent.futures.Future[float]) -> None:
+    futures = [client.submit(fit, [1]), client.submit(fit, [2])]
+    for future in trio_sched.as_completed(futures, timeout=1):
+        assert_type(future, Future[float])
+        assert_type(future.engine, int | None)
+    waited = trio_sched.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
+    assert_type(waited.done, set[Future[float]])
+    done, not_done = trio_sched.wait(futures, timeout=1)
+    assert_type(not_done, set[Future[float]])
+    for other in trio_sched.as_completed([standard]):
+        assert_type(other, concurrent.futures.Future[float])
+    for one in concurrent.futures.as_completed(futures):
+        assert_type(one.result(), float)
+    assert_type(concurrent.futures.wait(futures).done.pop().result(), float)
+    assert_type(next(client.map(fit, [[1]], buffersize=3)), float)
+    print(done)
+
+
 def results_as_arguments(client: Client, rows: Future[list[int]], depth: Future[int]) -> None:
     assert_type(client.submit(fit, rows), Future[float])
     assert_type(client.submit(fit, [depth, depth]), Future[float])

@@ -182,7 +182,9 @@ def decoded(end: Ended | None, future: BaseFuture[Any]) -> tuple[Any, BaseExcept
     if end.outcome == "ok":
         try:
             return value_of(end, frames), None
-        except Exception as error:  # unpickling runs anybody's code
+        except KeyboardInterrupt:  # the user's, while this went on
+            raise
+        except BaseException as error:  # unpickling runs anybody's code
             failure = errors.ResultError(
                 f"task {future.task_id} ended well, but its result cannot be unpickled here: {described(error)}"
             )
@@ -219,7 +221,9 @@ def exception_of(end: TaskEnd, frames: Sequence[Frame], task_id: str) -> BaseExc
             exception: BaseException = payload.loads(body, buffers)
             if not isinstance(exception, BaseException):
                 raise TypeError(f"{exception!r} is no exception")
-        except Exception as error:  # the remote exception's class may be anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the remote exception's class may be anything
             name, message = (remote.name, remote.message) if remote else ("an exception", "")
             exception = errors.ResultError(
                 f"task {task_id} raised {name}: {message} (which cannot be unpickled here: {described(error)})"

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Container, Iterable
 from concurrent import futures
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trio_sched.client.ends import UNDECODED, BaseFuture, Ended, Origin, lock
 from trio_sched.client.functions import Function
@@ -52,27 +52,29 @@ class Future(BaseFuture[T], futures.Future[T]):
 
     # ---- what the standard library reaches for ----------------------------------------------------------------------
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]  # an attribute there, built at once
-        condition = self._condition_if_any
-        if condition is None:
-            with lock():
-                condition = self._condition_if_any
-                if condition is None:
-                    condition = self._condition_if_any = threading.Condition()
-        return condition
+    if not TYPE_CHECKING:  # attributes there, built at once; type checkers see those, which `as_completed` asks for
 
-    @property
-    def _waiters(self) -> list[Any]:  # type: ignore[override]
-        if self._waiter_list is None:  # under the condition
-            self._waiter_list = []
-        return self._waiter_list
+        @property
+        def _condition(self) -> threading.Condition:
+            condition = self._condition_if_any
+            if condition is None:
+                with lock():
+                    condition = self._condition_if_any
+                    if condition is None:
+                        condition = self._condition_if_any = threading.Condition()
+            return condition
 
-    @property
-    def _done_callbacks(self) -> list[Callable[[futures.Future[T]], object]]:
-        if self._callback_list is None:  # under the condition
-            self._callback_list = []
-        return self._callback_list
+        @property
+        def _waiters(self) -> list[Any]:
+            if self._waiter_list is None:  # under the condition
+                self._waiter_list = []
+            return self._waiter_list
+
+        @property
+        def _done_callbacks(self) -> list[Callable[[futures.Future[T]], object]]:
+            if self._callback_list is None:  # under the condition
+                self._callback_list = []
+            return self._callback_list
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 
@@ -200,7 +202,9 @@ class Future(BaseFuture[T], futures.Future[T]):
         for callback in self._callback_list or ():
             try:
                 callback(self)
-            except Exception:
+            except BaseException as error:
+                if not isinstance(error, Exception) and threading.get_ident() != self._origin.thread:
+                    raise  # the thread is the user's, as is what ends it
                 LOGGER.exception("exception calling callback for %r", self)
         return True
 

@@ -148,7 +148,7 @@ class Line:
         why: TrioSchedError = SchedulerClosed("the client was shut down before the task ended")
         try:
             why = self._loop() or why
-        except Exception as error:  # a bug of ours must not leave anybody waiting
+        except BaseException as error:  # a bug of ours must not leave anybody waiting
             log.exception("the client's thread failed")
             why = SchedulerClosed(f"the client failed: {described(error)}")
         finally:

@@ -121,10 +121,10 @@ class OwnScheduler:
 
     def let_go(self) -> None:
         """In a forked child: not to keep them alive by holding the other end of their pipe."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            os.close(self._process.stdin.fileno())
-            self._process.stdin = None
+        pipe, self._process.stdin = self._process.stdin, None
+        if pipe is not None and not pipe.closed:  # it is closed when the client is
+            with contextlib.suppress(OSError):
+                os.close(pipe.fileno())
         self._process.returncode = 0  # not our child: nothing to wait for
 
 
