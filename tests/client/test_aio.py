@@ -131,6 +131,114 @@ def test_an_error_in_the_block_comes_out_as_it_is_and_cancels(run: Run, schedule
     run(main)
 
 
+# ---- errors that nobody has looked at ------------------------------------------------------------------------------
+
+
+def test_leaving_raises_the_error_that_nobody_has_looked_at(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            client.submit(operator.truediv, 1, 0)
+            client.submit(abs, -1)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(main)
+    assert isinstance(caught.value.__cause__, trio_sched.RemoteTraceback)
+
+
+def test_leaving_raises_several_errors_as_a_group_without_what_follows_from_them(
+    run: Run, scheduler: Connection
+) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            bad = client.submit(operator.truediv, 1, 0)
+            client.submit(abs, bad)
+            client.map(int, ["1", "x", "2"])
+
+    with pytest.raises(ExceptionGroup, match="nobody looked at their errors") as caught:
+        run(main)
+    assert {type(error) for error in caught.value.exceptions} == {ZeroDivisionError, ValueError}
+    assert len(caught.value.exceptions) == 2
+
+
+def test_what_somebody_has_looked_at_is_not_raised_again(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            bad = [client.submit(operator.truediv, 1, 0) for _ in range(4)]
+            with pytest.raises(ZeroDivisionError):
+                await bad[0]
+            for future in bad[1:]:
+                await future.wait()
+            assert isinstance(bad[1].error, ZeroDivisionError)
+            with pytest.raises(ZeroDivisionError):
+                assert bad[2].value
+            with pytest.raises(ZeroDivisionError):
+                await client.gather(*bad)
+            never = client.options(**NEVER).submit(abs, 1)
+            client.cancel(client.options(**NEVER).submit(abs, 1))
+            never.cancel()
+            assert never.cancelled()
+
+    run(main)
+
+
+def test_gather_and_map_raise_the_first_error_in_place_of_the_others(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            late = client.submit(sleep, 0.05)
+            bad = [client.submit(operator.truediv, 1, 0), client.options(after=late).submit(operator.truediv, 1, 0)]
+            with pytest.raises(ZeroDivisionError):
+                await client.gather(*bad)
+            results = client.map(operator.floordiv, [4, 4, 4, 4], [1, 0, 0, 0])
+            assert await anext(results) == 4
+            with pytest.raises(ZeroDivisionError):
+                await anext(results)
+
+    run(main)
+
+
+def test_an_error_that_is_awaited_elsewhere_while_the_block_is_left(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        seen: list[type[BaseException]] = []
+
+        async def look(future: AsyncFuture[Any]) -> None:
+            try:
+                await future
+            except ZeroDivisionError as error:
+                seen.append(type(error))
+
+        async with anyio.create_task_group() as tasks, open_client(scheduler) as client:
+            late = client.submit(sleep, 0.05)
+            tasks.start_soon(look, client.options(after=late).submit(operator.truediv, 1, 0))
+        assert seen == [ZeroDivisionError]
+
+    run(main)
+
+
+def test_the_blocks_own_error_comes_out_alone(run: Run, scheduler: Connection) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            await client.submit(operator.truediv, 1, 0).wait()
+            raise KeyError("body")
+
+    with pytest.raises(KeyError, match="body"):
+        run(main)
+
+
+def test_of_a_client_that_looks_at_nothing_the_first_failures_are_kept(
+    run: Run, scheduler: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_sched.client.failures.KEPT_FAILURES", 3)
+
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            for number in range(10):
+                client.submit(int, f"x{number}")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(main)
+    assert len(caught.value.exceptions) == 3
+
+
 # ---- task groups ----------------------------------------------------------------------------------------------------
 
 

@@ -51,8 +51,13 @@ class AsyncClient(AsyncSubmitter):
         return task_group(self, cancel_timeout)
 
     async def gather(self, *futures: AsyncFuture[T]) -> list[T]:
-        """The results of all of these, in order; or the exception of the first that failed."""
-        return [await future for future in futures]
+        """The results of all of these, in order; or the exception of the first that failed, in place of all others."""
+        try:
+            return [await future for future in futures]
+        except Exception:
+            for future in futures:
+                future.see()
+            raise
 
     async def status(self) -> dict[str, Any]:
         """The scheduler in numbers: tasks by state, clients, engines with their load, counters."""
@@ -99,7 +104,9 @@ async def open_client(
 ) -> AsyncIterator[AsyncClient]:
     """A client for the block; works under trio and under asyncio. The arguments are those of `Client`.
 
-    Leaving waits for all tasks. If the block raises or is cancelled, its tasks are cancelled on the scheduler.
+    Leaving waits for all tasks. Then it raises the error of a task that has failed and whose error nobody has looked at
+    (by awaiting it, `value` or `error`); those of several in an ExceptionGroup. Task groups raise those of their own
+    tasks. If the block raises or is cancelled, its tasks are cancelled on the scheduler, and its own error comes out.
 
     :raises NoSchedulerError: there is none, or several, or it does not answer, or the engines of its own have not all
         joined, within `connect_timeout` seconds.
@@ -114,6 +121,7 @@ async def open_client(
                     await line.start(tasks, connect_timeout)
                     yield AsyncClient(line, {}, None)
                     await line.all_ended()
+                    unseen = line.failures.error()
                 finally:
                     with anyio.CancelScope(shield=True):
                         await line.leave(cancel=line.session.waiting > 0)
@@ -124,6 +132,8 @@ async def open_client(
                 raise
             error = group.exceptions[0]  # the block's own: our tasks raise nothing
             raise error from error.__cause__
+        if unseen is not None:
+            raise unseen
 
 
 @asynccontextmanager

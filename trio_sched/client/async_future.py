@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -12,10 +12,17 @@ from trio_sched.client.ends import UNDECODED, BaseFuture, Ended, Origin
 from trio_sched.client.functions import Function
 from trio_sched.errors import TaskCancelled
 
-if TYPE_CHECKING:
-    from trio_sched.client.group import AsyncTaskGroup
-
 T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """Whoever raises the error of a task at the end of a block."""
+
+    def note_end(self, future: AsyncFuture[Any]) -> None:
+        """The task has ended."""
+
+    def note_seen(self, future: AsyncFuture[Any]) -> None:
+        """Somebody has looked at its error, or does not want to."""
 
 
 class AsyncFuture(BaseFuture[T]):
@@ -25,9 +32,9 @@ class AsyncFuture(BaseFuture[T]):
     Made by `submit`. Belongs to one event loop, and is not thread-safe.
     """
 
-    __slots__ = ("_event", "_group")
+    __slots__ = ("_event", "owner")
 
-    def __init__(self, origin: Origin, function: Function | None = None, group: AsyncTaskGroup | None = None) -> None:
+    def __init__(self, origin: Origin, function: Function | None = None, owner: Owner | None = None) -> None:
         self._origin = origin
         self.function = function
         self.number = 0
@@ -35,11 +42,16 @@ class AsyncFuture(BaseFuture[T]):
         self._error = None
         self._end = None
         self._event: anyio.Event | None = None
-        self._group = group
+        self.owner = owner
 
     def done(self) -> bool:
         """Whether the task ended or was cancelled."""
         return self._end is not None
+
+    def cancelled(self) -> bool:
+        """Whether the task ended because somebody cancelled it."""
+        record = self._record
+        return isinstance(self._end, TaskCancelled) if record is None else record.outcome == "cancelled"
 
     @property
     def value(self) -> T:
@@ -49,9 +61,8 @@ class AsyncFuture(BaseFuture[T]):
         """
         if self._end is None:
             raise RuntimeError(f"task {self.task_id} has not ended; await it, or leave its task group first")
-        self._decode()
-        if self._error is not None:
-            raise self._error
+        if (error := self.error) is not None:
+            raise error
         return self._value
 
     @property
@@ -60,7 +71,14 @@ class AsyncFuture(BaseFuture[T]):
         if self._end is None:
             return None
         self._decode()
+        if self._error is not None:
+            self.see()
         return self._error
+
+    def see(self) -> None:
+        """Leaving the client's block is not to raise the error of this task, if it fails or has failed."""
+        if self.owner is not None:
+            self.owner.note_seen(self)
 
     async def wait(self) -> None:
         """Wait until the task has ended, however."""
@@ -94,8 +112,8 @@ class AsyncFuture(BaseFuture[T]):
             self._end = end
             if self._event is not None:
                 self._event.set()
-            if self._group is not None:
-                self._group.note_end(self)
+            if self.owner is not None:
+                self.owner.note_end(self)
 
     def __repr__(self) -> str:
         record = self._record

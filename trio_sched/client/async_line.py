@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 
 from trio_sched.client.async_future import AsyncFuture
 from trio_sched.client.ends import Origin, cannot_be_sent
+from trio_sched.client.failures import UnseenFailures
 from trio_sched.client.functions import Functions
 from trio_sched.client.lookout import Companion, Lookout, ends_of
 from trio_sched.client.session import Session
@@ -38,6 +39,7 @@ class AsyncLine:
         self.functions = Functions()
         self.session: Session[AsyncFuture[Any]] = Session(hello, self.functions, companion.engines if companion else 0)
         self.origin = Origin(0, self.cancel)
+        self.failures = UnseenFailures()
         self.lookout = Lookout(connection, hello.python, reconnect_s=reconnect_s, companion=companion)
         self.connection = connection
         self._socket = ZmqSocket.dealer(connection)
@@ -96,6 +98,7 @@ class AsyncLine:
         """Wait until every task has ended or was cancelled."""
         while self.session.waiting:
             await self._turned.wait()
+        await anyio.lowlevel.checkpoint()  # those who wait for the last ones see them first
 
     async def leave(self, *, cancel: bool) -> None:
         """Say good-bye, having handed over what was submitted; with `cancel` the tasks end with us."""

@@ -59,7 +59,7 @@ class AsyncSubmitter:
             lookout.check()
         if lookout.warning:
             lookout.warn()
-        future: AsyncFuture[Any] = AsyncFuture(line.origin, function, group)
+        future: AsyncFuture[Any] = AsyncFuture(line.origin, function, group or line.failures)
         call, frames, inputs = make_call(function, args, kwargs, self._wire, future.session, session.max_message_bytes)
         number = session.submit(future, call, frames, [needed.number for needed in inputs])
         assert number is not None  # nothing can end between the pickling and this: there is one thread
@@ -121,8 +121,9 @@ class AsyncResults(Generic[T]):
         return self._here.popleft()
 
     async def aclose(self) -> None:
-        """Cancel the tasks that are left, and end the iteration."""
+        """Cancel the tasks that are left, and end the iteration. Nobody is told of those that have failed."""
         for future in self._submitted:
+            future.see()
             future.cancel()
         self._submitted.clear()
         self._submitting = iter(())

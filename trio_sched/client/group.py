@@ -19,7 +19,8 @@ import anyio
 
 from trio_sched.client.async_future import AsyncFuture
 from trio_sched.client.async_submit import AsyncSubmitter
-from trio_sched.errors import ImpossibleDependency, TaskCancelled
+from trio_sched.client.failures import causes
+from trio_sched.errors import TaskCancelled
 
 
 class AsyncTaskGroup(AsyncSubmitter):
@@ -60,6 +61,9 @@ class AsyncTaskGroup(AsyncSubmitter):
             self._changed.set()
         elif not self._open:
             self._changed.set()
+
+    def note_seen(self, future: AsyncFuture[Any]) -> None:
+        """The block raises the error of a task of the group whoever else has seen it."""
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
         """Wait until the block was left and every task has ended; cancel the block as soon as one fails."""
@@ -103,17 +107,9 @@ async def task_group(submitter: AsyncSubmitter, cancel_timeout_s: float) -> Asyn
             failed = list(group._failed)  # what fails later, fails because we cancel
             await group._cancel_rest()
     except BaseExceptionGroup as raised:
-        raise raised.derive(_causes([*raised.exceptions], failed)).with_traceback(raised.__traceback__) from None
+        raise raised.derive(causes([*raised.exceptions], failed)).with_traceback(raised.__traceback__) from None
     except anyio.get_cancelled_exc_class():
         if not failed:
             raise
     if failed:
-        raise BaseExceptionGroup("tasks of the group failed", _causes([], failed))
-
-
-def _causes(raised: list[BaseException], failed: list[AsyncFuture[Any]]) -> list[BaseException]:
-    """The block's errors and the tasks', each once, and without those tasks that failed only because another did."""
-    errors = [future.error for future in failed if future.error is not None]
-    causes = [error for error in errors if not isinstance(error, ImpossibleDependency)]
-    consequences = {id(error) for error in errors if causes and isinstance(error, ImpossibleDependency)}
-    return list({id(error): error for error in [*raised, *errors] if id(error) not in consequences}.values())
+        raise BaseExceptionGroup("tasks of the group failed", causes([], failed))
