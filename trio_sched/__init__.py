@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trio_sched.client.aio import AsyncClient, open_client
     from trio_sched.client.async_future import AsyncFuture
     from trio_sched.client.blocking import Client
+    from trio_sched.client.current import current_client
     from trio_sched.client.functional import depend, require
     from trio_sched.client.future import Future
     from trio_sched.client.group import AsyncTaskGroup
@@ -85,6 +86,7 @@ __all__ = [
     "WireError",
     "__version__",
     "as_completed",
+    "current_client",
     "depend",
     "open_client",
     "require",
@@ -98,6 +100,7 @@ _HOMES = {
     "Client": "client.blocking",
     "Future": "client.future",
     "as_completed": "client.waiting",
+    "current_client": "client.current",
     "depend": "client.functional",
     "open_client": "client.aio",
     "require": "client.functional",

@@ -233,3 +233,19 @@ def test_removing_leaves_a_successor_s_files_alone(runtime_dir: Path) -> None:
     files.remove_connection_files(*second)
     files.remove_connection_files(*second)
     assert list(runtime_dir.iterdir()) == []
+
+
+def test_the_clients_file_is_looked_for_beside_the_engines_the_socket_and_in_the_runtime_directory(
+    runtime_dir: Path, tmp_path: Path
+) -> None:
+    _, engine = pair()
+    copied = tmp_path / "copied.json"
+    assert files.client_file_of(engine) == files.client_file_of(engine, "alpha") == runtime_dir / "alpha-client.json"
+    assert files.client_file_of(engine, copied) == files.client_file_of(engine, str(tmp_path))
+    assert files.client_file_of(engine, copied) == tmp_path / "alpha-client.json"  # as long as none is anywhere
+    local = pair(address=f"ipc://{tmp_path}/alpha.sock")[1]
+    assert files.client_file_of(local) == tmp_path / "alpha-client.json"
+    files.write_connection_files(*pair())
+    assert files.client_file_of(local, copied) == runtime_dir / "alpha-client.json"
+    (tmp_path / "alpha-client.json").touch()
+    assert files.client_file_of(local) == files.client_file_of(engine, copied) == tmp_path / "alpha-client.json"

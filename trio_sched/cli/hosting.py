@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -72,8 +73,9 @@ async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Runni
         async def nanny(connection: Connection, told: Engines) -> None:
             from trio_sched.engine.nanny import run_nanny
 
+            where = _engine_file(config, connection) if config.runtime_dir else None
             with nanny_scope:
-                await run_nanny(connection, **told._asdict())
+                await run_nanny(connection, where=where, **told._asdict())
 
         async def stop_expecting() -> None:
             with expecting_scope:
@@ -86,6 +88,13 @@ async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Runni
             nursery.start_soon(stop_expecting)
             nursery.start_soon(nanny, running.engine_connection, engines)
         yield running
+
+
+def _engine_file(config: Config, connection: Connection) -> Path:
+    """Where the engines' connection file is, in a directory that is not the usual one."""
+    from trio_sched.transport.connection import connection_path
+
+    return connection_path(connection.name, "engine", Path(config.runtime_dir).expanduser().absolute())
 
 
 def host(config: Config, engines: Engines | None = None, *, lifeline: bool = False) -> None:

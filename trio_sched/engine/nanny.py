@@ -25,7 +25,7 @@ from trio_sched.engine.runner import SESSION_SHIFT
 from trio_sched.engine.ward import Death, Ward
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
 from trio_sched.logs import get_logger
-from trio_sched.transport.connection import Connection, find, host_name
+from trio_sched.transport.connection import Connection, client_file_of, find, host_name
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import (
     COUNTER_MASK,
@@ -83,7 +83,8 @@ async def run_nanny(
     :raises NoSchedulerError: it does not answer within `start_timeout_s`, or refuses us.
     """
     name = name or f"{host_name()}-{os.getpid()}"
-    start = Start(connection, name=name, slots=slots, hwm=hwm, resources=dict(resources or {}))
+    client_file = str(client_file_of(connection, where))
+    start = Start(connection, name=name, slots=slots, hwm=hwm, resources=dict(resources or {}), client_file=client_file)
     with tempfile.TemporaryDirectory(prefix="trio_sched-engines-") as directory:
         nanny = Nanny(
             start,

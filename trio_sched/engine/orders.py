@@ -17,7 +17,7 @@ from trio_sched.transport.connection import Connection
 
 class Start(Struct, tag="start", omit_defaults=True):
     """How to begin. `board` and `faults` are files to write to; `nanny`: News of it will come, wait for them before
-    the hello.
+    the hello. `client_file`: the path by which a `Client()` inside of a task finds this scheduler; "": not known.
     """
 
     connection: Connection
@@ -28,6 +28,7 @@ class Start(Struct, tag="start", omit_defaults=True):
     board: str = ""
     faults: str = ""
     nanny: bool = False
+    client_file: str = ""
 
 
 class News(Struct, tag="news"):

@@ -28,7 +28,7 @@ from trio_sched.engine.orders import Start
 from trio_sched.engine.pool import PoolLoop
 from trio_sched.engine.runner import Runner
 from trio_sched.engine.single import SingleLoop
-from trio_sched.transport.connection import read_connection_file
+from trio_sched.transport.connection import ENV_CONNECTION, ENV_ENGINE_OF, client_file_of, read_connection_file
 from trio_sched.transport.zmq_blocking import BlockingDealer
 
 Loop: TypeAlias = SingleLoop | PoolLoop
@@ -42,7 +42,8 @@ def main() -> None:
     """Run until told to end."""
     lines: Iterator[bytes] = iter(())
     if len(sys.argv) > 1:
-        start = Start(read_connection_file(sys.argv[1]))
+        connection = read_connection_file(sys.argv[1])
+        start = Start(connection, client_file=str(client_file_of(connection, Path(sys.argv[1]))))
     else:
         lines = read_lines(_take_stdin())
         first = orders.decode(next(lines))
@@ -55,6 +56,7 @@ def main() -> None:
 def run(start: Start, lines: Iterator[bytes]) -> None:
     """Be the worker of `start`; `lines` are further orders of the nanny."""
     faults = _report_faults(start.faults)
+    _tell_tasks(start)
     board = Board(Path(start.board) if start.board else None, start.slots)
     runner = Runner()
     link = Link(start, runner, board, BlockingDealer)
@@ -78,6 +80,15 @@ def run(start: Start, lines: Iterator[bytes]) -> None:
     link.bye(PATIENCE_S)
     del faults  # open until here
     _exit()
+
+
+def _tell_tasks(start: Start) -> None:
+    """A `Client()` inside of a task, or of what it starts, is one of this scheduler. The environment holds no secret:
+    it names a file, which only this user can read, and which a scheduler that is restarted writes again."""
+    connection = start.connection
+    os.environ[ENV_ENGINE_OF] = f"{connection.name} on {connection.host}" if connection.host else connection.name
+    if start.client_file:
+        os.environ[ENV_CONNECTION] = start.client_file
 
 
 def _follow_nanny(lines: Iterator[bytes], link: Link, loop: Loop, heard: threading.Event) -> None:

@@ -28,6 +28,8 @@ Role: TypeAlias = Literal["client", "engine"]
 ROLES: tuple[Role, ...] = ("client", "engine")
 ENV_DIRECTORY = "TRIO_SCHED_RUNTIME_DIR"
 ENV_CONNECTION = "TRIO_SCHED_CONNECTION"
+ENV_ENGINE_OF = "TRIO_SCHED_ENGINE_OF"
+"""In a worker and in what its tasks start: "NAME" or "NAME on HOST", the scheduler whose tasks run here."""
 MAX_IPC_PATH_BYTES = 103
 """Longest path of a Unix socket that both Linux (107) and macOS (103) take."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -228,12 +230,40 @@ def find(where: str | Path | None, role: Role) -> Connection:
     """
     if where is None:
         where = os.environ.get(ENV_CONNECTION) or None
+        if where is not None and role == "client" and ENV_ENGINE_OF in os.environ:
+            _require_client_file(Path(where))
     if where is None:
         return _the_only_one(None, role)
     if isinstance(where, Path) or "/" in where or where.endswith(".json"):
         path = Path(where).expanduser()
         return _the_only_one(Path(os.path.realpath(path)), role) if path.is_dir() else _from_path(path, role)
     return _by_name(where, role)
+
+
+def client_file_of(connection: Connection, where: str | Path | None = None) -> Path:
+    """Where, on this machine, the client's connection file of that scheduler is or should be: beside the engine's file
+    `where` (a path, or a name), else beside the local socket, else in the runtime directory; the first that is there.
+    """
+    directories: list[Path] = []
+    if where is not None and (isinstance(where, Path) or "/" in where or where.endswith(".json")):
+        path = Path(where).expanduser().absolute()
+        directories.append(path if path.is_dir() else path.parent)
+    if connection.address.startswith("ipc://"):
+        directories.append(Path(connection.address.removeprefix("ipc://")).parent)
+    directories.append(_runtime_path().absolute())
+    paths = [connection_path(connection.name, "client", directory) for directory in directories]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def _require_client_file(path: Path) -> None:
+    """:raises NoSchedulerError: a task, or what it started, cannot be a client, because the file is not there."""
+    if not path.exists():
+        raise NoSchedulerError(
+            f"this runs on an engine of the scheduler {os.environ[ENV_ENGINE_OF]}, but its connection file for "
+            f"clients, {path}, is not on this machine (or the scheduler has shut down). So that tasks here can be "
+            f"clients, copy {path.name} from the scheduler's machine to there, with mode 0600; "
+            "an engine's key does not pass as a client"
+        )
 
 
 def _from_path(path: Path, role: Role) -> Connection:

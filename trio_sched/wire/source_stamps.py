@@ -8,8 +8,8 @@ module was loaded. `seal` wraps the pickled function together with the stamps; u
 
 *Own* modules have stamps: those with a Python source file outside of the standard library and of site-packages (an
 editable install counts as own). The stamps of a function cover the modules named in its pickle, and the own modules
-which these refer to from their global names and by import statements, transitively. Extension, frozen and zipped modules
-have no stamp, nor have modules whose file cannot be read; an engine takes these as they are.
+which these refer to from their global names and by import statements, transitively. Extension, frozen and zipped
+modules have no stamp, nor have modules whose file cannot be read; an engine takes these as they are.
 
 Modules are imported again into *new* module objects, together with all own modules that refer to them. Functions that
 were loaded before keep the module objects they were loaded from: what is running, and what is queued behind it for the

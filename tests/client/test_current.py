@@ -1,0 +1,144 @@
+"""Clients inside of tasks: of the scheduler that runs the task, whatever other schedulers there are."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trio_sched import Client, NoSchedulerError, current_client
+from trio_sched.client import current
+from trio_sched.client.own import OwnScheduler
+from trio_sched.transport.connection import ENV_CONNECTION, ENV_ENGINE_OF, Connection, to_json
+
+LIMIT_S = 60.0
+
+
+def whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function pickled by value: engines cannot import the tests."""
+    function.__module__ = "__main__"
+    return function
+
+
+@pytest.fixture
+def other() -> Iterator[OwnScheduler]:
+    """A second scheduler."""
+    own = OwnScheduler(1)
+    yield own
+    own.close()
+
+
+@pytest.fixture
+def in_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Connection], None]]:
+    """This process is as a worker: `in_task(connection)` writes the client file of its scheduler."""
+    path = tmp_path / "there-client.json"
+    monkeypatch.setenv(ENV_CONNECTION, str(path))
+    monkeypatch.setenv(ENV_ENGINE_OF, "there on another")
+
+    def write(connection: Connection) -> None:
+        path.write_text(to_json(connection))
+        path.chmod(0o600)
+
+    yield write
+    if current._current is not None:
+        current._current.shutdown()
+        current._current = None
+
+
+def test_a_task_finds_its_own_scheduler(client: Client, other: OwnScheduler) -> None:
+    @whole
+    def find_it(number: int) -> tuple[str, int, bool]:
+        import trio_sched
+
+        with trio_sched.Client() as mine:
+            address = mine._line.connection.address
+        mine = trio_sched.current_client()
+        return address, mine.submit(abs, -number).result(60), mine is trio_sched.current_client()
+
+    @whole
+    def look() -> str:
+        import trio_sched
+
+        with trio_sched.Client() as mine:
+            return mine._line.connection.address
+
+    until = time.monotonic() + LIMIT_S
+    while len(client.engines()) < 2:  # one for each of the two tasks
+        assert time.monotonic() < until
+    assert client.submit(find_it, 1).result(LIMIT_S) == (client._line.connection.address, 1, True)
+    with Client(other.connection(LIMIT_S)) as elsewhere:
+        assert elsewhere.submit(look).result(LIMIT_S) == elsewhere._line.connection.address
+
+
+def test_a_process_that_a_task_starts_finds_it_too(client: Client) -> None:
+    @whole
+    def ask() -> str:
+        import subprocess
+        import sys
+
+        code = "import trio_sched; print(trio_sched.Client()._line.connection.address)"
+        return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+    assert client.submit(ask).result(LIMIT_S) == client._line.connection.address
+
+
+def test_a_process_that_a_task_forked_gets_one_of_its_own(client: Client) -> None:
+    @whole
+    def fork() -> tuple[int, int]:
+        import os
+
+        import trio_sched
+
+        mine = trio_sched.current_client().session
+        came, go = os.pipe()
+        if (pid := os.fork()) == 0:
+            os.write(go, str(trio_sched.current_client().session).encode())
+            os._exit(0)
+        os.close(go)
+        os.waitpid(pid, 0)
+        theirs = int(os.read(came, 100))
+        os.close(came)
+        trio_sched.current_client().status()
+        return mine, theirs
+
+    mine, theirs = client.submit(fork).result(LIMIT_S)
+    assert mine != theirs
+
+
+def test_outside_of_a_task_there_is_none() -> None:
+    with pytest.raises(NoSchedulerError, match=r"in a task; elsewhere use Client\(\)"):
+        current_client()
+
+
+def test_it_is_kept_until_it_is_shut_down_or_the_scheduler_is_another(
+    scheduler: Connection, other: OwnScheduler, in_task: Callable[[Connection], None]
+) -> None:
+    in_task(scheduler)
+    first = current_client()
+    assert current_client() is first
+    first.shutdown()
+    second = current_client()
+    assert second is not first
+    assert second.status()
+    in_task(other.connection(LIMIT_S))
+    third = current_client()
+    assert third.submit(os.getpid).result(LIMIT_S) > 0
+    assert third._line.connection.address != second._line.connection.address
+    with pytest.raises(RuntimeError, match="shutdown"):
+        second.submit(abs, -1)
+
+
+def test_a_machine_without_the_client_s_file_says_which_one_to_copy(
+    in_task: Callable[[Connection], None], tmp_path: Path
+) -> None:
+    for make in (current_client, Client):
+        with pytest.raises(NoSchedulerError) as caught:
+            make()
+        text = str(caught.value)
+        assert "an engine of the scheduler there on another" in text
+        assert f"{tmp_path}/there-client.json, is not on this machine" in text
+        assert "copy there-client.json from the scheduler's machine to there, with mode 0600" in text
