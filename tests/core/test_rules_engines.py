@@ -436,3 +436,15 @@ def test_r16_a_task_goes_only_to_engines_of_its_kind() -> None:
     assert story.engine("foreign", kind="other") == [sent("a", "foreign")]
     assert story.submit("c", targets=["native"], kind="other") == [accepted("c")]
     assert story.died("native", "b") == [failed("c", "ImpossibleDependency", None)]
+
+
+def test_r29_an_engine_shows_that_it_drains_and_when_it_is_empty() -> None:
+    story = Story()
+    story.engine("E", hwm=2)
+    story.submit("a")
+    states = []
+    for step in (lambda: None, lambda: story.drain("E"), lambda: story.ok("a")):
+        step()
+        [row] = snapshot.engines(story.scheduler, 0.0)
+        states.append(row["state"])
+    assert states == ["open", "draining", "drained"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +24,12 @@ from .scripted import WAIT_S, Gate, pass_gate, whole
 
 
 class World:
-    """A scheduler and a nanny with two workers, in one Trio program in a thread."""
+    """A scheduler and a nanny with workers, in one Trio program in a thread."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, workers: int = 2, slots: int = 1) -> None:
         self._name = name
+        self._workers = workers
+        self._slots = slots
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
         self._thread.start()
@@ -40,7 +44,13 @@ class World:
             self._ready.set()
 
     async def _nanny(self, task_status: trio.TaskStatus[Nanny]) -> None:
-        await run_nanny(self.running.engine_connection, workers=2, resources={"gpu": 1}, task_status=task_status)
+        await run_nanny(
+            self.running.engine_connection,
+            workers=self._workers,
+            slots=self._slots,
+            resources={"gpu": 1},
+            task_status=task_status,
+        )
 
     def close(self) -> None:
         trio.from_thread.run_sync(self.running.stop, "done", trio_token=self._token)
@@ -121,3 +131,37 @@ def test_r23_a_task_queued_behind_a_long_one_can_be_cancelled(client: Client, ga
         assert time.monotonic() < until
     gate.release("done")
     assert long.result(WAIT_S) == "done"
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_r29_an_engine_that_is_told_to_end_shows_that_it_drains_and_gives_back_its_queue(
+    short_dir: Path, slots: int
+) -> None:
+    world = World("draining-world", workers=1, slots=slots)
+    gates = [Gate(short_dir) for _ in range(slots)]
+    try:
+        with Client(world.connection) as client:
+            running = [client.submit(pass_gate, *gate.pipes) for gate in gates]
+            for gate in gates:
+                gate.entered()
+            queued = [client.submit(os.getpid) for _ in range(5)]
+            [engine] = until(client, lambda engines: engines[0]["load"] == slots + 5)
+            assert engine["state"] == "open"
+            os.kill(engine["pid"], signal.SIGTERM)
+            [engine] = until(client, lambda engines: engines[0]["load"] == slots)
+            assert engine["state"] == "draining"
+            assert client.status()["tasks"]["ready"] == 5
+            for gate in gates:
+                gate.release("done")
+            assert [future.result(WAIT_S) for future in running] == ["done"] * slots
+            assert engine["pid"] not in {future.result(WAIT_S) for future in queued}  # but its successor
+    finally:
+        world.close()
+
+
+def until(client: Client, holds: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+    """The engines, as soon as that holds."""
+    deadline = time.monotonic() + WAIT_S
+    while not holds(engines := client.engines()):
+        assert time.monotonic() < deadline, engines
+    return engines

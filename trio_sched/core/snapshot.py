@@ -66,7 +66,7 @@ def _state(engine: Engine) -> str:
     if engine.lost_until:
         return "lost"
     if engine.draining:
-        return "draining"
+        return "draining" if engine.load else "drained"
     return "full" if engine.load >= engine.capacity else "open"
 
 

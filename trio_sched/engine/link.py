@@ -32,6 +32,7 @@ from trio_sched.wire.native import (
     Bye,
     Call,
     Closing,
+    Draining,
     Error,
     Finished,
     Frame,
@@ -88,6 +89,8 @@ class Link:
         self.leaving = ""
         """Why we are to end; empty: we are not."""
         self.running: Callable[[], list[int]] = board.tasks
+        self._drain_due = False
+        """The scheduler is to be told that we drain."""
         self._posted: deque[News | Moved] = deque()
         self._news: News | None = None
         # the session
@@ -142,10 +145,20 @@ class Link:
             self._unacked.popleft()
         self._acked = max(self._acked, acked)
 
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def leave(self, reason: str) -> None:
+        """Begin nothing more, and tell the scheduler with the next `receive`. For signal handlers, too."""
+        self.leaving = self.leaving or reason
+        self._drain_due = True
+
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
     def receive(self) -> bool:
         """Handle the messages that are there; False: there was none."""
+        if self._drain_due and self._welcomed:
+            self._drain_due = False
+            self._send(Draining(self.leaving))
         if self._posted:
             if self._read_posted():
                 self._reopen()
@@ -199,6 +212,7 @@ class Link:
             self._drop_everything()
         self._session, self._secret, self._scheduler = welcome.session, welcome.secret, welcome.scheduler
         self._welcomed = True
+        self._drain_due = bool(self.leaving)
         self._heartbeat_s = welcome.heartbeat_s
         self._runner.limit_bytes = welcome.max_message_bytes
         self._runner.engine = welcome.session

@@ -55,7 +55,6 @@ class PoolLoop:
         while not link.leaving:
             self._turn()
             self._wait()
-        link.queue.clear()
         while self._running and not self._abandoned.is_set():
             self._turn()
             self._wait()
@@ -83,7 +82,7 @@ class PoolLoop:
 
     def leave(self, reason: str) -> None:
         """From a signal handler in the main thread: end after the tasks that run."""
-        self._link.leaving = self._link.leaving or reason
+        self._link.leave(reason)
         if self._waiting:
             self._waiting = False
             raise Leave
@@ -111,6 +110,8 @@ class PoolLoop:
 
     def _take(self) -> Job | None:
         """The longest waiting task that fits. Where nothing runs any fits: waiting would not help it."""
+        if self._link.leaving:
+            return None  # what is left is being recalled
         queue = self._link.queue
         for index, (call, frames) in enumerate(queue):
             if not self._running or fits(call.resources, self._free):
@@ -154,7 +155,7 @@ class PoolLoop:
             self._end(slot)
             now = perf_counter()
             link.keep(ended, generation, now)
-            following = None if link.leaving else self._take()
+            following = self._take()
             if following is None:
                 self._idle.append(slot)
             else:

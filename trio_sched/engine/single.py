@@ -112,10 +112,11 @@ class SingleLoop:
 
     def leave(self, reason: str) -> None:
         """From a signal handler in the main thread: end after the task that runs."""
-        self._link.leaving = self._link.leaving or reason
+        self._link.leave(reason)
         if self._waiting:
             self._waiting = False
             raise Leave
+        self._link.wake()  # the stand-in, which tells the scheduler
 
     def interrupt(self) -> None:
         """From a signal handler in the main thread: KeyboardInterrupt in the task, nothing between tasks."""

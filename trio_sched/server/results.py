@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trio_sched.core.events import DependencyUnmet, PayloadRef, RecallAnswered, TaskFinished
+from trio_sched.core.events import DependencyUnmet, DrainRequested, PayloadRef, RecallAnswered, TaskFinished
 from trio_sched.server.happenings import Left, Pinged, WorkerDied
 from trio_sched.server.hub import Hub
 from trio_sched.server.links import ENGINES, Link
@@ -20,6 +20,7 @@ from trio_sched.server.sessions import EngineSession, NannySession, Sessions
 from trio_sched.wire.native import (
     Bye,
     Died,
+    Draining,
     Finished,
     Frame,
     Ping,
@@ -41,6 +42,7 @@ class Results(Reader):
         self.handlers = {
             Finished: self._finished,
             Recalled: self._recalled,
+            Draining: self._draining,
             Ping: self._ping,
             Bye: self._bye,
         }
@@ -83,6 +85,9 @@ class Results(Reader):
         engine.answered(len(message.given))
         if engine.calls:
             self._outbox.touch_engine(engine)
+
+    def _draining(self, engine: EngineSession, _message: Draining, _frames: Sequence[Frame]) -> None:
+        self.events.append(DrainRequested(engine.number))
 
     def _ping(self, engine: EngineSession, _message: Ping, _frames: Sequence[Frame]) -> None:
         self.events.append(Pinged(engine))

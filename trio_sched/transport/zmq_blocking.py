@@ -151,7 +151,7 @@ class _Alarm:
             for end in self._pair:
                 end.setblocking(False)
             self.descriptor = self._pair[0].fileno()
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # a signal handler may ring while its thread does
         self._closed = False
 
     def ring(self) -> None:

@@ -246,6 +246,14 @@ class Recalled(Struct, tag="recalled", omit_defaults=True):
     kept: list[int] = []
 
 
+class Draining(Struct, tag="draining", omit_defaults=True):
+    """The engine was told to end and does so after the tasks that it runs: it takes nothing more, and what it has not
+    begun is to be recalled (R29).
+    """
+
+    reason: str = ""
+
+
 class Died(Struct, tag="died", omit_defaults=True):
     """A nanny saw a worker die. `running`: the full ids it was running, None if unknown."""
 
@@ -392,9 +400,11 @@ class Acked(Struct, tag="acked", omit_defaults=True):
 
 
 FromClient: TypeAlias = Hello | Ping | Bye | Submit | Cancel | Query | Watch | Stop
-FromEngine: TypeAlias = Hello | Ping | Bye | Finished | Recalled
+FromEngine: TypeAlias = Hello | Ping | Bye | Finished | Recalled | Draining
 FromNanny: TypeAlias = Hello | Ping | Bye | Died
-FromPeer: TypeAlias = Hello | Ping | Bye | Submit | Cancel | Query | Watch | Stop | Finished | Recalled | Died
+FromPeer: TypeAlias = (
+    Hello | Ping | Bye | Submit | Cancel | Query | Watch | Stop | Finished | Recalled | Draining | Died
+)
 ToClient: TypeAlias = Welcome | Error | Pong | Closing | Results | Accepted | Refused | Reply | Engines | Events
 ToEngine: TypeAlias = Welcome | Error | Pong | Closing | Assign | Recall | Acked
 Message: TypeAlias = FromPeer | ToClient | ToEngine
