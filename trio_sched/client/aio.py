@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -23,6 +23,7 @@ from trio_sched.client.async_submit import AsyncSubmitter
 from trio_sched.client.blocking import CONNECT_TIMEOUT_S, RECONNECT_S
 from trio_sched.client.group import AsyncTaskGroup, task_group
 from trio_sched.client.lookout import hello
+from trio_sched.client.misuse import check_client_arguments
 from trio_sched.client.options import TaskRef, task_number
 from trio_sched.transport.connection import Connection, find
 
@@ -71,19 +72,23 @@ class AsyncClient(AsyncSubmitter):
 
     async def explain(self, task: TaskRef) -> str:
         """Why a task is not running now, in words."""
-        return str(await self._line.ask("explain", task_number(task)))
+        return str(await self._line.ask("explain", self._number(task)))
 
     async def story(self, task: TaskRef) -> list[tuple[float, str]]:
         """What happened to a task, in order: (seconds, what)."""
-        return [(when, what) for when, what in await self._line.ask("story", task_number(task))]
+        return [(when, what) for when, what in await self._line.ask("story", self._number(task))]
 
     def cancel(self, *tasks: TaskRef) -> None:
-        """Cancel tasks: futures, or tasks of this client by id."""
+        """Cancel tasks of any client of this scheduler: futures, or ids."""
         for task in tasks:
+            number = task_number(task, self._line.origin.scheduler, "cancel it with its own cancel()")
             if isinstance(task, AsyncFuture) and task.session == self.session:
                 task.cancel()
             else:
-                self._line.cancel(task_number(task))
+                self._line.cancel(number)
+
+    def _number(self, task: TaskRef) -> int:
+        return task_number(task, self._line.origin.scheduler)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.session} of {self._line.connection.name!r}>"
@@ -101,6 +106,7 @@ async def open_client(
     cancel_on_leave: bool = False,
     connect_timeout: float = CONNECT_TIMEOUT_S,
     reconnect_s: float = RECONNECT_S,
+    **misnamed: Never,
 ) -> AsyncIterator[AsyncClient]:
     """A client for the block; works under trio and under asyncio. The arguments are those of `Client`.
 
@@ -112,6 +118,7 @@ async def open_client(
         joined, within `connect_timeout` seconds.
     :raises ConnectionFileError: the file that was named cannot be used.
     """
+    check_client_arguments(open_client, where, misnamed)
     async with _scheduler(where, engines, hwm, scheme) as (connection, own):
         greeting = hello(connection, name=name, weight=weight, cancel_on_leave=cancel_on_leave)
         line = AsyncLine(connection, greeting, reconnect_s=reconnect_s, companion=own)

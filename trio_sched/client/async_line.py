@@ -157,8 +157,9 @@ class AsyncLine:
                 self._fail(why)
             return
         why = self.lookout.note(self.session, news, begun=self.session.number != 0)
-        if news.welcomed and self.origin.session != self.session.number:
-            self.origin = Origin(self.session.number, self.cancel)
+        session, origin = self.session, self.origin
+        if news.welcomed and (origin.session, origin.scheduler) != (session.number, session.scheduler):
+            self.origin = Origin(session.number, self.cancel, scheduler=session.scheduler)
         for future, end in ends_of(news):
             future.finish(end)
         for request, data, complaint in news.answers:

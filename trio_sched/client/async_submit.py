@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeAlias, TypeVar, o
 from trio_sched.client.async_future import AsyncFuture
 from trio_sched.client.calls import check_map, find_function, find_rows, make_call
 from trio_sched.client.functions import Function
+from trio_sched.client.misuse import check_keywords
 from trio_sched.client.options import OptionNames, Unpack, wire_options
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class AsyncSubmitter:
     def __init__(self, line: AsyncLine, asked: OptionNames, group: AsyncTaskGroup | None) -> None:
         self._line = line
         self._asked = asked
-        self._wire = wire_options(asked) if asked else None
+        self._wire = wire_options(asked, line.origin.scheduler) if asked else None
         self._group = group
 
     @overload
@@ -45,9 +46,12 @@ class AsyncSubmitter:
         A future among the arguments, at any depth, stands for its result (R9).
 
         :raises SubmitError: the function or an argument cannot be pickled; the message names it.
+        :raises TypeError: a keyword argument is an option of a task (see `options`), and no parameter of the function.
         :raises VersionMismatch: no engine runs this Python.
         :raises SchedulerClosed: the scheduler is gone, or shuts down.
         """
+        if kwargs:
+            check_keywords(fn, kwargs)
         return self._submit(find_function(self._line.functions, fn), args, kwargs)
 
     def _submit(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncFuture[Any]:
@@ -60,7 +64,7 @@ class AsyncSubmitter:
         if lookout.warning:
             lookout.warn()
         future: AsyncFuture[Any] = AsyncFuture(line.origin, function, group or line.failures)
-        call, frames, inputs = make_call(function, args, kwargs, self._wire, future.session, session.max_message_bytes)
+        call, frames, inputs = make_call(function, args, kwargs, self._wire, line.origin, session.max_message_bytes)
         number = session.submit(future, call, frames, [needed.number for needed in inputs])
         assert number is not None  # nothing can end between the pickling and this: there is one thread
         future.number = number

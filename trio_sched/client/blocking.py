@@ -16,13 +16,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeAlias, TypeVar, overload
+from typing import Any, Never, ParamSpec, TypeAlias, TypeVar, overload
 
 from trio_sched.client.calls import check_map, find_function, find_rows, make_call
 from trio_sched.client.functions import Function
 from trio_sched.client.future import Future
 from trio_sched.client.line import Line
 from trio_sched.client.lookout import hello
+from trio_sched.client.misuse import check_client_arguments, check_keywords
 from trio_sched.client.options import OptionNames, TaskRef, Unpack, task_number, wire_options
 from trio_sched.transport.connection import Connection, find
 from trio_sched.wire import native
@@ -60,10 +61,13 @@ class Submitter(Executor):
         ImpossibleDependency.
 
         :raises SubmitError: the function or an argument cannot be pickled; the message names it.
+        :raises TypeError: a keyword argument is an option of a task (see `options`), and no parameter of the function.
         :raises VersionMismatch: no engine runs this Python.
         :raises SchedulerClosed: the scheduler is gone, or shuts down.
         :raises RuntimeError: after `shutdown`, or in a forked child.
         """
+        if kwargs:
+            check_keywords(fn, kwargs)
         return self._submit(find_function(self._line.functions, fn), args, kwargs)
 
     def _submit(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
@@ -73,9 +77,7 @@ class Submitter(Executor):
             lookout.warn()
         future: Future[Any] = Future(line.origin, function)
         while True:
-            call, frames, inputs = make_call(
-                function, args, kwargs, self._wire, future.session, session.max_message_bytes
-            )
+            call, frames, inputs = make_call(function, args, kwargs, self._wire, line.origin, session.max_message_bytes)
             with line.lock:
                 if lookout.trouble is not None:
                     lookout.check()
@@ -140,19 +142,23 @@ class Submitter(Executor):
 
     def explain(self, task: TaskRef, timeout: float = ASK_TIMEOUT_S) -> str:
         """Why a task is not running now, in words."""
-        return str(self._line.ask("explain", task_number(task), timeout))
+        return str(self._line.ask("explain", self._number(task), timeout))
 
     def story(self, task: TaskRef, timeout: float = ASK_TIMEOUT_S) -> list[tuple[float, str]]:
         """What happened to a task, in order: (seconds, what)."""
-        return [(when, what) for when, what in self._line.ask("story", task_number(task), timeout)]
+        return [(when, what) for when, what in self._line.ask("story", self._number(task), timeout)]
 
     def cancel(self, *tasks: TaskRef) -> None:
-        """Cancel tasks: futures, or tasks of this client by id."""
+        """Cancel tasks of any client of this scheduler: futures, or ids."""
         for task in tasks:
+            number = task_number(task, self._line.origin.scheduler, "cancel it with its own cancel()")
             if isinstance(task, Future) and task.session == self._line.session.number:
                 task.cancel()
             else:
-                self._line.cancel(task_number(task))
+                self._line.cancel(number)
+
+    def _number(self, task: TaskRef) -> int:
+        return task_number(task, self._line.origin.scheduler)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks. With `wait`, return when all have ended; with `cancel_futures`, cancel them first.
@@ -195,8 +201,11 @@ class Client(Submitter):
         cancel_on_leave: bool = False,
         connect_timeout: float = CONNECT_TIMEOUT_S,
         reconnect_s: float = RECONNECT_S,
+        **misnamed: Never,
     ) -> None:
         from trio_sched.client.own import OwnScheduler
+
+        check_client_arguments(Client, where, misnamed)
 
         own = OwnScheduler.if_asked(where, engines, hwm=hwm, scheme=scheme)
         try:
@@ -231,7 +240,7 @@ class View(Submitter):
     def __init__(self, line: Line, asked: OptionNames) -> None:
         self._line = line
         self._asked = asked
-        self._wire = wire_options(asked)
+        self._wire = wire_options(asked, line.origin.scheduler)
 
 
 def _results(

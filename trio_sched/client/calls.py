@@ -13,9 +13,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from trio_sched.client.ends import BaseFuture, described
+from trio_sched.client.ends import BaseFuture, Origin, described
 from trio_sched.client.functional import Chunk
 from trio_sched.client.functions import Function, Functions
+from trio_sched.client.misuse import instead_of
 from trio_sched.errors import SubmitError
 from trio_sched.wire import payload
 from trio_sched.wire.native import INLINE_BYTES, Call, Frame, Options
@@ -87,11 +88,12 @@ def make_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     options: Options | None,
-    session: int,
+    origin: Origin,
     limit_bytes: int,
 ) -> tuple[Call, Sequence[Frame], list[BaseFuture[Any]]]:
     """(the call without its number, its frames, its inputs that must not have ended when it is submitted).
 
+    `origin` is the task's: only futures of the same session can be inputs.
     An input that ended well since it was pickled is one of these: its value is to go along instead, for the scheduler
     may have dropped it. One that failed stays an input, so that the call fails as it should.
 
@@ -113,7 +115,10 @@ def make_call(
                 "pass a path, or raise max_message_bytes there"
             )
     if met:
-        options = replace(options or _NO_OPTIONS, inputs=[_input_number(future, session) for future in met])
+        for future in met:
+            if future.session != origin.session or future.scheduler != origin.scheduler:
+                raise _foreign(args, kwargs, future, origin)
+        options = replace(options or _NO_OPTIONS, inputs=[future.number for future in met])
     call = Call(0, fn=function.digest, body=body, frames=len(frames), options=options)
     return call, frames, [future for future in met if future.succeeded or not future.ended] if met else []
 
@@ -126,23 +131,35 @@ def frozen(buffer: Frame) -> Frame:
     return bytes(buffer)
 
 
-def _input_number(future: BaseFuture[Any], session: int) -> int:
-    if future.session != session:
-        raise SubmitError(
-            f"argument: task {future.task_id} belongs to another client (this session is {session}); "
-            "pass its result instead"
-        )
-    return future.number
+def _foreign(args: tuple[Any, ...], kwargs: dict[str, Any], future: BaseFuture[Any], origin: Origin) -> SubmitError:
+    """Name the argument with a future whose value the scheduler cannot fill in."""
+    place = "an argument"
+    for name, value in _places(args, kwargs):
+        with payload.meeting() as met:
+            payload.dumps(value)
+        if future in met:
+            place = name
+            break
+    whose = "another client" if future.scheduler == origin.scheduler else "a client of another scheduler"
+    return SubmitError(
+        f"{place}: task {future.task_id} belongs to {whose} (this client's session is {origin.session}); wait for its "
+        "result, and pass that"
+    )
 
 
 def _blamed(args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> SubmitError:
     """Name the argument that cannot be pickled."""
-    places = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
-    places += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-    for place, value in places:
+    for place, value in _places(args, kwargs):
         with payload.meeting():
             try:
                 payload.dumps(value)
             except Exception as found:
-                return SubmitError(f"{place} (a {type(value).__name__}) cannot be pickled: {described(found)}")
+                why = described(found) + instead_of(value, found)
+                return SubmitError(f"{place} (a {type(value).__name__}) cannot be pickled: {why}")
     return SubmitError(f"the arguments cannot be pickled: {described(error)}")
+
+
+def _places(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The arguments, and what messages call them."""
+    places: list[tuple[str, Any]] = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
+    return places + [(f"argument {name!r}", value) for name, value in kwargs.items()]

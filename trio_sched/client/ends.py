@@ -49,12 +49,14 @@ if hasattr(os, "register_at_fork"):
 
 
 class Origin:
-    """Where tasks come from: one session of one client. Shared by all of its futures."""
+    """Where tasks come from: one session of one client with one scheduler. Shared by all of its futures."""
 
-    __slots__ = ("canceller", "session", "thread")
+    __slots__ = ("canceller", "scheduler", "session", "thread")
 
-    def __init__(self, session: int, canceller: Any, thread: int = 0) -> None:
+    def __init__(self, session: int, canceller: Any, thread: int = 0, scheduler: str = "") -> None:
         self.session = session
+        self.scheduler = scheduler
+        """The scheduler instance: another one has tasks of the same numbers."""
         self.thread = thread
         """The ident of the client's own thread, in which callbacks run; 0: it has none."""
         self.canceller = canceller
@@ -104,6 +106,11 @@ class BaseFuture(Generic[T]):
     def session(self) -> int:
         """The number of the session that submitted it."""
         return self._origin.session
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler instance that it was submitted to."""
+        return self._origin.scheduler
 
     @property
     def succeeded(self) -> bool:

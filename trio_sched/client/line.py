@@ -205,8 +205,9 @@ class Line:
                 return self.lookout.misunderstood(error)
             why = self.lookout.note(self.session, news, begun=self.session.number != 0)
             ready = self.session.ready
-            if news.welcomed and self.origin.session != self.session.number:
-                self.origin = Origin(self.session.number, self.cancel, threading.get_ident())
+            session, origin = self.session, self.origin
+            if news.welcomed and (origin.session, origin.scheduler) != (session.number, session.scheduler):
+                self.origin = Origin(session.number, self.cancel, threading.get_ident(), session.scheduler)
         if ready and not self._begun.done():
             self._begun.set_result(None)
         settle(ends_of(news) if news.refused or news.lost else news.ended)

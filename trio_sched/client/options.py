@@ -18,6 +18,8 @@ __all__ = ["OptionNames", "TaskRef", "Unpack", "task_number", "wire_options"]
 TaskRef: TypeAlias = "BaseFuture[Any] | str | int"
 """A task: a future of any client of the same scheduler, or an id as shown ("3-17"), or the same as a number."""
 SESSION_SHIFT = 32
+OTHER = "wait for its result before you submit"
+"""What to do instead of a dependency on a task of another scheduler."""
 
 
 class OptionNames(TypedDict, total=False):
@@ -54,12 +56,15 @@ class OptionNames(TypedDict, total=False):
     """A name to show in status and dashboards."""
 
 
-def task_number(ref: TaskRef) -> int:
+def task_number(ref: TaskRef, scheduler: str = "", instead: str = "ask its own client") -> int:
     """The full id of a task.
 
-    :raises ValueError: it is no id.
+    :raises ValueError: it is no id, or the future of a task of another scheduler than this instance (empty: any); the
+        message says what to do `instead`.
     """
     if isinstance(ref, BaseFuture):
+        if scheduler and ref.scheduler != scheduler:
+            raise ValueError(f"task {ref.task_id} belongs to another scheduler than this client's; {instead}")
         return ref.full_id
     number = 0
     if isinstance(ref, int) and not isinstance(ref, bool):
@@ -73,8 +78,8 @@ def task_number(ref: TaskRef) -> int:
     raise ValueError(f"{ref!r} is not a task: give a future, or an id like '3-17'")
 
 
-def wire_options(asked: OptionNames) -> native.Options:
-    """The wire form. An option that is None is as if it had not been given.
+def wire_options(asked: OptionNames, scheduler: str = "") -> native.Options:
+    """The wire form, for this scheduler instance. An option that is None is as if it had not been given.
 
     What the scheduler could not read must be found here: there it would be the end of the whole client.
 
@@ -92,7 +97,7 @@ def wire_options(asked: OptionNames) -> native.Options:
     if "after" in made and made.get("after_all", True) and made.get("after_success", True):
         made["after"] = _pending(made["after"])
     for which in ("after", "follow"):
-        made[which] = [task_number(ref) for ref in made.get(which, ())]
+        made[which] = [task_number(ref, scheduler, OTHER) for ref in made.get(which, ())]
     return native.Options(**{_WIRE_NAMES.get(name, name): value for name, value in made.items()})
 
 

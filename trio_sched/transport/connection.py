@@ -218,6 +218,9 @@ def _alive(pid: int) -> bool:
 # ---- finding --------------------------------------------------------------------------------------------------------
 
 
+_ADDRESS = re.compile(r"\w+://.*|[\w.-]+:\d+")
+
+
 def find(where: str | Path | None, role: Role) -> Connection:
     """The connection for `role`, from a path or a name; None: from $TRIO_SCHED_CONNECTION, else the only scheduler that
     runs.
@@ -234,6 +237,11 @@ def find(where: str | Path | None, role: Role) -> Connection:
             _require_client_file(Path(where))
     if where is None:
         return _the_only_one(None, role)
+    if isinstance(where, str) and _ADDRESS.fullmatch(where):
+        raise ConnectionFileError(
+            f"{where!r} is an address, which does not do without the keys of the scheduler there; copy its connection "
+            f"file NAME-{role}.json to here, and give the path of that"
+        )
     if isinstance(where, Path) or "/" in where or where.endswith(".json"):
         path = Path(where).expanduser()
         return _the_only_one(Path(os.path.realpath(path)), role) if path.is_dir() else _from_path(path, role)
