@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import trio_sched
-from tests.cli.processes import Foreground, children_of, command, error_line, status_of
+from tests.cli.processes import COMMAND, PATIENCE_S, Foreground, children_of, command, error_line, status_of
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,23 @@ def test_a_clean_shutdown(how: str, runtime_dir: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no ipc there")
+def test_engines_that_wait_for_a_suspended_scheduler_can_be_stopped() -> None:
+    with Foreground("serve", "--name", "suspended") as serve:
+        os.kill(serve.process.pid, signal.SIGSTOP)
+        try:
+            engine = subprocess.Popen(
+                [*COMMAND, "engine", "-n", "1", "-C", "suspended"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            with engine:
+                while not children_of(engine.pid):  # nothing else shows that it waits, before 10 s have passed
+                    assert engine.poll() is None
+                engine.terminate()
+                output, _ = engine.communicate(timeout=PATIENCE_S)
+        finally:
+            os.kill(serve.process.pid, signal.SIGCONT)
+    assert (engine.returncode, output) == (0, b"ended: SIGTERM\n")
+
+
 def test_serve_with_curve_and_engines_apart(runtime_dir: Path) -> None:
     """The parts on their own, over TCP, with logs as JSON; `serve` ends, and the engines with it."""
     with Foreground("serve", "--name", "apart", "--bind", "tcp://127.0.0.1:0", "--log-format", "json") as serve:

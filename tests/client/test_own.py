@@ -16,9 +16,8 @@ import pytest
 
 import trio_sched
 from trio_sched import Client
-from trio_sched.client import own
-from trio_sched.client.own import OwnScheduler
-from trio_sched.transport.connection import Connection, write_connection_files
+from trio_sched.client.own import PREFIX, OwnScheduler
+from trio_sched.transport.scratch import sweep
 
 LIMIT_S = 60.0
 
@@ -136,18 +135,28 @@ def test_a_scheduler_that_shuts_down_says_so() -> None:
 
 
 def test_what_killed_clients_left_behind_is_swept_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT.format(end="sys.stdin.read()")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        text=True,
+    )
+    with script:
+        assert script.stdout is not None
+        pids = family(int(script.stdout.readline()))
+        os.kill(pids[0], signal.SIGSTOP)  # so that its scheduler survives it for a while
+        script.kill()
+        script.wait(LIMIT_S)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    old, new = tmp_path / "trio_sched-own-old", tmp_path / "trio_sched-own-new"
-    for directory in (old, new):
-        directory.mkdir()
-    stale = tmp_path / "trio_sched-own-stale"
-    stale.mkdir(mode=0o700)
-    connection = Connection("own", "client", f"ipc://{stale}/own.sock", "t", host=os.uname().nodename)
-    write_connection_files(connection, connection, stale)
-    os.utime(old, (0, 0))
-    os.utime(stale, (0, 0))
-    own._sweep()
-    assert [path.name for path in tmp_path.iterdir()] == [new.name]
+    (left,) = tmp_path.glob(f"{PREFIX}*")
+    sweep(PREFIX)
+    assert left.exists()
+    os.kill(pids[0], signal.SIGKILL)
+    os.kill(pids[0], signal.SIGCONT)
+    assert gone(pids)
+    sweep(PREFIX)
+    assert not left.exists()
 
 
 def test_what_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

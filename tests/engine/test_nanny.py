@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 import trio
 
+from trio_sched.engine import nanny as nanny_module
 from trio_sched.engine import ward
 from trio_sched.engine.board import Board
 from trio_sched.engine.nanny import Nanny, run_nanny
@@ -198,6 +200,83 @@ def test_a_nanny_that_nobody_answers_says_so(scheduler: Scripted) -> None:
     error = thread.ended()
     assert isinstance(error, NoSchedulerError)
     assert "did not answer within 0.2 s" in str(error)
+
+
+class Heard(logging.Handler):
+    """Counts what the nanny logs, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.came = threading.Semaphore(0)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.events.append(record.getMessage())
+        self.came.release()
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
+    """What nannies log; they lose patience quickly."""
+    monkeypatch.setattr(nanny_module, "FIRST_HEARTBEAT_S", 0.02)
+    handler = Heard()
+    logger = logging.getLogger("trio_sched.engine")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_a_scheduler_that_is_suspended_is_waited_for(scheduler: Scripted, runtime_dir: Path, heard: Heard) -> None:
+    write_connection_files(msgspec.structs.replace(scheduler.connection, role="client"), scheduler.connection)
+    scheduler.deaf = True
+    thread = NannyThread(scheduler, workers=1, start_timeout_s=None)
+    for _ in range(3):  # which are ever further apart
+        assert heard.came.acquire(timeout=WAIT_S)
+    assert set(heard.events) == {
+        f"the scheduler does not answer; we keep trying address={scheduler.connection.address!r}"
+    }
+    scheduler.deaf = False
+    thread.started()
+    peer = scheduler.engine()
+    assert scheduler.run(peer, int, "5").value == 5
+    thread.cancel()
+
+
+def test_a_scheduler_that_never_answered_and_whose_file_is_gone_is_not_waited_for(
+    scheduler: Scripted, runtime_dir: Path, heard: Heard
+) -> None:
+    files = write_connection_files(msgspec.structs.replace(scheduler.connection, role="client"), scheduler.connection)
+    scheduler.deaf = True
+    thread = NannyThread(scheduler, workers=0, start_timeout_s=None)
+    assert heard.came.acquire(timeout=WAIT_S)
+    for file in files:
+        file.unlink()
+    error = thread.ended()
+    assert isinstance(error, NoSchedulerError)
+    assert "no scheduler named 'scripted'" in str(error)
+
+
+def test_what_a_killed_nanny_left_is_removed_by_the_next(
+    scheduler: Scripted, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = msgspec.structs.replace(scheduler.connection, role="client")
+    _, path = write_connection_files(client, scheduler.connection)
+    code = (
+        "import sys, trio; from trio_sched.engine.nanny import run_nanny; "
+        "from trio_sched.transport.connection import read_connection_file; "
+        "trio.run(lambda: run_nanny(read_connection_file(sys.argv[1]), workers=1))"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], env=environment) as process:
+        peer = scheduler.engine()
+        process.kill()
+    scheduler.expect(Bye, peer)
+    (left,) = tmp_path.iterdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with nanny_at(scheduler, workers=0):
+        (mine,) = tmp_path.iterdir()
+        assert mine != left
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_nanny_that_is_refused_says_so(short_dir: Path) -> None:

@@ -37,7 +37,8 @@ def engine(
 ) -> None:
     """Run engines in the foreground, until Ctrl-C, SIGTERM, or the scheduler shuts down.
 
-    They reconnect by themselves, and go on working meanwhile.
+    They reconnect by themselves, and go on working meanwhile. A scheduler that does not answer is waited for as long
+    as its connection file is there.
     """
     told: dict[str, Any] = {"slots": slots, "hwm": hwm, "resources": amounts(resource), "name": name}
     import trio
@@ -49,6 +50,7 @@ def engine(
     configure_logs(log_level, log_format)
     told["where"] = connection or os.environ.get(ENV_CONNECTION)  # where to look should the scheduler be restarted
     told["workers"] = cores() if engines is None else engines
+    told["start_timeout_s"] = None  # a scheduler that is suspended may yet go on
     reason = trio.run(_work, find(connection, "engine"), told, lifeline)
     typer.echo(f"ended: {reason}")
 
@@ -67,8 +69,14 @@ async def _work(connection: Connection, told: dict[str, Any], lifeline: bool) ->
         nonlocal reason
         reason = await run_nanny(connection, task_status=task_status, **told)
 
+    def give_up(why: str) -> None:
+        nonlocal reason
+        reason = why
+        nursery.cancel_scope.cancel()
+
     stop = Stopper()
     async with told_to_stop(stop, lifeline=lifeline), trio.open_nursery() as nursery:
+        stop.target(give_up)  # as long as we wait for the scheduler
         nanny = await nursery.start(work)
         stop.target(nanny.stop)
         typer.echo(f"{told['workers']} engines for {connection.name} at {connection.address}")

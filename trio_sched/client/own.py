@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 from trio_sched.errors import ConnectionFileError, NoSchedulerError
 from trio_sched.transport.connection import (
@@ -22,9 +20,9 @@ from trio_sched.transport.connection import (
     ENV_DIRECTORY,
     Connection,
     connection_path,
-    is_stale,
     read_connection_file,
 )
+from trio_sched.transport.scratch import ScratchDirectory
 
 NAME = "own"
 PREFIX = "trio_sched-own-"
@@ -32,8 +30,6 @@ START_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 10.0
 """How long the processes may take to end before they are killed."""
 LOOK_S = 0.01
-LEFT_BEHIND_S = 300.0
-"""A directory without a connection file for so long belongs to nobody any more."""
 
 
 class OwnScheduler:
@@ -44,13 +40,12 @@ class OwnScheduler:
         if not isinstance(engines, int) or engines < 1:
             raise ValueError(f"engines={engines!r}: must be a whole number, 1 or more")
         self.engines = engines
-        _sweep()
-        self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._scratch = ScratchDirectory(PREFIX)
         self._log = tempfile.TemporaryFile(prefix="trio_sched-")  # noqa: SIM115  # lives as long as the processes
         command = [sys.executable, "-m", "trio_sched", "up", "-n", str(engines), "--name", NAME, "--lifeline"]
         for option, value in (("--hwm", hwm), ("--scheme", scheme)):
             command += [] if value is None else [option, str(value)]
-        environment = {**os.environ, ENV_DIRECTORY: str(self._directory)}
+        environment = {**os.environ, ENV_DIRECTORY: str(self._scratch.path)}
         environment.pop(ENV_CONNECTION, None)  # it names somebody else's
         self._process = subprocess.Popen(
             command,
@@ -58,6 +53,7 @@ class OwnScheduler:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=environment,
+            pass_fds=[self._scratch.lock] if self._scratch.lock >= 0 else [],  # so that it outlives us as they may
             start_new_session=True,  # Ctrl-C is for the client, which then closes the pipe
         )
 
@@ -83,7 +79,7 @@ class OwnScheduler:
         :raises NoSchedulerError: the processes ended, or took too long.
         """
         until = time.monotonic() + timeout_s
-        path = connection_path(NAME, "client", self._directory)
+        path = connection_path(NAME, "client", self._scratch.path)
         while time.monotonic() < until:
             with contextlib.suppress(ConnectionFileError):
                 return read_connection_file(path)
@@ -117,7 +113,7 @@ class OwnScheduler:
                 end()
         self._process.wait()
         self._log.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._scratch.remove()
 
     def let_go(self) -> None:
         """In a forked child: not to keep them alive by holding the other end of their pipe."""
@@ -125,16 +121,5 @@ class OwnScheduler:
         if pipe is not None and not pipe.closed:  # it is closed when the client is
             with contextlib.suppress(OSError):
                 os.close(pipe.fileno())
+        self._scratch.release()
         self._process.returncode = 0  # not our child: nothing to wait for
-
-
-def _sweep() -> None:
-    """Remove the directories of clients that were killed, and could not do it themselves."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError, ConnectionFileError):
-            found = directory.stat()
-            if found.st_uid != os.getuid() or time.time() - found.st_mtime < LEFT_BEHIND_S:
-                continue
-            path = connection_path(NAME, "client", directory)
-            if not path.exists() or is_stale(read_connection_file(path)):
-                shutil.rmtree(directory, ignore_errors=True)

@@ -8,9 +8,9 @@ nanny and workers come back each by itself, and the workers go on working meanwh
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from trio_sched.engine.ward import Death, Ward
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
 from trio_sched.logs import get_logger
 from trio_sched.transport.connection import Connection, client_file_of, find, host_name
+from trio_sched.transport.scratch import ScratchDirectory
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import (
     COUNTER_MASK,
@@ -43,6 +44,10 @@ from trio_sched.wire.native import (
 )
 
 LookUp: TypeAlias = Callable[[], Connection]
+SCRATCH_PREFIX = "trio_sched-engines-"
+"""Of the directories in which nannies keep what they share with their workers."""
+FIRST_HEARTBEAT_S = 2.0
+"""Seconds between two beats until the scheduler has said how many it wants."""
 START_TIMEOUT_S = 10.0
 """How long the scheduler may take to answer the first hello."""
 _log = get_logger("trio_sched.engine")
@@ -69,7 +74,7 @@ async def run_nanny(
     name: str = "",
     where: str | Path | None = None,
     grace_s: float = 10.0,
-    start_timeout_s: float = START_TIMEOUT_S,
+    start_timeout_s: float | None = START_TIMEOUT_S,
     task_status: trio.TaskStatus[Nanny] = trio.TASK_STATUS_IGNORED,
 ) -> str:
     """Run workers for the scheduler of `connection` until it closes (or until cancelled); returns why it ended.
@@ -77,20 +82,23 @@ async def run_nanny(
     `workers`: how many, default one for each processor. Each has `slots` (tasks that it runs at once), offers
     `resources` (amounts by name) and holds at most `hwm * slots` tasks (None: as the scheduler says; 0: no limit).
     `where`: the path or name under which to look when the scheduler was restarted (None: its name). `grace_s`: how
-    long running tasks may take to end when the workers are stopped. Started when the scheduler has answered and the
-    workers are on their way.
+    long running tasks may take to end when the workers are stopped. `start_timeout_s`: how long the scheduler may take
+    to answer for the first time; None: as long as its connection file is there. Started when the scheduler has answered
+    and the workers are on their way.
 
     :raises NoSchedulerError: it does not answer within `start_timeout_s`, or refuses us.
+    :raises TrioSchedError: without `start_timeout_s`: it does not answer, and its connection file is gone.
     """
     name = name or f"{host_name()}-{os.getpid()}"
     client_file = str(client_file_of(connection, where))
     start = Start(connection, name=name, slots=slots, hwm=hwm, resources=dict(resources or {}), client_file=client_file)
-    with tempfile.TemporaryDirectory(prefix="trio_sched-engines-") as directory:
+    with ScratchDirectory(SCRATCH_PREFIX) as scratch:
         nanny = Nanny(
             start,
             cores() if workers is None else workers,
-            Path(directory),
+            scratch.path,
             lambda: find(connection.name if where is None else where, "engine"),
+            must_exist=start_timeout_s is None,
         )
         try:
             await nanny._run(grace_s, start_timeout_s, task_status)
@@ -104,19 +112,20 @@ async def run_nanny(
 class Nanny:
     """What `run_nanny` starts with: a look at the workers, and the means to stop them."""
 
-    def __init__(self, start: Start, workers: int, directory: Path, look_up: LookUp) -> None:
-        self._line = _Line(start.connection, start.name, look_up, self._tell, self._on_beat)
+    def __init__(self, start: Start, workers: int, directory: Path, look_up: LookUp, *, must_exist: bool) -> None:
+        """`must_exist`: give up when `look_up` fails before the scheduler has answered for the first time."""
+        self._line = _Line(start.connection, start.name, look_up, self._tell, self._on_beat, must_exist=must_exist)
         self._wards = [Ward(start, directory, index, self._on_death) for index in range(workers)]
         for ward in self._wards:
             ward.look(oom_kills(), 0.0)
 
-    async def _run(self, grace_s: float, start_timeout_s: float, task_status: trio.TaskStatus[Nanny]) -> None:
+    async def _run(self, grace_s: float, start_timeout_s: float | None, task_status: trio.TaskStatus[Nanny]) -> None:
         line = self._line
         async with trio.open_nursery() as nursery:
             nursery.start_soon(line.talk)
             for ward in self._wards:
                 nursery.start_soon(ward.live, grace_s)
-            with trio.move_on_after(start_timeout_s) as patience:
+            with trio.move_on_after(math.inf if start_timeout_s is None else start_timeout_s) as patience:
                 await line.joined.wait()
             if patience.cancelled_caught:
                 line.fail(f"did not answer within {start_timeout_s:g} s")
@@ -172,6 +181,8 @@ class _Line:
         look_up: LookUp,
         tell: Callable[[News | Moved], None],
         on_beat: Callable[[], None],
+        *,
+        must_exist: bool,
     ) -> None:
         self._connection = connection
         self._name = name
@@ -180,13 +191,16 @@ class _Line:
         self._on_beat = on_beat
         self._socket: ZmqSocket | None = None
         self.session, self._secret, self.scheduler = 0, "", ""
-        self._heartbeat_s = 2.0
+        self._heartbeat_s = FIRST_HEARTBEAT_S
         self._welcomed = self._refused = False
         self._hello_at = 0.0
         self._untold: list[Died] = []
         """Reports that may not have arrived: kept until a beat that was sent after them is answered."""
         self._told = 0
         """How many of them were sent before the last beat."""
+        self._must_exist = must_exist
+        self._silences = 0
+        """How often in a row it did not answer through a new socket."""
         self.joined = trio.Event()
         self.closed = trio.Event()
         self.reason = ""
@@ -217,16 +231,29 @@ class _Line:
             self._socket = ZmqSocket.dealer(self._connection)
             self._hello()
             await self._until_silent()
-            what = "refuses us; was it restarted?" if self._refused else "is silent"
-            _log.warning(f"the scheduler {what}", address=self._connection.address)
+            self._log_silence()
             self._socket.close()
             self._find_scheduler()
+
+    def _log_silence(self) -> None:
+        """Ever more rarely."""
+        self._silences += 1
+        if self._silences & (self._silences - 1):
+            return
+        what = "does not answer; we keep trying" if not self.joined.is_set() else "is silent"
+        _log.warning(
+            f"the scheduler {'refuses us; was it restarted?' if self._refused else what}",
+            address=self._connection.address,
+        )
 
     def _find_scheduler(self) -> None:
         """A scheduler that was restarted has new secrets, and has written them where the former ones were."""
         try:
             connection = self._look_up()
-        except TrioSchedError:
+        except TrioSchedError as error:
+            if self._must_exist and not self.joined.is_set():
+                self.failure = error
+                self.end(str(error))
             return  # not yet
         if connection != self._connection:
             self._connection = connection
@@ -292,6 +319,7 @@ class _Line:
         self.session, self._secret, self.scheduler = welcome.session, welcome.secret, welcome.scheduler
         self._heartbeat_s = welcome.heartbeat_s
         self._welcomed = True
+        self._silences = 0
         self._told = 0
         for died in self._untold:
             self._send(died)

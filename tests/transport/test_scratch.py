@@ -1,0 +1,83 @@
+"""Scratch directories: gone when their owner is, whatever it died of; those in use and those of others stay."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trio_sched.transport.scratch import LOCK_NAME, ScratchDirectory, sweep
+
+PREFIX = "trio_sched-test-"
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def left_by_a_killed_process(temporary: Path) -> Path:
+    code = "import os, sys; from trio_sched.transport.scratch import *; d = ScratchDirectory(sys.argv[1])\n"
+    code += "(d.path / 'inside').mkdir(); print(d.path, flush=True); os.kill(os.getpid(), 9)"
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run([sys.executable, "-c", code, PREFIX], env=environment, stdout=subprocess.PIPE, text=True)
+    return Path(done.stdout.strip())
+
+
+def test_it_is_private_and_removed_at_the_end(temporary: Path) -> None:
+    with ScratchDirectory(PREFIX) as scratch:
+        assert scratch.path.parent == temporary
+        assert stat.S_IMODE(scratch.path.stat().st_mode) == 0o700
+        (scratch.path / "file").touch()
+        sweep(PREFIX)
+        with ScratchDirectory(PREFIX) as another:
+            assert another.path != scratch.path
+        assert (scratch.path / "file").exists()
+    assert not list(temporary.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(temporary: Path) -> None:
+    left = left_by_a_killed_process(temporary)
+    assert (left / "inside").is_dir()
+    with ScratchDirectory(PREFIX) as scratch:
+        assert list(temporary.iterdir()) == [scratch.path]
+
+
+def test_a_process_that_was_given_the_lock_keeps_it(temporary: Path) -> None:
+    scratch = ScratchDirectory(PREFIX)
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[scratch.lock]) as process:
+        scratch.release()
+        sweep(PREFIX)
+        assert scratch.path.exists()
+        process.communicate()
+    sweep(PREFIX)
+    assert not scratch.path.exists()
+
+
+def test_what_is_not_surely_ours_and_left_behind_stays(temporary: Path) -> None:
+    left = left_by_a_killed_process(temporary)
+    link, unlocked, shared = (temporary / f"{PREFIX}{name}" for name in ("link", "unlocked", "shared"))
+    kept = temporary / "elsewhere"
+    left.rename(kept)
+    link.symlink_to(kept)
+    unlocked.mkdir(mode=0o700)
+    shared.mkdir()
+    shared.chmod(0o755)
+    (shared / LOCK_NAME).touch()
+    sweep(PREFIX)
+    assert {path.name for path in temporary.iterdir()} == {path.name for path in (link, unlocked, shared, kept)}
+    assert (kept / "inside").is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a directory of another user")
+def test_directories_of_other_users_are_not_touched(temporary: Path) -> None:
+    left = left_by_a_killed_process(temporary)
+    os.chown(left, 12345, 12345)
+    sweep(PREFIX)
+    assert (left / "inside").is_dir()
