@@ -22,9 +22,10 @@ from trio_sched.client.async_line import AsyncLine
 from trio_sched.client.async_submit import AsyncSubmitter
 from trio_sched.client.blocking import CONNECT_TIMEOUT_S, RECONNECT_S
 from trio_sched.client.group import AsyncTaskGroup, task_group
-from trio_sched.client.lookout import hello
+from trio_sched.client.lookout import check_seconds, hello
 from trio_sched.client.misuse import check_client_arguments
 from trio_sched.client.options import TaskRef, task_number
+from trio_sched.client.successor import Reconnect, Successor
 from trio_sched.transport.connection import Connection, find
 
 T = TypeVar("T")
@@ -106,6 +107,7 @@ async def open_client(
     cancel_on_leave: bool = False,
     connect_timeout: float = CONNECT_TIMEOUT_S,
     reconnect_s: float = RECONNECT_S,
+    reconnect: Reconnect = "never",
     **misnamed: Never,
 ) -> AsyncIterator[AsyncClient]:
     """A client for the block; works under trio and under asyncio. The arguments are those of `Client`.
@@ -119,9 +121,11 @@ async def open_client(
     :raises ConnectionFileError: the file that was named cannot be used.
     """
     check_client_arguments(open_client, where, misnamed)
+    check_seconds(connect_timeout=connect_timeout, reconnect_s=reconnect_s)
     async with _scheduler(where, engines, hwm, scheme) as (connection, own):
         greeting = hello(connection, name=name, weight=weight, cancel_on_leave=cancel_on_leave)
-        line = AsyncLine(connection, greeting, reconnect_s=reconnect_s, companion=own)
+        successor = Successor.if_asked(reconnect, where, connection, own=own is not None)
+        line = AsyncLine(connection, greeting, reconnect_s=reconnect_s, companion=own, successor=successor)
         try:
             async with anyio.create_task_group() as tasks:
                 try:

@@ -7,25 +7,30 @@ futures that wait for it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
+from trio_sched.client import successor as successors
 from trio_sched.client.async_future import AsyncFuture
 from trio_sched.client.ends import Origin, cannot_be_sent
 from trio_sched.client.failures import UnseenFailures
 from trio_sched.client.functions import Functions
 from trio_sched.client.lookout import Companion, Lookout, ends_of
 from trio_sched.client.session import Session
+from trio_sched.client.successor import Successor
 from trio_sched.errors import SchedulerClosed, TrioSchedError, WireError
 from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire import native
 from trio_sched.wire.native import Frame
 
+log = logging.getLogger("trio_sched.client")
 FLUSH_TIMEOUT_S = 5.0
 """How long leaving may take to hand over what was submitted."""
 
@@ -34,7 +39,13 @@ class AsyncLine:
     """A connection to a scheduler within one event loop."""
 
     def __init__(
-        self, connection: Connection, hello: native.Hello, *, reconnect_s: float, companion: Companion | None
+        self,
+        connection: Connection,
+        hello: native.Hello,
+        *,
+        reconnect_s: float,
+        companion: Companion | None,
+        successor: Successor | None = None,
     ) -> None:
         self.functions = Functions()
         self.session: Session[AsyncFuture[Any]] = Session(hello, self.functions, companion.engines if companion else 0)
@@ -48,6 +59,11 @@ class AsyncLine:
         """Set and replaced after each message and each turn of the sender: for those who wait for a condition."""
         self._answers: dict[int, tuple[Any, str]] = {}
         self._over: TrioSchedError | None = None
+        self._hello = hello
+        self._reconnect_s = reconnect_s
+        self._successor = successor
+        self._away: SchedulerClosed | None = None
+        """Why nothing can be submitted, while the successor of a scheduler that is gone is looked for."""
 
     def __reduce__(self) -> NoReturn:
         cannot_be_sent()
@@ -83,11 +99,14 @@ class AsyncLine:
         :raises TrioSchedError: it cannot say, or is gone.
         """
         self.lookout.check_talking()
-        request = self.session.ask(what, task)
+        session = self.session
+        request = session.ask(what, task)
         self._wake.set()
         while request not in self._answers:
-            if self._over is not None:
-                raise self._over
+            if (why := self._over or self._away) is not None:
+                raise why
+            if self.session is not session:
+                raise SchedulerClosed("the scheduler that was asked is gone")
             await self._turned.wait()
         data, error = self._answers.pop(request)
         if error:
@@ -121,17 +140,22 @@ class AsyncLine:
 
     async def _receive(self) -> None:
         while self._over is None:
+            socket = self._socket
             try:
-                messages = await self._socket.receive()
+                messages = await socket.receive()
             except anyio.ClosedResourceError:
                 await anyio.lowlevel.checkpoint()  # opened anew meanwhile, or over
                 continue
             for parts in messages:
-                self._take(parts)
+                if socket is self._socket:  # else the rest is of a connection that was given up
+                    self._take(parts)
             self._turn()
 
     async def _send(self) -> None:
         while self._over is None:
+            if self._away is not None and self._successor is not None:
+                await self._follow(self._successor, self._away)
+                continue
             now = anyio.current_time()
             self._send_now(now)
             with anyio.move_on_after(self.lookout.patience_s(self.session, now)):
@@ -139,7 +163,9 @@ class AsyncLine:
             self._wake = anyio.Event()
             verdict = self.lookout.look(self.session, anyio.current_time())
             if isinstance(verdict, TrioSchedError):
-                self._fail(verdict)
+                self._end(verdict)
+            elif verdict and self._successor is not None and self._successor.replaced(self.connection):
+                self._end(SchedulerClosed(f"the scheduler {self.connection.name!r} was replaced by another one"))
             elif verdict:
                 self._reopen()
             self._turn()
@@ -150,11 +176,13 @@ class AsyncLine:
             self._socket.send_many([[native.encode(message), *frames] for message, frames in out])
 
     def _take(self, parts: Sequence[Frame]) -> None:
+        if self._away is not None:
+            return  # of a scheduler that is gone
         try:
             news = self.session.receive(parts, anyio.current_time())
         except WireError as error:
             if (why := self.lookout.misunderstood(error)) is not None:
-                self._fail(why)
+                self._end(why)
             return
         why = self.lookout.note(self.session, news, begun=self.session.number != 0)
         session, origin = self.session, self.origin
@@ -169,7 +197,7 @@ class AsyncLine:
         if self.session.busy:  # credit came back, or a greeting is due
             self._wake.set()
         if why is not None:
-            self._fail(why)
+            self._end(why)
 
     def _turn(self) -> None:
         self._turned.set()
@@ -180,6 +208,33 @@ class AsyncLine:
         old.close()
         self.session.opened(anyio.current_time())
         self._wake.set()
+
+    # ---- the end of a scheduler -------------------------------------------------------------------------------------
+
+    def _end(self, why: TrioSchedError) -> None:
+        """The scheduler is gone: end what it had, and if there may be a successor, look for that."""
+        if self._successor is None or not self.origin.session:
+            self._fail(why)
+            return
+        log.warning("%s; waiting for another one", why)
+        self._away = self.lookout.trouble = successors.away(why)
+        for future in self.session.start_anew():
+            future.finish(successors.lost(why))
+        self._wake.set()
+        self._turn()
+
+    async def _follow(self, successor: Successor, away: SchedulerClosed) -> None:
+        """Wait for a moment, and connect to the successor if it is there then."""
+        with anyio.move_on_after(successors.LOOK_UP_S):
+            await self._turned.wait()
+        found = successor.find()
+        if found is not None and not (self.lookout.refused and found == self.connection):
+            old, self._socket = self._socket, ZmqSocket.dealer(found)
+            old.close()
+            self.connection, self._away = found, None
+            self.session = Session(replace(self._hello, token=found.token), self.functions)
+            self.lookout = Lookout(found, self._hello.python, reconnect_s=self._reconnect_s, companion=None, away=away)
+            self._answers.clear()
 
     def _fail(self, why: TrioSchedError) -> None:
         """It is over: end everything that waits."""

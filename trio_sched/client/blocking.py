@@ -22,9 +22,10 @@ from trio_sched.client.calls import check_map, find_function, find_rows, make_ca
 from trio_sched.client.functions import Function
 from trio_sched.client.future import Future
 from trio_sched.client.line import Line
-from trio_sched.client.lookout import hello
+from trio_sched.client.lookout import check_seconds, hello
 from trio_sched.client.misuse import check_client_arguments, check_keywords
 from trio_sched.client.options import OptionNames, TaskRef, Unpack, task_number, wire_options
+from trio_sched.client.successor import Reconnect, Successor
 from trio_sched.transport.connection import Connection, find
 from trio_sched.wire import native
 
@@ -81,6 +82,9 @@ class Submitter(Executor):
             with line.lock:
                 if lookout.trouble is not None:
                     lookout.check()
+                if future._origin is not line.origin:  # the scheduler was replaced meanwhile
+                    session, future = line.session, Future(line.origin, function)
+                    continue
                 number = session.submit(future, call, frames, [needed.number for needed in inputs])
                 if number is not None:
                     future.number = number
@@ -179,7 +183,10 @@ class Client(Submitter):
     are theirs.
 
     `name` is shown in status and dashboards. `weight` is the fair share (R15). With `cancel_on_leave` the tasks end
-    with the client, however it ends; else they go on. A scheduler not heard of for `reconnect_s` counts as gone.
+    with the client, however it ends; else they go on. A scheduler not heard of for `reconnect_s` seconds counts as
+    gone: its unfinished tasks end with SchedulerClosed, and so does the client. With `reconnect="same-name"` the client
+    goes on: it connects to the next scheduler of the name, or in the file, by which it found this one. The unfinished
+    tasks are lost with the old one all the same; `submit` raises SchedulerClosed until the new one has answered.
 
     Leaving `with` waits for all tasks, as with every executor. At the interpreter's exit a client that was not shut
     down hands over what was submitted, but waits for no results.
@@ -201,17 +208,19 @@ class Client(Submitter):
         cancel_on_leave: bool = False,
         connect_timeout: float = CONNECT_TIMEOUT_S,
         reconnect_s: float = RECONNECT_S,
+        reconnect: Reconnect = "never",
         **misnamed: Never,
     ) -> None:
         from trio_sched.client.own import OwnScheduler
 
         check_client_arguments(Client, where, misnamed)
-
+        check_seconds(connect_timeout=connect_timeout, reconnect_s=reconnect_s)
         own = OwnScheduler.if_asked(where, engines, hwm=hwm, scheme=scheme)
         try:
             connection = own.connection() if own else where if isinstance(where, Connection) else find(where, "client")
             greeting = hello(connection, name=name, weight=weight, cancel_on_leave=cancel_on_leave)
-            line = Line(connection, greeting, reconnect_s=reconnect_s, companion=own)
+            successor = Successor.if_asked(reconnect, where, connection, own=own is not None)
+            line = Line(connection, greeting, reconnect_s=reconnect_s, companion=own, successor=successor)
         except BaseException:
             if own:
                 own.close()

@@ -19,11 +19,15 @@ import weakref
 from concurrent import futures
 from typing import Any, NoReturn
 
+from msgspec.structs import replace
+
+from trio_sched.client import successor as successors
 from trio_sched.client.ends import Origin, cannot_be_sent, described
 from trio_sched.client.functions import Functions
 from trio_sched.client.future import Future, settle
 from trio_sched.client.lookout import Companion, Lookout, ends_of
 from trio_sched.client.session import Session
+from trio_sched.client.successor import Successor
 from trio_sched.errors import NoSchedulerError, SchedulerClosed, TrioSchedError, WireError
 from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_blocking import BlockingDealer
@@ -40,7 +44,13 @@ class Line:
     """A connection to a scheduler, with the thread that serves it. Outlives the Client until its work is done."""
 
     def __init__(
-        self, connection: Connection, hello: native.Hello, *, reconnect_s: float, companion: Companion | None
+        self,
+        connection: Connection,
+        hello: native.Hello,
+        *,
+        reconnect_s: float,
+        companion: Companion | None,
+        successor: Successor | None = None,
     ) -> None:
         self.functions = Functions()
         self.session: Session[Future[Any]] = Session(hello, self.functions, companion.engines if companion else 0)
@@ -49,7 +59,10 @@ class Line:
         self.lookout = Lookout(connection, hello.python, reconnect_s=reconnect_s, companion=companion)
         self.connection = connection
         self.pid = os.getpid()
+        self._hello = hello
+        self._reconnect_s = reconnect_s
         self._companion = companion
+        self._successor = successor
         self._dealer = BlockingDealer(connection)
         self._answers: dict[int, futures.Future[Any]] = {}
         self._begun: futures.Future[None] = futures.Future()
@@ -145,15 +158,16 @@ class Line:
     # ---- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        why: TrioSchedError = SchedulerClosed("the client was shut down before the task ended")
+        why: TrioSchedError | None = None
         try:
-            why = self._loop() or why
+            while (why := self._loop()) is not None and self._follow(why):
+                pass
         except BaseException as error:  # a bug of ours must not leave anybody waiting
             log.exception("the client's thread failed")
             why = SchedulerClosed(f"the client failed: {described(error)}")
         finally:
             try:
-                self._fail(why)
+                self._fail(why or SchedulerClosed("the client was shut down before the task ended"))
             finally:
                 self._dealer.close()
                 if self._companion is not None:
@@ -178,6 +192,8 @@ class Line:
             if isinstance(verdict, TrioSchedError):
                 return verdict
             if verdict:
+                if self._successor is not None and self._successor.replaced(self.connection):
+                    return SchedulerClosed(f"the scheduler {self.connection.name!r} was replaced by another one")
                 self._reopen()
 
     def _send(self, now: float) -> bool:
@@ -232,18 +248,59 @@ class Line:
         with self.lock:
             self.session.opened(time.monotonic())
 
+    # ---- the end of a scheduler -------------------------------------------------------------------------------------
+
+    def _follow(self, why: TrioSchedError) -> bool:
+        """The scheduler is gone: end what it had, and wait for its successor. False: there is nothing to wait for."""
+        successor = self._successor
+        if successor is None or not self._begun.done():
+            return False
+        away = successors.away(why)
+        self._end_unfinished(successors.lost(why), away)
+        log.warning("%s; waiting for another one", why)
+        while not self._leave_when_done:
+            self._dealer.drain()  # it may still have had something to say
+            self._dealer.wait(successors.LOOK_UP_S)
+            found = successor.find()
+            if found is not None and not (self.lookout.refused and found == self.connection):
+                return self._move(found, away)
+        return False
+
+    def _move(self, connection: Connection, away: SchedulerClosed) -> bool:
+        """Connect to another scheduler. False: the client is to end."""
+        dealer = BlockingDealer(connection)
+        session: Session[Future[Any]] = Session(replace(self._hello, token=connection.token), self.functions)
+        with self.lock:
+            if self._leave_when_done:
+                dealer.close()
+                return False
+            old, self._dealer = self._dealer, dealer
+            self.connection, self.session = connection, session
+            self.lookout = Lookout(
+                connection, self._hello.python, reconnect_s=self._reconnect_s, companion=None, away=away
+            )
+        old.close()
+        return True
+
     def _fail(self, why: TrioSchedError) -> None:
         """End everything that still waits for something."""
+        self._end_unfinished(why, why)
+        if not self._begun.done():
+            self._begun.set_exception(why)
+
+    def _end_unfinished(self, why: TrioSchedError, trouble: TrioSchedError) -> None:
+        """End the tasks and questions that the scheduler has, or was to have. `trouble`: why nothing can be submitted
+        from now on."""
         with self.lock:
-            self.lookout.over(why)
-            unfinished = list(self.session.tasks.values())
-            self.session.tasks.clear()
+            if not self._leave_when_done and self._successor is not None:
+                self.lookout.trouble = trouble  # whatever it was before
+            self.lookout.over(trouble)
+            unfinished = self.session.start_anew()
         settle((future, why) for future in unfinished)
         for answer in list(self._answers.values()):
             if not answer.done():
                 answer.set_exception(why)
-        if not self._begun.done():
-            self._begun.set_exception(why)
+        self._answers.clear()
 
     # ---- forks ------------------------------------------------------------------------------------------------------
 

@@ -51,8 +51,19 @@ class Companion(Protocol):
 class Lookout:
     """Watches one scheduler for one client. `trouble`: why nothing can be submitted now, to be raised by submit."""
 
-    def __init__(self, connection: Connection, python: str, *, reconnect_s: float, companion: Companion | None) -> None:
-        self.trouble: Exception | None = None
+    def __init__(
+        self,
+        connection: Connection,
+        python: str,
+        *,
+        reconnect_s: float,
+        companion: Companion | None,
+        away: Exception | None = None,
+    ) -> None:
+        """`away`: the trouble until this scheduler has answered, if it is the successor of another one."""
+        self.trouble = self._away = away
+        self.refused = False
+        """Whether the scheduler will not have us: it is of no use to ask it again in the same way."""
         self.warning = ""
         """Something to warn the user of, in the user's thread."""
         self._connection = connection
@@ -143,6 +154,9 @@ class Lookout:
         """Draw the conclusions from a message; returns why it is over, if it is."""
         if news.welcomed:
             self._unheard_since = None
+            if self._away is not None and self.trouble is self._away:
+                self.trouble = None
+            self._away = None
         if session.pythons is not self._pythons:
             self._pythons = session.pythons
             self._note_versions()
@@ -153,6 +167,7 @@ class Lookout:
             if session.unaccepted:  # it may have been a Submit, whose tasks would wait for ever
                 return SchedulerClosed(f"the scheduler did not take a message of this client: {news.complaint}")
         if news.rejected:
+            self.refused = True
             return (SchedulerClosed if begun else NoSchedulerError)(f"the scheduler refuses us: {news.rejected}")
         return None
 
@@ -181,6 +196,13 @@ def ends_of(news: News[H]) -> Iterator[tuple[H, Ended]]:
         why = SchedulerClosed("the scheduler was replaced by one that does not know this task")
         for future in news.lost:
             yield future, why
+
+
+def check_seconds(**given: float) -> None:
+    """:raises ValueError: one of these is not a number of seconds, 0 or more; the message names it."""
+    for name, value in given.items():
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 0:
+            raise ValueError(f"{name}={value!r}: must be a number of seconds, 0 or more")
 
 
 def hello(connection: Connection, *, name: str, weight: float, cancel_on_leave: bool) -> native.Hello:

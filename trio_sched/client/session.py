@@ -335,7 +335,7 @@ class Session(Generic[H]):
             self._resume(message)
             return
         if again:
-            news.lost = self._start_anew()
+            news.lost = self.start_anew()
         self.number = message.session
         self._secret = message.secret
         self.scheduler = message.scheduler
@@ -358,8 +358,8 @@ class Session(Generic[H]):
         message = replace(sent.message, tasks=sent.message.tasks[done:])
         return _Sent(sent.first + done, sent.last, message, sent.frames[skipped:])
 
-    def _start_anew(self) -> list[H]:
-        """Another scheduler instance: nothing of the old session is left."""
+    def start_anew(self) -> list[H]:
+        """Another scheduler instance: nothing of the old session is left. Returns the handles of the lost tasks."""
         lost = list(self.tasks.values())
         for handle in lost:
             self._done_with(handle)

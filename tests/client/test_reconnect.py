@@ -1,0 +1,216 @@
+"""A client that follows its scheduler across restarts, and one that does not: with real processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from trio_sched import Client, SchedulerClosed, open_client
+from trio_sched.client.successor import Successor
+from trio_sched.transport.connection import Connection
+
+LIMIT_S = 60.0
+
+
+class Restarted:
+    """A scheduler with an engine, which can be ended and started again under its name."""
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Until it answers."""
+        command = [sys.executable, "-m", "trio_sched", "up", "-n", "1", "--name", "lab", "--lifeline"]
+        command += ["--shutdown-grace-s", "0.1", *self._options]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline()
+
+    def end(self, number: signal.Signals) -> None:
+        process = self._process
+        if process is None:
+            return
+        process.send_signal(number)
+        process.wait(LIMIT_S)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
+        self._process = None
+
+
+@pytest.fixture(params=["ipc", "tcp"])
+def lab(request: pytest.FixtureRequest, runtime_dir: Path) -> Iterator[Restarted]:
+    """Over TCP each instance has another port."""
+    lab = Restarted(*(["--bind", "tcp://127.0.0.1:0"] if request.param == "tcp" else []))
+    lab.start()
+    yield lab
+    lab.end(signal.SIGKILL)
+
+
+def whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function pickled by value: engines cannot import the tests."""
+    function.__module__ = "__main__"
+    return function
+
+
+@whole
+def forever() -> None:
+    import time
+
+    time.sleep(3600)
+
+
+@whole
+def twice(number: int) -> int:
+    return 2 * number
+
+
+def submitted(client: Client, number: int) -> Any:
+    """A task of the next scheduler, as soon as that takes it."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            return client.submit(twice, number)
+        except SchedulerClosed:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.02)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_it_follows_a_restarted_scheduler(lab: Restarted, end: signal.Signals) -> None:
+    with Client("lab", reconnect="same-name", connect_timeout=LIMIT_S) as client:
+        before = client.submit(twice, 1)
+        assert before.result(LIMIT_S) == 2
+        lost = [client.submit(forever) for _ in range(3)]
+        assert client.status()["draining"] is False  # it has them
+        lab.end(end)
+        for future in lost:
+            with pytest.raises(SchedulerClosed, match="the task is lost, and is not submitted again"):
+                raise future.exception(LIMIT_S) or AssertionError
+        with pytest.raises(SchedulerClosed, match="connects again as soon as a scheduler runs there"):
+            client.submit(twice, 2)
+        with pytest.raises(SchedulerClosed):
+            client.status()
+        lab.start()
+        after = submitted(client, 3)
+        assert after.result(LIMIT_S) == 6  # the function, which the former one had, was sent again
+        assert client.submit(twice, before).result(LIMIT_S) == 4  # a value is here, whoever made it
+        assert client.submit(twice, client.submit(twice, 5)).result(LIMIT_S) == 20
+        assert client.status()["tasks"]["ok"] >= 4
+
+
+def test_it_does_so_again_and_again(lab: Restarted) -> None:
+    with Client("lab", reconnect="same-name", connect_timeout=LIMIT_S) as client:
+        for number in range(3):
+            assert submitted(client, number).result(LIMIT_S) == 2 * number
+            lost = client.submit(forever)
+            lab.end(signal.SIGKILL)
+            assert isinstance(lost.exception(LIMIT_S), SchedulerClosed)
+            lab.start()
+
+
+def test_a_restart_that_nobody_noticed_is_noticed_by_the_refusal(lab: Restarted) -> None:
+    """Nothing is under way, and the new one is there before anybody looks."""
+    with Client("lab", reconnect="same-name", connect_timeout=LIMIT_S) as client:
+        assert client.submit(twice, 1).result(LIMIT_S) == 2
+        lab.end(signal.SIGKILL)
+        lab.start()
+        deadline = time.monotonic() + LIMIT_S
+        while True:  # what is submitted in the dark is lost, and says so
+            future = submitted(client, 4)
+            if future.exception(LIMIT_S) is None:
+                break
+            assert isinstance(future.exception(), SchedulerClosed)
+            assert time.monotonic() < deadline
+        assert future.result() == 8
+
+
+def test_a_client_that_leaves_does_not_wait_for_the_next_scheduler(lab: Restarted) -> None:
+    client = Client("lab", reconnect="same-name", connect_timeout=LIMIT_S)
+    lost = client.submit(forever)
+    lab.end(signal.SIGKILL)
+    assert isinstance(lost.exception(LIMIT_S), SchedulerClosed)
+    client.shutdown()
+    assert not client._line._thread.is_alive()
+
+
+def test_without_it_the_client_is_over(lab: Restarted) -> None:
+    client = Client("lab", connect_timeout=LIMIT_S)
+    lost = client.submit(forever)
+    lab.end(signal.SIGKILL)
+    assert isinstance(lost.exception(LIMIT_S), SchedulerClosed)
+    client._line.join(LIMIT_S)
+    lab.start()
+    with pytest.raises(SchedulerClosed, match="is gone"):
+        client.submit(twice, 1)
+    client.shutdown()
+
+
+def test_the_async_client_follows(lab: Restarted, run: Callable[[Callable[[], Awaitable[Any]]], Any]) -> None:
+    async def main() -> None:
+        async with open_client("lab", reconnect="same-name", connect_timeout=LIMIT_S) as client:
+            before = client.submit(twice, 1)
+            assert await before == 2
+            lost = client.submit(forever)
+            await anyio.to_thread.run_sync(lab.end, signal.SIGKILL)
+            with pytest.raises(SchedulerClosed, match="the task is lost, and is not submitted again"):
+                await lost
+            with pytest.raises(SchedulerClosed, match="connects again as soon as a scheduler runs there"):
+                client.submit(twice, 2)
+            with pytest.raises(SchedulerClosed):
+                await client.status()
+            await anyio.to_thread.run_sync(lab.start)
+            while True:
+                try:
+                    after = client.submit(twice, 3)
+                    break
+                except SchedulerClosed:
+                    await anyio.sleep(0.02)
+            assert await after == 6
+            assert await client.submit(twice, before) == 4
+            assert (await client.status())["tasks"]["ok"] >= 2
+
+    run(main)
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def test_the_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="reconnect='always': must be 'never' or 'same-name'"):
+        Successor.if_asked("always", None, Connection("a", "client", "", ""), own=False)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="never restarted"):
+        Successor.if_asked("same-name", None, Connection("a", "client", "", ""), own=True)
+    for wrong in ("60", -1, float("nan"), None, True):
+        with pytest.raises(ValueError, match=r"reconnect_s=.*: must be a number of seconds"):
+            Client(reconnect_s=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"connect_timeout=.*: must be a number of seconds"):
+            Client(connect_timeout=wrong)  # type: ignore[arg-type]
+
+
+def test_it_looks_where_the_first_one_was_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    connection = Connection("lab", "client", "", "")
+
+    def where(given: Any) -> Any:
+        successor = Successor.if_asked("same-name", given, connection, own=False)
+        assert successor is not None
+        return successor._where
+
+    monkeypatch.chdir(tmp_path)
+    assert where(None) == where(connection) == where("lab") == "lab"
+    assert where("x.json") == tmp_path / "x.json"  # wherever the process goes
+    monkeypatch.setenv("TRIO_SCHED_CONNECTION", "/y.json")
+    assert where(None) == Path("/y.json")
