@@ -16,6 +16,7 @@ from trio_sched.cli.options import ONLOOKER
 from trio_sched.client.options import task_number
 from trio_sched.errors import ConfigError, NoSchedulerError, TrioSchedError
 from trio_sched.transport.connection import find
+from trio_sched.transport.endpoint import describe_unanswered
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
 
@@ -79,7 +80,10 @@ class Conversation:
             frames = self._dealer.receive(self.timeout_s)
             if frames is None:
                 name, address = self.connection.name, self.connection.address
-                raise NoSchedulerError(f"the scheduler {name!r} at {address} did not answer in {self.timeout_s:g} s")
+                raise NoSchedulerError(
+                    f"the scheduler {name!r} at {address} did not answer in {self.timeout_s:g} s"
+                    f"{describe_unanswered(address)}"
+                )
             message = native.decode_to_client(frames[0])
             if isinstance(message, kind):
                 return message

@@ -46,8 +46,10 @@ def engine(
     from trio_sched.cli.logs import configure_logs
     from trio_sched.engine.machine import cores
     from trio_sched.transport.connection import ENV_CONNECTION, find
+    from trio_sched.transport.connection_limits import raise_descriptor_limit
 
     configure_logs(log_level, log_format)
+    raise_descriptor_limit()  # each worker takes some
     told["where"] = connection or os.environ.get(ENV_CONNECTION)  # where to look should the scheduler be restarted
     told["workers"] = cores() if engines is None else engines
     told["start_timeout_s"] = None  # a scheduler that is suspended may yet go on

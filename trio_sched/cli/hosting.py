@@ -15,6 +15,7 @@ from trio_sched.cli.logs import configure_logs
 from trio_sched.cli.watching import told_to_stop
 from trio_sched.server.native import NativeFront
 from trio_sched.server.serve import Running, serve
+from trio_sched.transport.connection_limits import raise_descriptor_limit
 
 if TYPE_CHECKING:
     from trio_sched.server.config import Config
@@ -51,8 +52,9 @@ def fronts_for(config: Config) -> Sequence[Front]:
     return fronts
 
 
-def calm_collector() -> None:
-    """In a process of our own."""
+def prepare_process() -> None:
+    """What a scheduler may ask of a process of its own: all the file descriptors it can have, a calm collector."""
+    raise_descriptor_limit()
     gc.collect()
     gc.freeze()  # what was imported stays
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
@@ -61,7 +63,7 @@ def calm_collector() -> None:
 @asynccontextmanager
 async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Running]:
     """A scheduler, and engines if asked for. Leaving the block waits until something has stopped the scheduler."""
-    calm_collector()
+    prepare_process()
     async with trio.open_nursery() as nursery:
         nanny_scope, expecting_scope = trio.CancelScope(), trio.CancelScope()
 

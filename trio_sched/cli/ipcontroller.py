@@ -74,7 +74,7 @@ def ipcontroller(arguments: Options = None) -> None:
 async def _run(wanted: Told) -> None:
     import trio
 
-    from trio_sched.cli.hosting import Stopper, calm_collector
+    from trio_sched.cli.hosting import Stopper, prepare_process
     from trio_sched.cli.watching import told_to_stop
     from trio_sched.logs import get_logger
     from trio_sched.server.serve import serve
@@ -82,7 +82,7 @@ async def _run(wanted: Told) -> None:
     log = get_logger(__name__)
     for warning in wanted.warnings:
         log.warning(warning)
-    calm_collector()
+    prepare_process()
     config, fronts = _server(wanted)
     stop = Stopper()
     async with told_to_stop(stop), trio.open_nursery() as nursery:

@@ -79,6 +79,9 @@ SETTINGS = (
     Setting("max_dependencies", int, "Most tasks that one task depends on. [100000]"),
     Setting("max_clients", int, "Most clients at once. [1000]"),
     Setting("max_engines", int, "Most engines at once. [100000]"),
+    Setting("max_connections", int, "Most connections at once; 0: three quarters of the descriptor limit. [0]"),
+    Setting("max_connections_per_address", int, "Most connections of one remote address; 0: half of all. [0]"),
+    Setting("handshake_s", float, "Seconds that the ZeroMQ handshake of a connection may take. [5]"),
     Setting("submissions_per_turn", int, "Submissions taken between two looks at results. [256]"),
 )
 

@@ -69,6 +69,8 @@ def rendered(view: dict[str, Any]) -> Group:
     clients = [row for row in view["clients"] if row.get("name") != ONLOOKER]
     if clients:
         parts.append(_clients(clients))
+    if refusing := view.get("connections", {}).get("refusing"):
+        parts.append(Text(f"newcomers are refused: {refusing}"))
     if odd := {reason: count for reason, count in view["counters"].items() if count}:
         parts.append(Text("odd things: " + ", ".join(f"{reason} {count}" for reason, count in odd.items())))
     return Group(*parts)

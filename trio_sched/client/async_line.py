@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
@@ -82,8 +83,10 @@ class AsyncLine:
                 await self._turned.wait()
         if self._over is not None:
             raise self._over
-        if not self.session.ready and (unready := self.lookout.unready(self.session, timeout_s)) is not None:
-            raise unready
+        if not self.session.ready:
+            unready = await anyio.to_thread.run_sync(self.lookout.unready, self.session, timeout_s)
+            if unready is not None:
+                raise unready
 
     def wake(self) -> None:
         self._wake.set()

@@ -27,6 +27,7 @@ from trio_sched.errors import (
     WireError,
 )
 from trio_sched.transport.connection import Connection, host_name, is_stale
+from trio_sched.transport.endpoint import describe_unanswered
 from trio_sched.wire import native
 from trio_sched.wire.ranges import RANGES
 
@@ -96,12 +97,12 @@ class Lookout:
 
     def unready(self, session: Session[Any], timeout_s: float) -> NoSchedulerError | None:
         """Why the client cannot begin, `timeout_s` seconds after it said hello; None: it begins with the engines that
-        are here. Engines of its own must all have joined.
+        are here. Engines of its own must all have joined. May take two seconds, to find out.
         """
         if session.number == 0:
             return NoSchedulerError(
                 f"the scheduler {self._connection.name!r} at {self._connection.address} did not answer within "
-                f"{timeout_s:g} s"
+                f"{timeout_s:g} s{describe_unanswered(self._connection.address)}"
             )
         if self._companion is None:
             return None

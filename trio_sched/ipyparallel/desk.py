@@ -44,7 +44,7 @@ class Desk:
         self.tasks: list[Callable[[], Awaitable[Any]]] = []
         """What the parts want to be run."""
         keys = KeyPair(config.curve_publickey, config.curve_secretkey) if config.curve else None
-        self.sockets = SocketSet(keys, config.max_message_bytes)
+        self.sockets = SocketSet(keys, config.max_message_bytes, hub.connections)
         self._former = former
         self._pools = {"client": iter(config.client_ports), "engine": iter(config.engine_ports)}
         self._common = iter(config.ports)

@@ -68,6 +68,14 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     max_dependencies: int = 100_000
     max_clients: int = 1_000
     max_engines: int = 100_000
+    max_connections: int = 0
+    """Connections of all kinds at once, before any handshake; 0: three quarters of the descriptor limit, which bounds
+    it in any case."""
+    max_connections_per_address: int = 0
+    """Of one remote address (an IPv6 network of 64 bits); 0: half of `max_connections`. Loopback and local sockets are
+    not counted by address."""
+    handshake_s: float = 5.0
+    """How long the ZeroMQ handshake of a connection may take."""
     submissions_per_turn: int = 256
     shutdown_grace_s: float = 10.0
     """How long running tasks may go on when the scheduler shuts down."""
@@ -145,6 +153,9 @@ RULES: dict[str, Rule] = {
     "max_dependencies": _at_least(1),
     "max_clients": _at_least(1),
     "max_engines": _at_least(1),
+    "max_connections": _at_least(0, " (0: as many as the descriptor limit allows)"),
+    "max_connections_per_address": _at_least(0, " (0: half of max_connections)"),
+    "handshake_s": Rule(lambda value: 0.001 <= value <= 3600, "it must be from 0.001 to 3600"),
     "submissions_per_turn": _at_least(1),
     "shutdown_grace_s": _at_least(0),
     "websocket_port": Rule(lambda value: value is None or 0 <= value < 1 << 16, "it must be from 0 (any) to 65535"),

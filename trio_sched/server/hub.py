@@ -20,6 +20,7 @@ from trio_sched.logs import get_logger
 from trio_sched.server.happenings import Event, LinkLost
 from trio_sched.server.identity import Identity
 from trio_sched.server.links import Flush, Link, Outlet, Raw
+from trio_sched.transport.connection_limits import ConnectionBounds, ConnectionLimits
 from trio_sched.wire.native import Frame, FromPeer
 
 log = get_logger(__name__)
@@ -91,11 +92,13 @@ class Inbox:
 class Hub:
     """The fronts' side of the server."""
 
-    def __init__(self, inbox: Inbox, identity: Identity) -> None:
+    def __init__(self, inbox: Inbox, identity: Identity, bounds: ConnectionBounds) -> None:
         self.inbox = inbox
         self.identity = identity
         self.counters: Counter[str] = Counter()
         """Messages dropped, by reason (R25), and other oddities."""
+        self.connections = ConnectionLimits(bounds, self.note)
+        """Those of all fronts: each counts what it accepts."""
         self._lanes: list[trio.MemorySendChannel[list[Raw]]] = []
         self.lanes: list[trio.MemoryReceiveChannel[list[Raw]]] = []
         """What clients, engines and strangers sent: to be read by intake, results and notifications."""

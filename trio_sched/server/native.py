@@ -96,7 +96,10 @@ class NativeFront:
         identity = hub.identity
         keys = identity.keys.for_server() if identity.keys else None
         socket = self._open_router(
-            identity.native_address(), keys=keys, max_message_bytes=self._config.max_message_bytes
+            identity.native_address(),
+            keys=keys,
+            max_message_bytes=self._config.max_message_bytes,
+            limits=hub.connections,
         )
         self._socket = socket
         hub.on_flush(socket.flush)

@@ -25,12 +25,14 @@ class Queries:
         counters: Mapping[str, int],
         about: dict[str, Any],
         started_at: float,
+        connections: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._scheduler = scheduler
         self._sessions = sessions
         self._counters = counters
         self._about = about
         self._started_at = started_at
+        self._connections = connections
         self._answers: dict[str, Callable[[TaskId, float], Any]] = {
             "status": self._status,
             "engines": self._engines,
@@ -55,6 +57,7 @@ class Queries:
                 row["undelivered"] = len(client.ends) + sum(len(parcel.ends) for parcel in client.unacked)
         view["engines"] = self._with_sessions(view["engines"], now)
         view["nannies"] = [{"nanny": nanny.number, **_about(nanny, now)} for nanny in self._sessions.nannies.values()]
+        view["connections"] = self._connections()
         view["counters"] = {**view["counters"], **self._counters}
         return {**self._about, "up_s": now - self._started_at, **view}
 

@@ -38,6 +38,7 @@ from trio_sched.server.recovery import GuardedScheduler
 from trio_sched.server.results import Results
 from trio_sched.server.sessions import Sessions
 from trio_sched.transport.connection import Connection, remove_connection_files, write_connection_files
+from trio_sched.transport.connection_limits import ConnectionBounds, connection_bounds, descriptor_limit
 from trio_sched.wire.native import Closing
 
 log = get_logger(__name__)
@@ -123,12 +124,14 @@ class Server:
         self.scheduler = Scheduler(config.settings(), rng, _generator(config))
         self.sessions = Sessions()
         self.inbox = Inbox(config.submissions_per_turn)
-        self.hub = Hub(self.inbox, self.identity)
+        self.hub = Hub(self.inbox, self.identity, _bounds(config))
         self.hub.stop = self.stop
         functions = Functions()
         self.outbox = Outbox(self.hub, config, self.sessions, functions, self.identity.instance)
         about = {"name": config.name, "scheduler": self.identity.instance}
-        self.queries = Queries(self.scheduler, self.sessions, self.hub.counters, about, now)
+        self.queries = Queries(
+            self.scheduler, self.sessions, self.hub.counters, about, now, self.hub.connections.status
+        )
         guarded = GuardedScheduler(self.scheduler, self.hub)
         self._reception = Reception(guarded, self.hub, self.sessions, functions, self.outbox, self.queries)
         self.auditor = Auditor(self.hub, config, self.sessions, self.outbox, self._tidy, now)
@@ -201,6 +204,21 @@ class Server:
             closing = Closing(self._reason or "the scheduler was cancelled")
             self.outbox.take([Tell(session, closing) for session in self.sessions])
             self.hub.flush()
+
+
+def _bounds(config: Config) -> ConnectionBounds:
+    """The limits of connections, as the descriptors of this process allow them."""
+    bounds = connection_bounds(
+        descriptor_limit(), config.max_connections, config.max_connections_per_address, config.handshake_s
+    )
+    if bounds.max_connections < config.max_connections:
+        log.warning(
+            "max_connections is more than the descriptor limit allows",
+            wanted=config.max_connections,
+            allowed=bounds.max_connections,
+            descriptors=bounds.descriptors,
+        )
+    return bounds
 
 
 def _generator(config: Config) -> Any:

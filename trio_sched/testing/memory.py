@@ -54,8 +54,10 @@ class MemoryNetwork:
     def __init__(self) -> None:
         self._routers: dict[str, MemoryRouter] = {}
 
-    def open_router(self, address: str, *, keys: ServerKeys | None = None, max_message_bytes: int = 0) -> MemoryRouter:
-        """A bound router, in the place of `ZmqSocket.router`.
+    def open_router(
+        self, address: str, *, keys: ServerKeys | None = None, max_message_bytes: int = 0, limits: object = None
+    ) -> MemoryRouter:
+        """A bound router, in the place of `ZmqSocket.router`. Connections are not limited.
 
         :raises AddressInUseError: there is one at that address.
         """

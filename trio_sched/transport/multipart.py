@@ -8,6 +8,7 @@ frame). Asking which role a CURVE key proved takes 0.4 us more, where there are 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -31,10 +32,17 @@ def methods(socket: zmq.Socket[bytes]) -> tuple[Callable[..., Any], Callable[...
     return socket.recv, base.send, base.get
 
 
-def drain(receive: Callable[..., Any], limit: int, routed: bool, proved: bool = False) -> list[list[Frame]]:
+def drain(
+    receive: Callable[..., Any],
+    limit: int,
+    routed: bool,
+    proved: bool = False,
+    heard: Callable[[int], None] | None = None,
+) -> list[list[Frame]]:
     """At most `limit` messages that are there; `receive` is the socket's own recv. Fewer: it ended with zmq.Again.
 
     `proved`: each routing id gets the mark of the role that the key of its connection proved (`curve.MARKS`) in front.
+    `heard` is called with the descriptor of the connection through which each message came (0.3 us).
     """
     messages: list[list[Frame]] = []
     add = messages.append
@@ -42,6 +50,9 @@ def drain(receive: Callable[..., Any], limit: int, routed: bool, proved: bool = 
         for _ in range(limit):
             parts: list[Frame] = [receive(_NOBLOCK)] if routed else []
             frame = receive(_NOBLOCK, False)
+            if heard is not None:
+                with contextlib.suppress(zmq.ZMQError):  # a message from this process has none
+                    heard(frame.get(zmq.SRCFD))
             if proved:
                 parts[0] = MARKS[frame.get("User-Id")] + parts[0]
             parts.append(frame.bytes if len(frame) < LARGE_BYTES else frame.buffer)

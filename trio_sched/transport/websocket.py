@@ -14,6 +14,7 @@ Around trio-websocket (RFC 6455), with what it leaves to its user:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import select
@@ -29,6 +30,7 @@ from msgspec import Struct
 from wsproto.utilities import LocalProtocolError
 
 from trio_sched.errors import AddressInUseError, ConfigError
+from trio_sched.transport.connection_limits import ConnectionLimits, TrackedConnection, address_group
 
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, NOT_TEXT, POLICY, TOO_LARGE = 1000, 1001, 1002, 1007, 1008, 1009
 """Close codes of RFC 6455."""
@@ -40,8 +42,14 @@ _PIECE_BYTES = 64 * 1024
 _UNREAD_MESSAGES = 64
 """Messages that trio-websocket holds for a handler that is busy."""
 
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_NO_DESCRIPTORS_PAUSE_S = 0.1
+_REFUSALS_AT_ONCE = 32
+_REFUSALS_PAUSE_S = 0.01
+
 Data: TypeAlias = str | bytes
 Listener: TypeAlias = "trio.SocketListener | trio.SSLListener[trio.SocketStream]"
+Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
 
 class Handshake(Struct, frozen=True):
@@ -145,13 +153,96 @@ async def serve(
     handle: Handle,
     note: Note,
     *,
+    connections: ConnectionLimits | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled: for each peer that `admit` has nothing against, `handle` runs in a task of its own."""
+    """Serve until cancelled: for each peer that `admit` has nothing against, `handle` runs in a task of its own.
+
+    With `connections`, each connection counts there from its first byte on. Closes the listeners at the end.
+    """
     connection = partial(_connection, limits, admit, handle, note)
     async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, connection, listeners)
+        for listener in listeners:
+            nursery.start_soon(_accept, listener, connections, connection, note, nursery)
         task_status.started()
+
+
+async def _accept(
+    listener: Listener,
+    connections: ConnectionLimits | None,
+    serve_connection: Callable[[Stream, AcceptedConnection], Awaitable[None]],
+    note: Note,
+    nursery: trio.Nursery,
+) -> None:
+    """Accept connections and start a task for each one that is not refused."""
+    refused_in_a_row = 0
+    async with listener:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTORS:
+                    raise
+                note("no_descriptors", f"a WebSocket connection could not be accepted: {error.strerror}")
+                await trio.sleep(_NO_DESCRIPTORS_PAUSE_S)
+                continue
+            accepted = AcceptedConnection(_socket_of(stream), connections)
+            if connections is None or connections.add(accepted):
+                nursery.start_soon(_serve_accepted, stream, accepted, serve_connection)
+                refused_in_a_row = 0
+                continue
+            _socket_of(stream).close()
+            refused_in_a_row += 1
+            if refused_in_a_row % _REFUSALS_AT_ONCE == 0:  # a flood of newcomers does not keep the event loop busy
+                await trio.sleep(_REFUSALS_PAUSE_S)
+
+
+async def _serve_accepted(
+    stream: Stream,
+    accepted: AcceptedConnection,
+    serve_connection: Callable[[Stream, AcceptedConnection], Awaitable[None]],
+) -> None:
+    try:
+        with accepted.scope:
+            await serve_connection(stream, accepted)
+    finally:
+        accepted.ended()
+
+
+def _socket_of(stream: Stream) -> trio.socket.SocketType:
+    return (stream.transport_stream if isinstance(stream, trio.SSLStream) else stream).socket
+
+
+class AcceptedConnection(TrackedConnection):
+    """A connection that was accepted, for the limits."""
+
+    __slots__ = ("_limits", "_token", "scope")
+
+    def __init__(self, socket: trio.socket.SocketType, limits: ConnectionLimits | None) -> None:
+        try:
+            address = address_group(str(socket.getpeername()[0]))
+        except OSError:  # it is gone already
+            address = ""
+        super().__init__(address)
+        self.scope = trio.CancelScope()
+        """Around the task that serves it."""
+        self._limits = limits
+        self._token = trio.lowlevel.current_trio_token()
+
+    def establish(self) -> None:
+        """The peer has shown a token."""
+        if self._limits is not None:
+            self._limits.establish(self)
+
+    def ended(self) -> None:
+        """The connection is closed."""
+        if self._limits is not None:
+            self._limits.remove(self)
+
+    def close(self) -> None:
+        """Cancel its task, which closes it. From any thread: another listener's newcomer may take its place."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self.scope.cancel)
 
 
 async def _connection(
@@ -159,7 +250,8 @@ async def _connection(
     admit: Admit,
     handle: Handle,
     note: Note,
-    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream],
+    stream: Stream,
+    accepted: AcceptedConnection,
 ) -> None:
     """One connection, from its first byte to its last; whatever goes wrong with it ends here."""
     metered = _MeteredStream(stream, limits.stall_s)
@@ -167,7 +259,7 @@ async def _connection(
         async with trio.open_nursery() as nursery:
             peer = None
             with trio.move_on_after(limits.handshake_s) as patience:
-                peer = await _shake_hands(nursery, metered, limits, admit, note)
+                peer = await _shake_hands(nursery, metered, limits, admit, note, accepted)
             if patience.cancelled_caught:
                 note("no_handshake", f"no WebSocket handshake within {limits.handshake_s:g} s")
             if peer is not None:
@@ -191,7 +283,12 @@ def _in_words(error: BaseException) -> str:
 
 
 async def _shake_hands(
-    nursery: trio.Nursery, stream: _MeteredStream, limits: Limits, admit: Admit, note: Note
+    nursery: trio.Nursery,
+    stream: _MeteredStream,
+    limits: Limits,
+    admit: Admit,
+    note: Note,
+    accepted: AcceptedConnection,
 ) -> WebSocketPeer | None:
     request = await trio_websocket.wrap_server_stream(
         nursery,
@@ -207,7 +304,9 @@ async def _shake_hands(
         body = refusal.text.encode() + b"\n"
         await request.reject(refusal.status, extra_headers=[(b"Content-Type", b"text/plain; charset=utf-8")], body=body)
         return None
-    return WebSocketPeer(await request.accept(), stream, handshake, limits, note)
+    if handshake.token:
+        accepted.establish()
+    return WebSocketPeer(await request.accept(), stream, handshake, limits, note, accepted.establish)
 
 
 def _read_handshake(request: trio_websocket.WebSocketRequest) -> Handshake:
@@ -233,8 +332,11 @@ class WebSocketPeer:
         handshake: Handshake,
         limits: Limits,
         note: Note,
+        establish: Callable[[], None] = lambda: None,
     ) -> None:
         self.handshake = handshake
+        self.establish = establish
+        """Call it when the peer has proved who it is: its connection does not give way to newcomers from then on."""
         self.closed_because = ""
         """Why the connection ended, once it has."""
         self._connection = connection
@@ -345,12 +447,12 @@ class _MeteredStream(trio.abc.Stream):
     That the system takes bytes proves nothing, unless it had (nearly) no room before: then the other side took some.
     """
 
-    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], stall_s: float) -> None:
+    def __init__(self, stream: Stream, stall_s: float) -> None:
         self.progress: Callable[[], None] = lambda: None
         self.broken_because = ""
         self._stream = stream
         self._stall_s = stall_s
-        self._socket = (stream.transport_stream if isinstance(stream, trio.SSLStream) else stream).socket
+        self._socket = _socket_of(stream)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """In pieces, each of which must be taken in `stall_s`."""

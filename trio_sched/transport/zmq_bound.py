@@ -15,8 +15,10 @@ from typing import Any, Literal, TypeAlias
 import zmq
 
 from trio_sched.errors import AddressInUseError, ConfigError
+from trio_sched.transport.connection_limits import ConnectionLimits
 from trio_sched.transport.curve import KeyPair
 from trio_sched.transport.endpoint import real_address, set_options
+from trio_sched.transport.zmq_monitor import ConnectionMonitor
 from trio_sched.transport.zmq_socket import ZmqSocket
 
 Kind: TypeAlias = Literal["router", "pub", "sub", "xpub", "xsub"]
@@ -24,12 +26,15 @@ _KINDS: dict[Kind, int] = {"router": zmq.ROUTER, "pub": zmq.PUB, "sub": zmq.SUB,
 
 
 class SocketSet:
-    """Makes bound sockets and closes them all. One I/O thread serves them."""
+    """Makes bound sockets and closes them all. One I/O thread serves them. `limits` bounds their connections."""
 
-    def __init__(self, keys: KeyPair | None = None, max_message_bytes: int = 0) -> None:
+    def __init__(
+        self, keys: KeyPair | None = None, max_message_bytes: int = 0, limits: ConnectionLimits | None = None
+    ) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
         self._keys = keys
         self._max_message_bytes = max_message_bytes
+        self._limits = limits
         self._sockets: list[ZmqSocket] = []
 
     def bind(self, kind: Kind, address: str, *, mandatory: bool = False) -> ZmqSocket:
@@ -42,6 +47,7 @@ class SocketSet:
         :raises ConfigError: libzmq does not take the address.
         """
         socket: zmq.Socket[bytes] = self._context.socket(_KINDS[kind])
+        monitor: ConnectionMonitor | None = None
         try:
             set_options(socket, address, self._max_message_bytes)
             self._set_kind(socket, kind, mandatory)
@@ -49,13 +55,19 @@ class SocketSet:
                 socket.curve_server = True
                 socket.curve_publickey = self._keys.public.encode("ascii")
                 socket.curve_secretkey = self._keys.secret.encode("ascii")
+            if self._limits is not None:
+                monitor = ConnectionMonitor(self._context, socket, self._limits)
             _bind(socket, address)
         except BaseException:
             socket.close(linger=0)
+            if monitor is not None:
+                monitor.discard()
             raise
         bound = ZmqSocket(self._context, socket, address=real_address(socket), routed=kind == "router")
         self._sockets.append(bound)
         bound.share(self._sockets)
+        if monitor is not None:
+            bound.watch_connections(monitor)
         return bound
 
     def also(self, bound: ZmqSocket, address: str) -> str:

@@ -32,8 +32,18 @@ import zmq
 
 from trio_sched.transport import curve
 from trio_sched.transport.connection import Connection, Role
+from trio_sched.transport.connection_limits import ConnectionLimits
 from trio_sched.transport.endpoint import LINGER_MS, bind_router, connect_dealer, real_address
-from trio_sched.transport.multipart import LARGE_BYTES, POLLIN, RECEIVE_LIMIT, SNDMORE, Frame, drain, methods
+from trio_sched.transport.multipart import (
+    LARGE_BYTES,
+    POLLIN,
+    RECEIVE_LIMIT,
+    SNDMORE,
+    Frame,
+    drain,
+    methods,
+)
+from trio_sched.transport.zmq_monitor import ConnectionMonitor
 
 DEFAULT_MAX_MESSAGE_BYTES = 1 << 30
 
@@ -63,29 +73,43 @@ class ZmqSocket:
         self._authenticator: ZmqSocket | None = None
         self._roles: dict[bytes, Role] = {}
         """By public key; empty: peers prove nothing."""
+        self._monitor: ConnectionMonitor | None = None
         self._sharing: Sequence[ZmqSocket] = (self,)
 
     # ---- making one -------------------------------------------------------------------------------------------------
 
     @classmethod
     def router(
-        cls, address: str, *, keys: curve.ServerKeys | None = None, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+        cls,
+        address: str,
+        *,
+        keys: curve.ServerKeys | None = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        limits: ConnectionLimits | None = None,
     ) -> ZmqSocket:
         """A ROUTER bound to "ipc:///path" (in a private directory) or "tcp://host:port" (port 0: any; needs `keys`).
 
-        With keys, `authenticate` must run beside it, or nobody gets in.
+        With keys, `authenticate` must run beside it, or nobody gets in. `limits` bounds its connections.
 
         :raises AddressInUseError: somebody else listens there.
         :raises ConfigError: the address is not one of those, or TCP has no keys, or the directory is open to others.
         """
         context: zmq.Context[Any] = zmq.Context()
+        monitors: list[ConnectionMonitor] = []
+
+        def watch(socket: zmq.Socket[bytes]) -> None:
+            if limits is not None:
+                monitors.append(ConnectionMonitor(context, socket, limits))
+
         try:
             authenticator = _bound_zap(context) if keys else None
-            socket = bind_router(context, address, keys, max_message_bytes)
+            socket = bind_router(context, address, keys, max_message_bytes, watch)
         except BaseException:
             context.destroy(linger=0)
             raise
         router = cls(context, socket, address=real_address(socket), routed=True)
+        for monitor in monitors:
+            router.watch_connections(monitor)
         if keys and authenticator:
             router._roles = curve.roles_by_key(keys)
             router._authenticator = cls(context, authenticator, address=curve.ZAP_ADDRESS, routed=True)
@@ -110,6 +134,11 @@ class ZmqSocket:
         """These, this one among them, use one context: the last to close ends it."""
         self._sharing = users
 
+    def watch_connections(self, monitor: ConnectionMonitor) -> None:
+        """Bound the connections of this socket, whose monitor this is, until it is closed."""
+        self._monitor = monitor
+        monitor.start(self.address)
+
     def with_socket(self, use: Callable[[zmq.Socket[bytes]], str]) -> str:
         """What `use` makes of the bare socket: for the other files of this package, before anyone receives."""
         return use(self._socket)
@@ -133,7 +162,9 @@ class ZmqSocket:
         waited = False
         while not self._closing:
             if not self._drained:
-                messages = drain(self._receive_frame, limit, self._routed, bool(self._roles))
+                monitor = self._monitor
+                heard = monitor.heard if monitor is not None and monitor.some_are_silent else None
+                messages = drain(self._receive_frame, limit, self._routed, bool(self._roles), heard)
                 self._drained = len(messages) < limit
                 if messages:
                     if not waited:
@@ -236,6 +267,9 @@ class ZmqSocket:
     def _close_now(self) -> None:
         self._socket.close(linger=LINGER_MS)
         if all(user._socket.closed for user in self._sharing):
+            for user in self._sharing:
+                if user._monitor is not None:
+                    user._monitor.join()
             self._context.term()
 
     def __enter__(self) -> ZmqSocket:

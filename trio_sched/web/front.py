@@ -71,6 +71,7 @@ class WebSocketLink(Link):
     def admitted(self) -> None:
         """See Link."""
         self.patience.deadline = math.inf
+        self._peer.establish()
         self.answered.set()
 
     def close(self) -> None:
@@ -139,7 +140,7 @@ class WebSocketFront:
 
         with trio.CancelScope(shield=True) as shield:
             task_status.started(shield)
-            await websocket.serve(listeners, limits, self._admit, handle, note)
+            await websocket.serve(listeners, limits, self._admit, handle, note, connections=hub.connections)
 
     async def _say_good_bye(self) -> None:
         self._closing = True
