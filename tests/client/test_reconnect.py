@@ -214,3 +214,15 @@ def test_it_looks_where_the_first_one_was_found(monkeypatch: pytest.MonkeyPatch,
     assert where("x.json") == tmp_path / "x.json"  # wherever the process goes
     monkeypatch.setenv("TRIO_SCHED_CONNECTION", "/y.json")
     assert where(None) == Path("/y.json")
+
+
+def test_leaving_raises_one_error_for_all_tasks_that_were_lost_with_a_scheduler(lab: Restarted) -> None:
+    async def main() -> None:
+        async with open_client("lab", reconnect="same-name", connect_timeout=LIMIT_S) as client:
+            for _ in range(3):
+                client.options(resources={"unobtainium": 1}).submit(abs, 1)
+            await client.status()  # it has them
+            lab.end(signal.SIGKILL)
+
+    with pytest.raises(SchedulerClosed, match="the task is lost"):
+        anyio.run(main)

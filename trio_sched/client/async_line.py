@@ -221,8 +221,9 @@ class AsyncLine:
             return
         log.warning("%s; waiting for another one", why)
         self._away = self.lookout.trouble = successors.away(why)
+        lost = successors.lost(why)  # one for all, so that leaving the client's block raises it once
         for future in self.session.start_anew():
-            future.finish(successors.lost(why))
+            future.finish(lost)
         self._wake.set()
         self._turn()
 

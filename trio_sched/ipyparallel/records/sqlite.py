@@ -192,6 +192,7 @@ class SQLiteStore:
             return None
 
     def changed(self, record: Record) -> None:
+        """Note that a record is to be written again."""
         msg_id = record.msg_id
         if msg_id in self._new:
             return
