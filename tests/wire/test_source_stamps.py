@@ -84,6 +84,16 @@ def test_a_seal_holds_until_a_module_is_loaded_again(make: Make) -> None:
     assert sources.seal(pickled)[0] != first
 
 
+def test_a_module_may_say_that_it_differs_between_machines(make: Make) -> None:
+    make("stamped_b", "__trio_sched_stamp__ = False\ndef g(): pass\n")
+    module = make("stamped_a", "from stamped_b import g\ndef f(): pass\n")
+    sources = LoadedSources()
+    assert sources.seal(payload.dump_function(module.g))[1] is None
+    sealed, _ = sources.seal(payload.dump_function(module.f))
+    make("stamped_b", "__trio_sched_stamp__ = False\ndef g(): return 1\n")
+    assert sources.seal(payload.dump_function(module.f))[0] == sealed
+
+
 def test_line_ends_make_no_difference() -> None:
     assert source_stamps.digest_of_source(b"a = 1\r\n") == source_stamps.digest_of_source(b"a = 1\n")
 

@@ -9,7 +9,8 @@ module was loaded. `seal` wraps the pickled function together with the stamps; u
 *Own* modules have stamps: those with a Python source file outside of the standard library and of site-packages (an
 editable install counts as own). The stamps of a function cover the modules named in its pickle, and the own modules
 which these refer to from their global names and by import statements, transitively. Extension, frozen and zipped
-modules have no stamp, nor have modules whose file cannot be read; an engine takes these as they are.
+modules have no stamp, nor have modules whose file cannot be read, nor a module that says `__trio_sched_stamp__ = False`
+because it is meant to differ between machines; an engine takes these as they are.
 
 Modules are imported again into *new* module objects, together with all own modules that refer to them. Functions that
 were loaded before keep the module objects they were loaded from: what is running, and what is queued behind it for the
@@ -40,6 +41,8 @@ _PACKAGE = __name__.partition(".")[0]
 _PICKLE_PROTOCOL = 5
 _SHORT_TEXT = b"\x8c"
 """Pickle's opcode for a text of less than 256 bytes; the next byte is its length."""
+OPT_OUT = "__trio_sched_stamp__"
+"""A module whose global of this name is False has no stamp."""
 _AUTORELOAD = "IPython.extensions.autoreload"
 _UNKNOWN = "unknown"
 """Instead of a digest: the file was edited after the module was loaded, so what was loaded cannot be told."""
@@ -251,8 +254,11 @@ def _differs(stamp: Stamp) -> CallError:
 
 
 def is_own(name: str, module: object) -> bool:
-    """Whether this is a module of the user's own: from a source file, not installed, nor part of Python."""
+    """Whether this is a module of the user's own: from a source file, not installed, nor part of Python; and whether it
+    may have a stamp."""
     if name == "__main__" or name.partition(".")[0] == _PACKAGE or not isinstance(module, ModuleType):
+        return False
+    if vars(module).get(OPT_OUT) is False:
         return False
     origin = origin_of(module)
     return (
