@@ -19,8 +19,8 @@ import zmq
 from trio_sched.errors import AddressInUseError
 from trio_sched.transport import zmq_monitor
 from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
-from trio_sched.transport.endpoint import describe_unanswered
 from trio_sched.transport.local_gate import LocalGate
+from trio_sched.transport.reach import describe_unanswered
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.transport.zmq_bound import SocketSet
 from trio_sched.transport.zmq_socket import ZmqSocket
@@ -312,7 +312,7 @@ def test_why_nobody_answers(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     assert "nothing listens" in describe_unanswered(f"tcp://127.0.0.1:{port}")
-    assert "cannot be reached" in describe_unanswered("tcp://nowhere.invalid:1")
+    assert "could not be resolved here" in describe_unanswered("tcp://nowhere.invalid:1")
 
 
 def test_libzmq_is_what_we_think() -> None:

@@ -16,7 +16,7 @@ from trio_sched.cli.options import ONLOOKER
 from trio_sched.client.options import task_number
 from trio_sched.errors import ConfigError, NoSchedulerError, TrioSchedError
 from trio_sched.transport.connection import find
-from trio_sched.transport.endpoint import describe_unanswered
+from trio_sched.transport.reach import describe_unanswered
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
 

@@ -43,7 +43,7 @@ class _Formatter(logging.Formatter):
         """The record as a line, with the traceback behind it (as JSON within it)."""
         level = record.levelname.lower()
         event: structlog.typing.EventDict = {
-            "timestamp": datetime.datetime.fromtimestamp(record.created, self._zone).isoformat(),
+            "timestamp": datetime.datetime.fromtimestamp(record.created, self._zone).isoformat().replace("+00:00", "Z"),
             "level": level,
             "event": getattr(record, "event", None) or record.getMessage(),
             **getattr(record, "fields", {}),

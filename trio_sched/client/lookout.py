@@ -27,7 +27,7 @@ from trio_sched.errors import (
     WireError,
 )
 from trio_sched.transport.connection import Connection, host_name, is_stale
-from trio_sched.transport.endpoint import describe_unanswered
+from trio_sched.transport.reach import describe_unanswered
 from trio_sched.wire import native
 from trio_sched.wire.ranges import RANGES
 

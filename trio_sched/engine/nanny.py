@@ -26,6 +26,7 @@ from trio_sched.engine.ward import Death, Ward
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
 from trio_sched.logs import get_logger
 from trio_sched.transport.connection import Connection, client_file_of, find, host_name
+from trio_sched.transport.reach import describe_unanswered
 from trio_sched.transport.scratch import ScratchDirectory
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import (
@@ -128,7 +129,7 @@ class Nanny:
             with trio.move_on_after(math.inf if start_timeout_s is None else start_timeout_s) as patience:
                 await line.joined.wait()
             if patience.cancelled_caught:
-                line.fail(f"did not answer within {start_timeout_s:g} s")
+                line.fail(f"did not answer within {start_timeout_s:g} s{await line.describe_unanswered()}")
             else:
                 task_status.started(self)
             await line.closed.wait()
@@ -224,6 +225,10 @@ class _Line:
                 self._send(Bye(reason=self.reason or "the nanny was stopped"))
             self._socket.close()
 
+    async def describe_unanswered(self) -> str:
+        """See `transport.reach`."""
+        return await trio.to_thread.run_sync(describe_unanswered, self._connection.address, abandon_on_cancel=True)
+
     async def talk(self) -> None:
         """Stay connected until cancelled: one socket after the other, each until nothing is heard through it (or it
         is refused); in between look whether the scheduler was restarted."""
@@ -231,20 +236,22 @@ class _Line:
             self._socket = ZmqSocket.dealer(self._connection)
             self._hello()
             await self._until_silent()
-            self._log_silence()
+            await self._log_silence()
             self._socket.close()
             self._find_scheduler()
 
-    def _log_silence(self) -> None:
+    async def _log_silence(self) -> None:
         """Ever more rarely."""
         self._silences += 1
         if self._silences & (self._silences - 1):
             return
-        what = "does not answer; we keep trying" if not self.joined.is_set() else "is silent"
-        _log.warning(
-            f"the scheduler {'refuses us; was it restarted?' if self._refused else what}",
-            address=self._connection.address,
-        )
+        if self._refused:
+            what = "refuses us; was it restarted?"
+        elif self.joined.is_set():
+            what = "is silent"
+        else:
+            what = f"does not answer{await self.describe_unanswered()}; we keep trying"
+        _log.warning(f"the scheduler {what}", address=self._connection.address)
 
     def _find_scheduler(self) -> None:
         """A scheduler that was restarted has new secrets, and has written them where the former ones were."""

@@ -39,6 +39,7 @@ from trio_sched.server.results import Results
 from trio_sched.server.sessions import Sessions
 from trio_sched.transport.connection import Connection, remove_connection_files, write_connection_files
 from trio_sched.transport.connection_limits import ConnectionBounds, connection_bounds, descriptor_limit
+from trio_sched.transport.reach import resolution_problem
 from trio_sched.wire.native import Closing
 
 log = get_logger(__name__)
@@ -71,6 +72,7 @@ async def serve(
                 for task in server.tasks:
                     nursery.start_soon(task)
                 with _connection_files(server.identity, config, addresses) as (client, engine):
+                    nursery.start_soon(_check_advertised_host, client.address, addresses.get("native", ""))
                     task_status.started(Running(server, client, engine, addresses))
                     await server.until_stopped()
             finally:
@@ -87,6 +89,17 @@ async def _shielded(
 ) -> None:
     with shield:
         await front.run(hub, task_status=task_status)
+
+
+async def _check_advertised_host(advertised: str, bound: str) -> None:
+    """Warn where the host that stands for a wildcard in the connection files is not even known here."""
+    if advertised == bound:
+        return
+    host = advertised.removeprefix("tcp://").rpartition(":")[0]
+    problem = await trio.to_thread.run_sync(resolution_problem, host.strip("[]"), abandon_on_cancel=True)
+    if problem:
+        advice = "set advertised_host (--advertised-host) to a name or an address by which others reach this machine"
+        log.warning("the advertised host cannot be resolved here", host=host, reason=problem, advice=advice)
 
 
 @contextmanager

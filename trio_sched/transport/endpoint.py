@@ -25,8 +25,6 @@ LINGER_MS = 100
 MAX_PORT = 65535
 BACKLOG = 1024
 """Connections that may wait to be accepted: hundreds of engines come at once."""
-PROBE_S = 1.0
-"""How long a probe waits for a connection, and then for its end."""
 _RECONNECT_MS, _RECONNECT_MAX_MS = 50, 1000
 
 
@@ -137,40 +135,3 @@ def real_address(socket: zmq.Socket[bytes]) -> str:
     """What the socket is bound to, with the real port."""
     endpoint = socket.get(zmq.LAST_ENDPOINT)
     return endpoint.rstrip(b"\0").decode() if isinstance(endpoint, bytes) else str(endpoint)
-
-
-def describe_unanswered(address: str) -> str:
-    """What a new connection to a scheduler that does not answer meets, to follow "did not answer"; empty: it is
-    accepted and stays open, so the scheduler is busy or stopped. Takes up to two seconds.
-    """
-    try:
-        with _connected(address) as probe:
-            probe.settimeout(PROBE_S)
-            while probe.recv(1024):
-                pass
-    except TimeoutError:
-        return ""
-    except (ConnectionRefusedError, FileNotFoundError):
-        return ": nothing listens there"
-    except (ConnectionError, BlockingIOError):
-        pass  # closed as well, or not even accepted
-    except OSError as error:
-        return f": it cannot be reached ({error.strerror or error})"
-    return (
-        ": it runs, but closes new connections, because it has max_connections, or max_connections_per_address from "
-        "here (trio-sched status tells)"
-    )
-
-
-def _connected(address: str) -> sockets.socket:
-    if not address.startswith("ipc://"):
-        host, _, port = address.removeprefix("tcp://").rpartition(":")
-        return sockets.create_connection((host.strip("[]"), int(port)), PROBE_S)
-    probe = sockets.socket(sockets.AF_UNIX)
-    try:
-        probe.settimeout(PROBE_S)
-        probe.connect(address.removeprefix("ipc://"))
-    except BaseException:
-        probe.close()
-        raise
-    return probe

@@ -1,0 +1,100 @@
+"""Why nobody answers at an address: for the error messages of those who waited in vain, and for nobody else.
+
+Everything here blocks, for a bounded time; asynchronous callers use a thread.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+PROBE_S = 1.0
+"""How long one step of a look may take."""
+LOOK_S = 3.0
+"""How long a look may take as a whole: name servers may take half a minute to say no."""
+_ADVICE = (
+    "The address comes from the connection file; behind a wildcard such as tcp://0.0.0.0:7077 a scheduler puts the "
+    "name of its host there, or what --advertised-host says"
+)
+_FULL = (
+    ": it runs, but closes new connections, because it has max_connections, or max_connections_per_address from here "
+    "(trio-sched status tells)"
+)
+
+
+def describe_unanswered(address: str, timeout_s: float = LOOK_S) -> str:
+    """What a new connection to a scheduler that does not answer meets, and what to do about it, to follow "did not
+    answer"; empty: a local one is accepted and stays open, so the scheduler is busy or stopped. Takes up to `timeout_s`
+    seconds.
+    """
+    if address.startswith("ipc://"):
+        return _met_at_path(address.removeprefix("ipc://"))
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    found: list[str] = []
+    look = threading.Thread(target=lambda: found.append(_met_at_host(host.strip("[]"), port)), daemon=True)
+    look.start()
+    look.join(timeout_s)
+    return (
+        found[0] if found else f": the host {host!r} could not be resolved or reached within {timeout_s:g} s. {_ADVICE}"
+    )
+
+
+def resolution_problem(host: str) -> str:
+    """Why the host name cannot be resolved here; "" where it can."""
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
+
+
+def _met_at_path(path: str) -> str:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(path)
+            return "" if _stays_open(probe) else _FULL
+        except TimeoutError:
+            return ""
+        except (ConnectionRefusedError, FileNotFoundError):
+            return ": nothing listens there"
+        except (ConnectionError, BlockingIOError):  # not even accepted
+            return _FULL
+        except OSError as error:
+            return f": it cannot be reached ({error.strerror or error})"
+
+
+def _met_at_host(host: str, port: str) -> str:
+    if problem := resolution_problem(host):
+        return (
+            f": the host {host!r} could not be resolved here ({problem}). {_ADVICE}: start the scheduler with an "
+            "--advertised-host that is known here, or make this one known (DNS, /etc/hosts)"
+        )
+    try:
+        with socket.create_connection((host, int(port)), PROBE_S) as probe:
+            if not _stays_open(probe):
+                return _FULL
+    except (OSError, ValueError, OverflowError) as error:
+        what = "nothing listens there" if isinstance(error, ConnectionRefusedError) else "it cannot be reached"
+        return (
+            f": {what}; the host {host!r} could not be reached at port {port} "
+            f"({getattr(error, 'strerror', None) or error}). {_ADVICE}: is the scheduler running, is that address its "
+            "own, and does no firewall stand between?"
+        )
+    return (
+        f": something listens at port {port} of {host!r}; the scheduler is busy or stopped, or the file is that of a "
+        "former one, since keys are new at each start: copy it again"
+    )
+
+
+def _stays_open(probe: socket.socket) -> bool:
+    """Whether the other end does not close a new connection for `PROBE_S` seconds."""
+    probe.settimeout(PROBE_S)
+    try:
+        while probe.recv(1024):
+            pass
+    except TimeoutError:
+        return True
+    except (ConnectionError, BlockingIOError):
+        pass
+    return False
