@@ -100,6 +100,15 @@ def test_a_task_from_submission_to_result(store: Store) -> None:
     assert list(monitor.engines["e-uuid"].completed) == ["t"]
 
 
+def test_aborted_tasks_do_not_count_as_completed_by_an_engine_but_direct_calls_do(store: Store) -> None:
+    monitor = Monitor(store)
+    for queue in ("task", "mux"):
+        monitor.submitted(queue, request(queue), "alice", "e-uuid")
+        monitor.finished(queue, reply(queue, metadata={"status": "aborted"}), "e-uuid")
+    assert list(monitor.engines["e-uuid"].completed) == ["mux"]
+    assert not monitor.pending
+
+
 def test_output_of_executions(store: Store) -> None:
     monitor = Monitor(store)
     monitor.submitted("mux", request("x", msg_type="execute_request"), "alice", "e-uuid")

@@ -105,6 +105,13 @@ def test_errors_and_pending_tasks(rc: Any) -> None:
     sleeper.get(PATIENCE_S)
 
 
+def test_what_is_asked_of_an_engine_itself_has_no_record(rc: Any) -> None:
+    before = rc.hub_history(), rc.queue_status()
+    rc.abort(["nothing"], block=True)
+    rc.clear(block=True)
+    assert (rc.hub_history(), rc.queue_status()) == before
+
+
 def test_resubmission_runs_it_again(rc: Any) -> None:
     view = rc.load_balanced_view()
     result = view.apply(os.urandom, 8)

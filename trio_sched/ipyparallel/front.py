@@ -16,8 +16,10 @@ from trio_sched.ipyparallel.config import IppConfig, Side, new_key
 from trio_sched.ipyparallel.dask import DaskScheduler
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.heartbeat import Heartbeat
+from trio_sched.ipyparallel.monitor import Monitor, Queue
 from trio_sched.ipyparallel.queries import Queries
-from trio_sched.ipyparallel.records.base import Monitor
+from trio_sched.ipyparallel.records.base import Monitor as Records
+from trio_sched.ipyparallel.records.base import NullMonitor
 from trio_sched.ipyparallel.records.opening import open_monitor
 from trio_sched.ipyparallel.registration import Registration
 from trio_sched.ipyparallel.relay import Output, Relay
@@ -58,7 +60,7 @@ class IpyparallelFront:
         finally:
             desk.sockets.close()
 
-    def _open(self, hub: Hub, records: Monitor) -> Desk:
+    def _open(self, hub: Hub, records: Records) -> Desk:
         """Settle key, ports and CURVE keys, which a former run may have left."""
         config = self.config
         former = files.read_former(config) if config.reuse else {}
@@ -70,15 +72,16 @@ class IpyparallelFront:
             config = _replaced(config, curve_publickey=pair.public, curve_secretkey=pair.secret)
         return Desk(config, hub, Codec(key.encode(), config.signature_scheme), records, former)
 
-    def _bind(self, desk: Desk, records: Monitor) -> None:
+    def _bind(self, desk: Desk, records: Records) -> None:
         """Make the parts, each with its sockets; what they want to be run is in desk.tasks."""
         registration = Registration(desk)
         Heartbeat(desk, registration)
         queue = TaskQueue(desk)
         codec, note, monitor = desk.codec, desk.hub.note, desk.monitor
+        recorders: tuple[tuple[Queue, Monitor], ...] = ("mux", monitor), ("control", NullMonitor())
         relays = [
-            Relay(name, desk.bind("router", "client", name), desk.bind_patient(name), codec, note, monitor)
-            for name in ("mux", "control")
+            Relay(name, desk.bind("router", "client", name), desk.bind_patient(name), codec, note, recorder)
+            for name, recorder in recorders
         ]
         leaves = desk.bind_patient("broadcast", desk.config.broadcast_leaves)
         clients = desk.bind("router", "client", "broadcast")
