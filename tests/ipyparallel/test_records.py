@@ -19,7 +19,7 @@ from trio_sched.ipyparallel.records.finding import Query, QueryError
 from trio_sched.ipyparallel.records.memory import MemoryStore
 from trio_sched.ipyparallel.records.opening import open_monitor
 from trio_sched.ipyparallel.records.record import FIELDS, Record, as_dict, utc
-from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, PAGE, SQLiteStore
+from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, LARGE_BYTES, PAGE, SQLiteStore
 from trio_sched.ipyparallel.records.store import NoStore, NotKept, Store
 
 
@@ -376,6 +376,30 @@ def test_sqlite_writes_changes_of_what_has_ended_and_what_has_waited(tmp_path: P
             monitor.finished("task", reply(f"t{i}"), None)
     assert len(read(path, "msg_id")) == DIRTY_LIMIT + 4
     store.tidy()
+    store.close()
+
+
+def test_sqlite_writes_large_requests_once(tmp_path: Path) -> None:
+    path, call = tmp_path / "tasks.db", b"x" * (4 * LARGE_BYTES)
+    store = SQLiteStore(path)
+    monitor = Monitor(store)
+    monitor.submitted("task", request("large", buffers=(call, b"more")), "alice")
+    monitor.submitted("task", request("small", buffers=(b"call",)), "alice")
+    monitor.commit()
+    written = Path(f"{path}-wal").stat().st_size
+    for msg_id in ("large", "small"):
+        monitor.arrived("e-uuid", msg_id)
+        store.flush()
+        monitor.finished("task", reply(msg_id), "e-uuid")
+        store.flush()
+    assert Path(f"{path}-wal").stat().st_size - written < len(call)
+    store.close()
+    store = SQLiteStore(path)
+    assert whole(store, "large")["buffers"] == [call, b"more"]
+    assert whole(store, "small")["buffers"] == [b"call"]
+    assert store.drop(["large", "small"]) == 2
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("select count(*) from trio_sched_tasks_buffers").fetchone() == (0,)
     store.close()
 
 

@@ -7,6 +7,9 @@ most tasks are updated once. The file is in WAL mode and not synced at each comm
 that was written, a crash of the machine may lose the last moments. The log is carried over into the file, which may
 wait for the disk, in a thread (`tidy`).
 
+SQLite writes the whole row at each update. So the buffers of large requests are rows of a table of their own, which
+are written once.
+
 Several controllers may use one file at the same time. The first one marks what its predecessors left unfinished as
 lost; whether there is another one is known from a lock that each holds for as long as it lives (`tasks.db-lock`).
 
@@ -34,6 +37,8 @@ TABLE = "trio_sched_tasks"
 DIRTY_LIMIT = 512
 DIRTY_LIMIT_BYTES = 16 << 20
 """With so many unwritten changes, those of what ended are written at once; with so many bytes of buffers, all."""
+LARGE_BYTES = 1 << 16
+"""Buffers of requests from this size on are kept apart from the record."""
 PAGE = 256
 """Records that are read at a time."""
 START_TIMEOUT_S = 60.0
@@ -53,6 +58,9 @@ _UPDATED = (
 _BUFFERS_AT, _PIECES_AT, _TEXT_AT = (
     tuple(COLUMNS.index(name) for name in names) for names in (BUFFERS, _PIECES, ("execute_input", "label"))
 )
+_REQUEST_AT = COLUMNS.index("buffers")
+_APART = 0
+"""Stands in the column of buffers that are kept apart."""
 _updated = itemgetter(*map(COLUMNS.index, _UPDATED))
 _COMPARED = {"$eq": "=", "$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
 
@@ -98,6 +106,7 @@ class SQLiteStore:
             self._select = f"select {columns} from {self._table}"
             self._insert = f"insert or ignore into {self._table} ({', '.join(_INSERTED)}) values ({places})"
             self._update = f"update {self._table} set {changes} where msg_id = ?"
+            self._insert_buffers = f"insert or ignore into {self._buffers} (msg_id, buffers) values (?, ?)"
             self._lock = self._take_over()
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"records cannot be kept in {path}: {error}") from None
@@ -147,9 +156,10 @@ class SQLiteStore:
         columns = ", ".join(f"{name} {'text' if name in _TEXT else 'blob'}" for name in COLUMNS[:-1])
         self._db.execute(f"create table if not exists {self._table} ({columns}, number integer primary key)")
         name = self._table[1:-1]
-        unique, unfinished = _quoted(f"{name}_msg_id"), _quoted(f"{name}_unfinished")
+        unique, unfinished, self._buffers = (_quoted(f"{name}_{what}") for what in ("msg_id", "unfinished", "buffers"))
         self._db.execute(f"create unique index if not exists {unique} on {self._table} (msg_id)")
         self._db.execute(f"create index if not exists {unfinished} on {self._table} (number) where completed is null")
+        self._db.execute(f"create table if not exists {self._buffers} (msg_id text primary key, buffers blob)")
 
     # ---- Store ------------------------------------------------------------------------------------------------------
 
@@ -168,7 +178,13 @@ class SQLiteStore:
         if not self._new:
             return
         new, self._new = self._new, {}
-        if not self._execute(self._insert, [_row(record)[:-1] for record in new.values()]):
+        rows = [_row(record)[:-1] for record in new.values()]
+        apart: list[tuple[str, bytes]] = []
+        for row in rows:
+            if row[_REQUEST_AT] is not None and len(row[_REQUEST_AT]) >= LARGE_BYTES:
+                apart.append((row[0], row[_REQUEST_AT]))
+                row[_REQUEST_AT] = _APART
+        if not self._execute((self._insert, rows), (self._insert_buffers, apart)):
             return
         for msg_id, record in new.items():
             if record.completed is None:
@@ -220,9 +236,11 @@ class SQLiteStore:
         msg_ids = list(msg_ids)
         with _Transaction(self._db):
             self._db.executemany(f"delete from {self._table} where msg_id = ?", [(one,) for one in msg_ids])
+            dropped = self._db.total_changes - before
+            self._db.executemany(f"delete from {self._buffers} where msg_id = ?", [(one,) for one in msg_ids])
         for msg_id in msg_ids:
             self._unfinished.pop(msg_id, None)
-        return self._db.total_changes - before
+        return dropped
 
     def find(self, query: Query) -> Iterator[Record]:
         self.flush()
@@ -232,10 +250,19 @@ class SQLiteStore:
             page = self._db.execute(
                 f"{self._select} where number > ? {where} order by number limit {PAGE}", (last, *values)
             ).fetchall()
-            yield from filter(query.matches, map(_record, page))
+            for row in page:
+                record = _record(row)
+                if query.matches(record):
+                    if row[_REQUEST_AT] == _APART:
+                        record.buffers = self._buffers_of(record.msg_id)
+                    yield record
             if len(page) < PAGE:
                 return
             last = page[-1][-1]
+
+    def _buffers_of(self, msg_id: str) -> tuple[bytes, ...]:
+        row = self._fetch(f"select buffers from {self._buffers} where msg_id = ?", msg_id)
+        return () if row is None else _decode_buffers(row[0])
 
     def history(self) -> list[str]:
         """Ids by the time of submission; records without one are left out."""
@@ -261,17 +288,21 @@ class SQLiteStore:
                 del self._dirty[record.msg_id]
         self._dirty_bytes = 0
         self._look_at = len(self._dirty) + DIRTY_LIMIT
-        self._execute(self._update, [_updated(_row(record)) for record in records])
+        self._execute((self._update, [_updated(_row(record)) for record in records]))
 
-    def _execute(self, statement: str, rows: list[Any]) -> bool:
-        """One transaction. Failing, it says so once, and counts what is lost: tasks go on without records."""
+    def _execute(self, *work: tuple[str, list[Any]]) -> bool:
+        """Statements with their rows, in one transaction; the rows of the first are records. Failing, it says so once,
+        and counts what is lost: tasks go on without records.
+        """
         if self._closed:
             return False
         try:
             with _Transaction(self._db):
-                self._db.executemany(statement, rows)
+                for statement, rows in work:
+                    if rows:
+                        self._db.executemany(statement, rows)
         except sqlite3.Error as error:
-            self.lost += len(rows)
+            self.lost += len(work[0][1])
             if not self._failing:
                 log.error("records cannot be written", path=str(self._path), reason=str(error))
             self._failing = True
@@ -340,7 +371,7 @@ _decode_buffers = msgspec.msgpack.Decoder(tuple[bytes, ...]).decode
 def _record(row: Sequence[Any]) -> Record:
     row = list(row)
     for at in _BUFFERS_AT:
-        row[at] = _decode_buffers(row[at]) if row[at] is not None else ()
+        row[at] = _decode_buffers(row[at]) if row[at] else ()
     for at in _PIECES_AT:
         row[at] = [row[at].decode("utf-8", "surrogatepass")] if row[at] is not None else []
     return Record(*row)
