@@ -8,7 +8,8 @@ import pytest
 
 from trio_sched.client.functions import Functions
 from trio_sched.client.lookout import CLOSING_LOOK_S, QUIET_S, Lookout, version_problem
-from trio_sched.client.session import News, Session
+from trio_sched.client.news import News
+from trio_sched.client.session import Session
 from trio_sched.errors import NoSchedulerError, SchedulerClosed, VersionMismatch, WireError
 from trio_sched.transport.connection import Connection
 from trio_sched.wire import native

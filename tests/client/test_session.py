@@ -9,7 +9,8 @@ import pytest
 
 from trio_sched.client import session as session_module
 from trio_sched.client.functions import Function, Functions
-from trio_sched.client.session import News, Session
+from trio_sched.client.news import News
+from trio_sched.client.session import Session
 from trio_sched.errors import WireError
 from trio_sched.wire import native
 from trio_sched.wire.native import Call, Frame, TaskEnd
@@ -127,6 +128,44 @@ def test_a_function_is_sent_once_and_dropped_when_nobody_needs_it() -> None:
     [message] = line.sent()
     assert isinstance(message, native.Submit)
     assert message.functions == {g.digest: b"g"}
+
+
+def test_a_renewed_session_goes_on_where_it_was() -> None:
+    line = Line(credit=2)
+    line.submit(function=b"f")
+    [first] = line.sent()
+    assert isinstance(first, native.Submit)
+    line.results(1, accepted=1)
+    second, third, fourth = (line.submit(function=b"f") for _ in range(3))
+    line.session.cancel((3,))
+    assert submits(line.sent()) == [[2, 3]]
+    line.session.opened(line.now)
+    [hello] = line.sent()
+    assert isinstance(hello, native.Hello)
+    assert (hello.session, hello.accepted, hello.received) == (3, 1, 1)
+    news = line.hear(native.Welcome(3, "secret", "instance", resumed=True, renewed=True, accepted=1, credit=2))
+    assert news == News(welcomed=True)
+    again = line.sent()
+    assert submits(again) == [[2, 3]]
+    assert isinstance(again[0], native.Submit)
+    assert again[0].functions == first.functions
+    assert native.Cancel([3]) in again
+    assert [handle for handle, _ in line.results(2, 3, accepted=3).ended] == [second, third]
+    assert submits(line.sent()) == [[4]]
+    assert list(line.session.tasks.values()) == [fourth]
+
+
+def test_a_renewed_session_has_lost_the_accepted_tasks_that_had_not_ended() -> None:
+    line = Line()
+    first, second = line.submit(), line.submit()
+    line.sent()
+    line.hear(native.Accepted(1))
+    line.session.opened(line.now)
+    line.sent()
+    news = line.hear(native.Welcome(3, "secret", "instance", resumed=True, renewed=True, accepted=1, credit=9))
+    assert news.lost == [first]
+    assert submits(line.sent()) == [[2]]
+    assert list(line.session.tasks.values()) == [second]
 
 
 def test_r17_ends_come_with_their_handles_and_once() -> None:
@@ -397,3 +436,45 @@ def test_closing_and_engines_are_noted() -> None:
     line.hear(native.Engines(["3.11.2"], 4))
     assert (line.session.pythons, line.session.engine_count) == (["3.11.2"], 4)
     assert line.hear(native.Events([native.Happened("finished")])).happened == [native.Happened("finished")]
+
+
+def test_no_more_than_the_credit_in_bytes_is_under_way() -> None:
+    line = Line()
+    size = 1000 + native.TASK_BYTES + len(b"args")
+    line.hear(native.Accepted(0, credit_bytes=2 * size + 1, limit="client_bytes"))
+    for _ in range(5):
+        line.submit(frames=[b"x" * 1000])
+    assert submits(line.sent()) == [[1, 2], [3]]  # the last one may exceed it
+    assert line.session.blocked
+    assert line.session.limit == "client_bytes"
+    assert not line.session.busy
+    line.hear(native.Accepted(1))
+    assert submits(line.sent()) == []  # a Submit counts until all of it was accepted
+    line.hear(native.Accepted(3))
+    assert submits(line.sent()) == [[4, 5]]
+    assert not line.session.blocked
+    line.hear(native.Accepted(5, credit_bytes=0))
+    line.submit()
+    assert submits(line.sent()) == []
+    assert line.session.blocked
+    line.session.opened(line.now)
+    line.sent()
+    line.hear(native.Welcome(3, "secret", "instance", resumed=True, accepted=5, credit=9))
+    assert submits(line.sent()) == [[6]]  # this scheduler says nothing of bytes
+    assert not line.session.blocked
+
+
+def test_what_is_sent_again_takes_its_credit_again() -> None:
+    line = Line()
+    for _ in range(3):
+        line.submit(frames=[b"x" * 1000])
+    line.sent()
+    line.session.opened(line.now)
+    line.sent()
+    line.hear(native.Welcome(3, "secret", "instance", resumed=True, accepted=1, credit=9, credit_bytes=1000))
+    line.submit()
+    assert submits(line.sent()) == [[2, 3]]
+    assert line.session.blocked
+    line.hear(native.Accepted(3))
+    assert submits(line.sent()) == [[4]]
+    assert line.session._under_way_bytes == native.TASK_BYTES + len(b"args")

@@ -22,6 +22,8 @@ from trio_sched.core.events import (
     ClientId,
     ClientJoined,
     ClientLeft,
+    ClientPaused,
+    ClientResumed,
     Dependency,
     DependencyUnmet,
     DrainRequested,
@@ -49,6 +51,7 @@ class NaiveClient:
     number: int
     virtual_time: float = 0.0
     left: bool = False
+    paused: bool = False
 
 
 @dataclass(eq=False)
@@ -277,10 +280,13 @@ class Naive:
     def join(self, task: NaiveTask) -> None:
         """R15: a client that becomes active starts at the larger of its own virtual time and the current one."""
         client = task.client
-        active = [t.client.virtual_time for t in self.waiting() if t.queued]
-        if not any(t.queued and t.client is client for t in self.tasks):
-            client.virtual_time = max(client.virtual_time, min(active) if active else self.last_sent)
+        if not client.paused and not any(t.queued and t.client is client for t in self.tasks):
+            self.activate(client)
         task.queued = True
+
+    def activate(self, client: NaiveClient) -> None:
+        active = [t.client.virtual_time for t in self.waiting() if t.queued and not t.client.paused]
+        client.virtual_time = max(client.virtual_time, min(active) if active else self.last_sent)
 
     # ---- dispatch (R10-R16) -----------------------------------------------------------------------------------------
 
@@ -303,7 +309,7 @@ class Naive:
         return [engine for engine in self.line if self.may_take(engine, task)]
 
     def may_take(self, engine: NaiveEngine, task: NaiveTask) -> bool:
-        if engine.draining or engine.gone_at is not None or not self.allows(task, engine):
+        if task.client.paused or engine.draining or engine.gone_at is not None or not self.allows(task, engine):
             return False
         if engine.id in task.failed_on and not self.may_go_back(task):
             return False
@@ -431,12 +437,29 @@ class Naive:
         client = self.find_client(event.client)
         if client is None:
             return
+        self.resume(client)
         client.left = True
         for task in list(self.tasks):
             if task.client is client:
                 task.received = task.received or task.state == "ended"
                 if event.cancel:
                     self.cancel(task)
+
+    def client_paused(self, event: ClientPaused) -> None:
+        client = self.find_client(event.client)
+        if client is not None:
+            client.paused = True
+
+    def client_resumed(self, event: ClientResumed) -> None:
+        client = self.find_client(event.client)
+        if client is not None:
+            self.resume(client)
+
+    def resume(self, client: NaiveClient) -> None:
+        """R34: it becomes active anew."""
+        if client.paused and any(t.queued and t.client is client for t in self.tasks):
+            self.activate(client)
+        client.paused = False
 
     def task_submitted(self, event: TaskSubmitted) -> None:
         client, task = self.find_client(event.client), self.find(event.task)
@@ -660,6 +683,8 @@ HANDLERS = {
     CancelRequested: "cancel_requested",
     ClientJoined: "client_joined",
     ClientLeft: "client_left",
+    ClientPaused: "client_paused",
+    ClientResumed: "client_resumed",
     DependencyUnmet: "dependency_unmet",
     DrainRequested: "drain_requested",
     EngineJoined: "engine_joined",

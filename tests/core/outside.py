@@ -22,6 +22,8 @@ from trio_sched.core.events import (
     ClientId,
     ClientJoined,
     ClientLeft,
+    ClientPaused,
+    ClientResumed,
     Dependency,
     DependencyUnmet,
     DrainRequested,
@@ -183,6 +185,13 @@ class Outside:
         for client in CLIENTS:
             self.happens(ResultsReceived(client, tuple(tasks)))
 
+    def client_pauses(self) -> None:
+        """One that reads no results; mostly one that is there."""
+        self.happens(ClientPaused(self.choose([*CLIENTS, *CLIENTS, STRANGER]), "it reads nothing"))
+
+    def client_resumes(self) -> None:
+        self.happens(ClientResumed(self.choose([*CLIENTS, *CLIENTS, STRANGER])))
+
     # ---- engines ----------------------------------------------------------------------------------------------------
 
     def engine_joins(self) -> None:
@@ -256,7 +265,7 @@ class Outside:
 
     def seldom(self) -> None:
         """What happens seldom, and what should not."""
-        what = self.choose(["drain", "drain", "engine again", "client again", "leave", "drain all", "nothing"])
+        what = self.choose(["drain", "drain", "engine again", "client again", "leave", "drain all", "back"])
         if not self.joined:
             return
         if what == "drain":
@@ -271,6 +280,10 @@ class Outside:
             client = self.choose(CLIENTS)
             if self.naive.find_client(client) is not None:
                 self.happens(ClientJoined(client, 7.0))
+        elif what == "back":
+            gone = [client for client in CLIENTS if self.naive.find_client(client) is None]
+            if gone:
+                self.happens(ClientJoined(self.choose(gone), 1.0))
         elif what == "leave" and self.choose(range(4)) == 3:
             self.happens(ClientLeft(self.choose([*CLIENTS, STRANGER]), self.choose([NO, YES])))
 
@@ -304,6 +317,8 @@ ACTIONS: dict[str, int] = {
     "submission_again": 1,
     "cancel": 2,
     "results_received": 2,
+    "client_pauses": 1,
+    "client_resumes": 2,
     "engine_joins": 2,
     "engines_answer": 12,
     "answer_out_of_turn": 1,

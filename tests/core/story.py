@@ -22,6 +22,8 @@ from trio_sched.core.events import (
     ClientId,
     ClientJoined,
     ClientLeft,
+    ClientPaused,
+    ClientResumed,
     Dependency,
     DependencyUnmet,
     DrainRequested,
@@ -69,6 +71,12 @@ class Story:
 
     def client(self, client: ClientId, weight: float = 1.0) -> list[Effect]:
         return self.happens(ClientJoined(client, weight))
+
+    def pause(self, client: ClientId = "me", reason: str = "") -> list[Effect]:
+        return self.happens(ClientPaused(client, reason))
+
+    def resume(self, client: ClientId = "me") -> list[Effect]:
+        return self.happens(ClientResumed(client))
 
     def submit(self, task: TaskId, client: ClientId = "me", **asks: Any) -> list[Effect]:
         """`after` and `follow` may be a Dependency, or ids."""

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,3 +160,21 @@ def test_r11_schemes(scheme: str) -> None:
         if scheme == "pure":
             with view.temp_flags(after=results[:1]):
                 assert failure_of(view.apply(lambda: 1)) == "SubmissionRefused"
+
+
+def until_there(path: str, _data: bytes) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+
+def test_beyond_the_limit_of_bytes_a_task_is_refused_until_others_have_ended(tmp_path: Path) -> None:
+    with stand(1, total_bytes=2_000_000) as small, client(small, 1) as connected:
+        view = connected.load_balanced_view()
+        go_on = tmp_path / "go on"
+        first = view.apply(ipp.interactive(until_there), str(go_on), bytes(1_500_000))
+        second = view.apply(len, bytes(1_500_000))
+        with pytest.raises(ipp.RemoteError, match="total_bytes is 2,000,000"):
+            second.get(PATIENCE_S)
+        go_on.touch()
+        first.get(PATIENCE_S)
+        assert view.apply(len, bytes(3_000_000)).get(PATIENCE_S) == 3_000_000  # nothing else is held

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from trio_sched.testing import FakeClient, open_world, run_virtual
+from trio_sched.server.happenings import Left
+from trio_sched.testing import FakeClient, World, open_world, run_virtual
 from trio_sched.wire import native
 
 
@@ -120,10 +121,9 @@ def test_a_client_falls_silent_and_is_answered_again_when_it_speaks() -> None:
             assert engine.number
             client.beating = False
             await trio.sleep(30)
-            session = world.server.sessions.clients[client.number]
-            assert session.link is None
+            assert client.number not in world.server.sessions.clients  # nothing of it was left
             client.beating = True
-            await client.hear(native.Welcome)  # it was told that nobody knows it, and said Hello
+            assert (await client.hear(native.Welcome)).renewed  # it was told that nobody knows it, and said Hello
             assert (await client.end_of(await client.submit("x"))).outcome == "ok"
 
     run_virtual(main)
@@ -141,7 +141,195 @@ def test_r22_nobody_waits_for_ever_for_a_client() -> None:
             assert client.number in world.server.sessions.clients
             await trio.sleep(20)
             assert client.number not in world.server.sessions.clients
+            client.accepted = 1
+            welcome = await client.rejoin()
+            assert (welcome.resumed, welcome.renewed, welcome.accepted) == (True, True, 1)
+
+    run_virtual(main)
+
+
+def test_a_session_of_which_nothing_is_left_is_forgotten_soon_and_renewed() -> None:
+    async def main() -> None:
+        async with open_world(keep_idle_s=5.0) as world:
+            client, engine = await world.client(), await world.engine(eager=True)
+            first = await client.submit("x", fn=b"f")
+            await client.end_of(first)
+            await trio.sleep(3)  # its ping acknowledges the result
+            number = client.number
+            client.dealer.cut()
+            client.beating = False
+            world.server.hub.gone(world.server.sessions.clients[number].link, "closed")  # type: ignore[arg-type]
+            await trio.sleep(3)
+            assert number in world.server.sessions.clients
+            await trio.sleep(5)
+            assert number not in world.server.sessions.clients
+            assert number not in world.server.scheduler.clients
+            assert not world.server.scheduler.archive.get(first).result  # type: ignore[union-attr]
+            welcome = await client.rejoin()
+            assert (welcome.session, welcome.renewed, welcome.accepted) == (number, True, 1)
+            client._functions.clear()  # they are to be sent again
+            second = await client.submit("y", fn=b"f", after=[first])
+            assert (await client.end_of(second)).outcome == "ok"
+            assert client.received == 2
+            assert engine.number
+            assert world.server.scheduler.counters == {}
+
+    run_virtual(main)
+
+
+def test_a_session_with_an_unread_result_or_an_unfinished_task_is_kept() -> None:
+    async def main() -> None:
+        async with open_world(keep_idle_s=5.0) as world:
+            waiting, unread = await world.client(), await world.client()
+            await waiting.submit("x")
+            engine = await world.engine()
+            call = await engine.next_call()
+            await unread.submit("y")
+            for client in (waiting, unread):
+                client.beating = False
+                client.dealer.cut()
+            await engine.finish(await engine.next_call())
+            await trio.sleep(100)
+            assert waiting.number in world.server.sessions.clients
+            assert unread.number in world.server.sessions.clients
+            assert (await unread.rejoin()).resumed
+            await engine.finish(call)
+
+    run_virtual(main)
+
+
+def test_a_session_that_came_back_as_it_was_forgotten_stays() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            session = world.server.sessions.clients[client.number]
+            world.server.hub.gone(session.link, "closed")  # type: ignore[arg-type]
+            await world.settle()
+            assert session.away_since is not None
+            assert (await client.rejoin()).resumed
+            world.server.inbox.add_notifications([Left(session, "too late", away_since=session.away_since or 1.0)])
+            await world.settle()
+            assert client.number in world.server.sessions.clients
+
+    run_virtual(main)
+
+
+def test_nobody_renews_a_session_without_its_secret_or_while_its_tasks_run() -> None:
+    async def main() -> None:
+        async with open_world(keep_results_s=20.0) as world:
+            client = await world.client()
+            await client.submit("x")
+            client.beating = False
+            client.dealer.cut()
+            await trio.sleep(60)
+            assert client.number in world.server.sessions.departed
+            client.accepted = 1
+            old = client.number
             assert not (await client.rejoin()).resumed
+            token = world.running.connection.token
+            for number in (old, client.number + 1, 10**9):
+                thief = FakeClient(world.connect, token, session=number, secret=client.welcome.secret, accepted=0)
+                assert not (await world._joined(thief)).welcome.resumed
+
+    run_virtual(main)
+
+
+async def many(world: World, count: int) -> list[FakeClient]:
+    return [await world.client() for _ in range(count)]
+
+
+def test_the_dead_give_way_when_there_are_as_many_clients_as_may_be() -> None:
+    async def main() -> None:
+        async with open_world(max_clients=5, keep_idle_s=1e6) as world:
+            dead = await many(world, 5)
+            for client in dead:
+                client.beating = False
+                client.dealer.cut()  # the scheduler has not noticed
+            first = dead[0].number
+            newcomer = await world.client()
+            assert newcomer.number
+            assert first not in world.server.sessions.clients  # the one that was not heard for longest
+            assert len(world.server.sessions.clients) == 5
+            assert (await dead[0].rejoin()).renewed  # another one gave way
+
+    run_virtual(main)
+
+
+def test_those_that_are_there_and_those_that_something_is_left_of_do_not_give_way() -> None:
+    async def main() -> None:
+        async with open_world(max_clients=3, keep_idle_s=1e6) as world:
+            alive, busy, unread = await many(world, 3)
+            await busy.submit("x")
+            await unread.submit("y")
+            engine = await world.engine(hwm=2)
+            for client in (busy, unread):
+                client.beating = False
+                client.dealer.cut()
+            calls = [await engine.next_call(), await engine.next_call()]
+            await engine.finish(next(call for call in calls if call.body == b"y"))
+            stranger = await world.stranger(world.running.connection.token)
+            stranger.say(stranger.hello())
+            error = await stranger.hear(native.Error)
+            assert error.kind == "too_many"
+            assert "max_clients is 3" in error.message
+            assert len(world.server.sessions.clients) == 3
+            assert (await alive.rejoin()).resumed
+            assert world.server.hub.counters["too_many"] == 1
+
+    run_virtual(main)
+
+
+def test_a_search_that_found_nobody_is_not_repeated_at_once() -> None:
+    async def main() -> None:
+        async with open_world(max_clients=2) as world:
+            alive = await many(world, 2)
+            stranger = await world.stranger(world.running.connection.token)
+            for _ in range(10):
+                stranger.say(stranger.hello())
+                await stranger.hear(native.Error)
+            assert len(alive[0].unheard(native.Pong)) == 1
+
+    run_virtual(main)
+
+
+def test_a_session_that_is_named_does_not_get_past_the_limit() -> None:
+    async def main() -> None:
+        async with open_world(max_clients=1, max_engines=1) as world:
+            await world.client()
+            await world.engine()
+            for role, token in (
+                ("client", world.running.connection.token),
+                ("engine", world.running.engine_connection.token),
+            ):
+                stranger = await world.stranger()
+                stranger.say(native.Hello(role=role, token=token, session=77, secret="?"))  # type: ignore[arg-type]
+                assert (await stranger.hear(native.Error)).kind == "too_many"
+
+    run_virtual(main)
+
+
+def test_administrators_get_in_when_it_is_full_and_submit_nothing() -> None:
+    async def main() -> None:
+        async with open_world(max_clients=1, max_admins=2) as world:
+            busy = await world.client()
+            task = await busy.submit("x")
+            admins = [await world.client(admin=True) for _ in range(5)]
+            assert len(world.server.sessions.admins) == 2  # the one not heard for longest gives way
+            assert len(world.server.scheduler.clients) == 1
+            admin = admins[-1]
+            admin.say(native.Query(1, "status"))
+            assert len((await admin.hear(native.Reply)).data["clients"]) == 1
+            await admin.submit("no")
+            assert "submits nothing" in (await admin.hear(native.Error)).message
+            admin.say(native.Cancel([task]))
+            assert (await busy.end_of(task)).outcome == "cancelled"
+            admin.say(native.Watch())
+            admin.leave()
+            world.server.hub.gone(world.server.sessions.admins[admins[-2].number].link, "closed")  # type: ignore[arg-type]
+            await world.settle()
+            assert not world.server.sessions.admins
+            assert not world.server.scheduler.monitored
+            assert world.server.scheduler.counters == {}
 
     run_virtual(main)
 

@@ -1,4 +1,4 @@
-"""A short conversation with a running scheduler: say hello as a client, ask, say good-bye.
+"""A short conversation with a running scheduler: say hello as an administrator, ask, say good-bye.
 
 The commands that look (`status`, `explain`) or ask for something (`cancel`, `stop`) submit nothing, so they need
 neither the client's thread nor its bookkeeping: a dealer, and one message at a time.
@@ -35,7 +35,8 @@ class Conversation:
         self._requests = 0
         self._dealer = BlockingDealer(self.connection)
         try:
-            self._send(native.Hello(role="client", token=self.connection.token, name=ONLOOKER, pid=os.getpid()))
+            token, pid = self.connection.token, os.getpid()
+            self._send(native.Hello(role="client", token=token, name=ONLOOKER, pid=pid, admin=True))
             self._expect(native.Welcome)
         except BaseException:
             self._dealer.close()

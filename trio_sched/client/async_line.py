@@ -91,6 +91,17 @@ class AsyncLine:
     def wake(self) -> None:
         self._wake.set()
 
+    async def wait_for_credit(self) -> None:
+        """Wait until everything that was submitted is on its way to the scheduler.
+
+        :raises TrioSchedError: the line is over.
+        """
+        await anyio.lowlevel.checkpoint()
+        while self.session.unsent:
+            if self._over is not None:
+                raise self._over
+            await self._turned.wait()
+
     def cancel(self, counter: int) -> None:
         """Ask for a task to be cancelled. `Origin.canceller` of our futures."""
         self.session.cancel((counter,))

@@ -41,7 +41,8 @@ class AsyncSubmitter:
     @overload
     def submit(self, fn: Callable[..., T], a: Any, b: Any, c: Late, /, *args: Any, **kwargs: Any) -> AsyncFuture[T]: ...  # type: ignore[overload-cannot-match]
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> AsyncFuture[T]:
-        """Run `fn(*args, **kwargs)` on an engine; returns its future at once. Goes out when you next await something.
+        """Run `fn(*args, **kwargs)` on an engine; returns its future at once. Goes out when you next await something,
+        or waits in this process while the scheduler takes no more: see `wait_for_credit`.
 
         A future among the arguments, at any depth, stands for its result (R9).
 
@@ -72,6 +73,15 @@ class AsyncSubmitter:
             group.admit(future)
         line.wake()
         return future
+
+    async def wait_for_credit(self) -> None:
+        """Wait until everything that was submitted is on its way to the scheduler, which takes only so many calls and
+        bytes at a time (its settings credit, client_bytes and total_bytes). Between two of many large submissions, it
+        keeps what waits in this process small.
+
+        :raises TrioSchedError: the scheduler is gone.
+        """
+        await self._line.wait_for_credit()
 
     def map(
         self, fn: Callable[..., T], *iterables: Iterable[Any], chunksize: int = 1, buffersize: int | None = None

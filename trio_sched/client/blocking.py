@@ -59,7 +59,8 @@ class Submitter(Executor):
 
         A future among the arguments, at any depth, stands for its result: the task waits for it, and its value goes
         from engine to engine without coming here (R9). It must be one of this client. If it fails, the task fails with
-        ImpossibleDependency.
+        ImpossibleDependency. Waits while the scheduler holds as many bytes of calls as its settings client_bytes and
+        total_bytes allow, except in a callback.
 
         :raises SubmitError: the function or an argument cannot be pickled; the message names it.
         :raises TypeError: a keyword argument is an option of a task (see `options`), and no parameter of the function.
@@ -82,6 +83,8 @@ class Submitter(Executor):
             with line.lock:
                 if lookout.trouble is not None:
                     lookout.check()
+                if line.session.blocked:
+                    line.wait_for_credit()
                 if future._origin is not line.origin:  # the scheduler was replaced meanwhile
                     session, future = line.session, Future(line.origin, function)
                     continue

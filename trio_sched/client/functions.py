@@ -99,6 +99,13 @@ class Functions:
         digest = payload.digest(data)
         return self.by_digest.get(digest) or self.by_digest.setdefault(digest, Function(digest, data))
 
+    def task_ended(self, function: Function | None) -> None:
+        """A task that was submitted with this function has ended."""
+        if function is not None:
+            function.ended += 1
+            if not function.kept and function.submitted == function.ended:
+                self.unneeded.append(function)
+
     def drop_unneeded(self) -> list[bytes]:
         """Forget those that nobody needs; returns the digests of those that the scheduler has."""
         if not self.unneeded and not self._gone:

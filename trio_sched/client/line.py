@@ -34,6 +34,8 @@ from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
 
 GATHER_S = 0.0005
+SAY_WAITING_AFTER_S = 3.0
+"""A submit that waits for so long says why in the log, the first time."""
 EXIT_FLUSH_S = 5.0
 """How long the interpreter's exit may wait for calls to be handed over."""
 log = logging.getLogger("trio_sched.client")
@@ -55,6 +57,10 @@ class Line:
         self.functions = Functions()
         self.session: Session[Future[Any]] = Session(hello, self.functions, companion.engines if companion else 0)
         self.lock = threading.Lock()
+        self._credit_returned = threading.Condition(self.lock)
+        self._waiting_for_credit = 0
+        """Threads that are."""
+        self._waits_said = False
         self.origin = Origin(0, self.cancel)
         self.lookout = Lookout(connection, hello.python, reconnect_s=reconnect_s, companion=companion)
         self.connection = connection
@@ -101,6 +107,32 @@ class Line:
     def wake(self) -> None:
         self._dealer.wake()
 
+    def wait_for_credit(self) -> None:
+        """Wait until the scheduler takes the calls that wait here for bytes to be released. To be called with the lock
+        held, which is released meanwhile. In the client's own thread, where callbacks run, return at once: that is the
+        thread which sends them.
+
+        :raises: what keeps us from submitting.
+        """
+        if threading.current_thread() is self._thread:
+            return
+        self._waiting_for_credit += 1
+        try:
+            until = time.monotonic() + SAY_WAITING_AFTER_S
+            while self.session.blocked:
+                self.lookout.check()
+                self._credit_returned.wait(None if self._waits_said else max(0.0, until - time.monotonic()))
+                if not self._waits_said and time.monotonic() >= until:
+                    self._waits_said = True
+                    log.warning(
+                        "submit waits, and will again: the scheduler holds as many bytes of calls that have not ended "
+                        "as its setting %s allows; it goes on as tasks end, for which there must be engines",
+                        self.session.limit or "client_bytes",
+                    )
+            self.lookout.check()
+        finally:
+            self._waiting_for_credit -= 1
+
     def cancel(self, counter: int) -> None:
         """Ask for a task to be cancelled. `Origin.canceller` of our futures."""
         with self.lock:
@@ -141,6 +173,7 @@ class Line:
             self._leave_when_done = True
             self._leave_now = self._leave_now or now or cancel
             self._leave_cancelling = self._leave_cancelling or cancel
+            self._credit_returned.notify_all()
         for future in cancelled:
             future.cancel_here()
         self.wake()
@@ -202,6 +235,8 @@ class Line:
             session = self.session
             sent_before = session.sent
             out = session.outgoing(now)
+            if self._waiting_for_credit and not session.blocked:
+                self._credit_returned.notify_all()
             self._burst = session.sent - sent_before > 1
             done = self._leave_now or (self._leave_when_done and session.waiting == 0)
             leaving = done and (self._leave_cancelling or session.handed_over or not session.welcomed)
@@ -221,6 +256,8 @@ class Line:
                 return self.lookout.misunderstood(error)
             why = self.lookout.note(self.session, news, begun=self.session.number != 0)
             ready = self.session.ready
+            if self._waiting_for_credit and self.lookout.trouble is not None:
+                self._credit_returned.notify_all()
             session, origin = self.session, self.origin
             if news.welcomed and (origin.session, origin.scheduler) != (session.number, session.scheduler):
                 self.origin = Origin(session.number, self.cancel, threading.get_ident(), session.scheduler)
@@ -296,6 +333,7 @@ class Line:
                 self.lookout.trouble = trouble  # whatever it was before
             self.lookout.over(trouble)
             unfinished = self.session.start_anew()
+            self._credit_returned.notify_all()
         settle((future, why) for future in unfinished)
         for answer in list(self._answers.values()):
             if not answer.done():
@@ -307,6 +345,7 @@ class Line:
     def forked(self) -> None:
         """In a forked child: the thread is not here, and the socket is the parent's."""
         self.lock = threading.Lock()
+        self._credit_returned = threading.Condition(self.lock)
         self.lookout.trouble = RuntimeError(
             f"this Client was made in process {self.pid}, of which this one ({os.getpid()}) is a fork; make one here"
         )

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from trio_sched.client.ends import Ended
-from trio_sched.client.session import H, News, Session
+from trio_sched.client.news import H, News
+from trio_sched.client.session import Session
 from trio_sched.errors import (
     NoSchedulerError,
     SchedulerClosed,
@@ -194,7 +195,9 @@ def ends_of(news: News[H]) -> Iterator[tuple[H, Ended]]:
     for future, reason in news.refused:
         yield future, SubmissionRefused(reason)
     if news.lost:
-        why = SchedulerClosed("the scheduler was replaced by one that does not know this task")
+        why = SchedulerClosed(
+            "the scheduler does not know this task: it was replaced by another one, or the result waited too long"
+        )
         for future in news.lost:
             yield future, why
 

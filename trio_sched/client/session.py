@@ -2,14 +2,15 @@
 
 What must hold, and why it is all in one place:
 
-* Tasks go out with ascending counters, and no more than the scheduler's credit may be under way unanswered.
+* Tasks go out with ascending counters, and no more than the scheduler's credit, in calls and in bytes, may be under
+  way unanswered. When calls wait here for bytes, the session is `blocked`, and a face that can makes `submit` wait.
 * A copy of each Submit is kept until `accepted` covers it: whatever a broken connection swallowed is sent again, in the
   same order, so that a lost message loses no task and a repeated one runs none twice.
 * `received` tells the scheduler which results it may forget. A result that a call under way names as an input (R9) must
   not be forgotten before that call was accepted, or the call would arrive to find its input gone: such acknowledgements
   are held back.
 * A scheduler that does not know our session (another instance) has lost our tasks: they end as lost, none is silently
-  submitted twice.
+  submitted twice. One that forgot it because nothing of it was left renews it under its number, and we go on.
 
 `handle` takes a message and returns what the face must do about it; `outgoing` returns what is to be sent now. A face
 with threads calls everything under one lock.
@@ -17,18 +18,20 @@ with threads calls everything under one lock.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from trio_sched.client.functions import Function, Functions
+from trio_sched.client.functions import Functions
 from trio_sched.client.liveness import Liveness
+from trio_sched.client.news import H, News
+from trio_sched.client.sent_calls import SentCalls, counter_of
 from trio_sched.errors import WireError
 from trio_sched.wire import native
-from trio_sched.wire.native import COUNTER_MASK, Attached, Call, Frame, TaskEnd
+from trio_sched.wire.native import COUNTER_MASK, TASK_BYTES, Attached, Call, Frame
 
 MAX_TASKS_PER_SUBMIT = 1000
 MAX_BYTES_PER_SUBMIT = 1 << 20
@@ -40,47 +43,6 @@ ACK_BYTES = 4 << 20
 """Results that may be unacknowledged before we say so in a message of its own; DESIGN's window is 32 MB."""
 
 Out: TypeAlias = tuple[native.FromClient, Sequence[Frame]]
-
-
-class Handle(Protocol):
-    """What a face keeps for each task: all that the session needs of it."""
-
-    function: Function | None
-
-
-H = TypeVar("H", bound=Handle)
-End: TypeAlias = TaskEnd | Attached
-"""How a task ended, with the frames that came along, if any."""
-
-
-class News(Struct, Generic[H]):
-    """What a message means for the face. Empty fields: nothing of the kind.
-
-    `ended`: tasks that ended. `refused`: tasks that the scheduler would not take, and why. `lost`: tasks of a session
-    that the scheduler does not know any more. `answers`: (request, data, error). `welcomed`: the session begins or goes
-    on. `rejoin`: say hello again on a new connection. `rejected`: the scheduler will not have us. `complaint`: it did
-    not understand a message. `closing`: it shuts down, and why. `happened`: what we asked to Watch.
-    """
-
-    ended: list[tuple[H, End]] = []
-    refused: list[tuple[H, str]] = []
-    lost: list[H] = []
-    answers: list[tuple[int, Any, str]] = []
-    happened: list[native.Happened] = []
-    welcomed: bool = False
-    rejoin: bool = False
-    rejected: str = ""
-    complaint: str = ""
-    closing: str | None = None
-
-
-class _Sent(Struct):
-    """A Submit under way: the numbers (from 1) of the first and last of its tasks in the order sent."""
-
-    first: int
-    last: int
-    message: native.Submit
-    frames: list[Frame]
 
 
 class Session(Generic[H]):
@@ -107,11 +69,17 @@ class Session(Generic[H]):
         self._hello_due = True
         self._counter = 0
         self._queue: deque[Call | Attached] = deque()
+        self.blocked = False
+        """Whether calls wait here because the scheduler takes no more bytes."""
+        self.limit = ""
+        """The setting of the scheduler that keeps the credit in bytes down."""
         self._credit = 0
+        self._credit_bytes: float = math.inf
+        self._under_way_bytes = 0
         self._sent = 0
         self._accepted = 0
-        self._unaccepted: deque[_Sent] = deque()
-        self._again: deque[_Sent] = deque()
+        self._unaccepted: deque[SentCalls] = deque()
+        self._again: deque[SentCalls] = deque()
         self._last_sent_counter = 0
         self._cancelled: set[int] = set()
         self._cancels_due: list[int] = []
@@ -170,11 +138,11 @@ class Session(Generic[H]):
         """Take back what was not sent yet; returns the handles. No other task may depend on these."""
         taken = []
         for entry in self._queue:
-            call = entry.record if type(entry) is Attached else entry
-            handle = self.tasks.pop(call.id)  # type: ignore[union-attr]  # only calls are in the queue
-            self._done_with(handle)
+            handle = self.tasks.pop(counter_of(entry))
+            self._functions.task_ended(handle.function)
             taken.append(handle)
         self._queue.clear()
+        self.blocked = False
         self._cancels_later.clear()
         self._inputs_under_way = {task: by for task, by in self._inputs_under_way.items() if by <= self._sent}
         self._held = deque(hold for hold in self._held if hold[1] <= self._sent)
@@ -222,7 +190,7 @@ class Session(Generic[H]):
         if not self._welcomed:
             return self._hello_due
         return bool(
-            (self._queue and self._sent - self._accepted < self._credit)
+            (self._queue and self._sent - self._accepted < self._credit and self._under_way_bytes < self._credit_bytes)
             or self._messages_due
             or self._again
             or self._cancels_due
@@ -245,6 +213,7 @@ class Session(Generic[H]):
             out.append((native.Submit([], drop=dropped), ()))  # by itself: a task of the same message might name one
         while (submit := self._next_submit()) is not None:
             out.append(submit)
+        self.blocked = bool(self._queue) and self._under_way_bytes >= self._credit_bytes
         if (
             self._cancels_later and self._cancels_later[0] <= self._last_sent_counter
         ):  # the first: not to scan each time
@@ -267,12 +236,14 @@ class Session(Generic[H]):
             secret=self._secret,
             scheduler=self.scheduler,
             received=self._ackable(),
+            accepted=self._accepted if self.number else -1,
         )
 
     def _next_submit(self) -> Out | None:
         queue = self._queue
         limit = min(self._credit - (self._sent - self._accepted), MAX_TASKS_PER_SUBMIT, len(queue))
-        if limit <= 0:
+        most_bytes = min(self._credit_bytes - self._under_way_bytes, MAX_BYTES_PER_SUBMIT)
+        if limit <= 0 or most_bytes <= 0:
             return None
         tasks: list[Call] = []
         frames: list[Frame] = []
@@ -286,7 +257,7 @@ class Session(Generic[H]):
             else:
                 call = entry  # type: ignore[assignment]
                 its_size = len(call.body)
-            if tasks and size + its_size > MAX_BYTES_PER_SUBMIT:
+            if tasks and size + its_size > most_bytes:
                 break
             queue.popleft()
             if type(entry) is Attached:
@@ -298,7 +269,9 @@ class Session(Generic[H]):
             tasks.append(call)
             size += its_size + CALL_OVERHEAD_BYTES
         submit = native.Submit(tasks, functions=functions, received=self._acknowledge())
-        self._unaccepted.append(_Sent(self._sent + 1, self._sent + len(tasks), submit, frames))
+        size += (TASK_BYTES - CALL_OVERHEAD_BYTES) * len(tasks)
+        self._under_way_bytes += size
+        self._unaccepted.append(SentCalls(self._sent + 1, self._sent + len(tasks), submit, frames, size))
         self._sent += len(tasks)
         self._last_sent_counter = tasks[-1].id
         return submit, frames
@@ -325,12 +298,17 @@ class Session(Generic[H]):
         again = self.number != 0
         self._welcomed = news.welcomed = True
         self._credit = message.credit
+        self._set_credit_bytes(message.credit_bytes)
+        self.limit = ""
         self.liveness.heartbeat_s = message.heartbeat_s
         self.max_message_bytes = message.max_message_bytes
         self.pythons = message.pythons
         self.engine_count = message.engines
         if not again:
             self.engines_due = max(self.engines_due, message.engines + message.starting)
+        if again and message.renewed:
+            news.lost = self._renew()
+            return
         if again and message.resumed:
             self._resume(message)
             return
@@ -343,36 +321,56 @@ class Session(Generic[H]):
     def _resume(self, message: native.Welcome) -> None:
         """Send again what the broken connection swallowed."""
         self._accept(message.accepted)
-        self._again = deque(self._rest_of(sent) for sent in self._unaccepted)
+        self._again = deque(sent.without(self._accepted) for sent in self._unaccepted)
         self._unaccepted = deque(self._again)
+        self._under_way_bytes = sum([sent.size for sent in self._unaccepted])
         self._cancels_due = [counter for counter in self._cancelled if counter <= self._last_sent_counter]
         self._messages_due.extend(query for query in self._queries.values() if query not in self._messages_due)
         self.liveness.ping_at = None
 
-    def _rest_of(self, sent: _Sent) -> _Sent:
-        """Without those of its tasks that were accepted."""
-        done = max(0, self._accepted - sent.first + 1)
-        if not done:
-            return sent
-        skipped = sum(call.frames for call in sent.message.tasks[:done])
-        message = replace(sent.message, tasks=sent.message.tasks[done:])
-        return _Sent(sent.first + done, sent.last, message, sent.frames[skipped:])
+    def _renew(self) -> list[H]:
+        """The scheduler forgot the session and began it again where we were: what it has not accepted goes out again as
+        if it had never been sent. Returns accepted tasks that have not ended; there are none, if we were not away for
+        so long that their results were dropped."""
+        self._received = self._told = self._ackable()
+        self._held.clear()
+        self._unacked_results = self._unacked_bytes = 0
+        for function in self._functions.by_digest.values():
+            function.sent = False
+        calls = [call for sent in self._unaccepted for call in sent.without(self._accepted).calls()]
+        self._queue.extendleft(reversed(calls))
+        self._unaccepted.clear()
+        self._again.clear()
+        self._under_way_bytes = 0
+        self._sent = self._accepted
+        self._last_sent_counter = counter_of(self._queue[0]) - 1 if self._queue else self._counter
+        waiting = set(map(counter_of, self._queue))
+        lost = [self.tasks.pop(counter) for counter in list(self.tasks) if counter not in waiting]
+        for handle in lost:
+            self._functions.task_ended(handle.function)
+        self._cancelled &= self.tasks.keys()
+        self._cancels_due = []
+        self._cancels_later = sorted(self._cancelled)
+        self._messages_due.extend(query for query in self._queries.values() if query not in self._messages_due)
+        self.liveness.ping_at = None
+        return lost
 
     def start_anew(self) -> list[H]:
         """Another scheduler instance: nothing of the old session is left. Returns the handles of the lost tasks."""
         lost = list(self.tasks.values())
         for handle in lost:
-            self._done_with(handle)
+            self._functions.task_ended(handle.function)
         for function in self._functions.by_digest.values():
             function.sent = False
         self.tasks.clear()
         for collection in (self._queue, self._unaccepted, self._again, self._held):
             collection.clear()
+        self.blocked = False
         self._inputs_under_way.clear()
         self._cancelled.clear()
         self._cancels_due.clear()
         self._cancels_later.clear()
-        self._sent = self._accepted = self._received = self._told = 0
+        self._sent = self._accepted = self._received = self._told = self._under_way_bytes = 0
         self._unacked_results = self._unacked_bytes = 0
         return lost
 
@@ -392,20 +390,29 @@ class Session(Generic[H]):
             handle = tasks.pop(counter, None)
             if handle is None:
                 continue
-            self._done_with(handle)
+            self._functions.task_ended(handle.function)
             if cancelled:
                 cancelled.discard(counter)
             if under_way and (needed_by := under_way.pop(counter, None)) is not None and needed_by > self._accepted:
                 self._held.append((message.seq, needed_by))
             news.ended.append((handle, end))
 
-    def _on_accepted(self, message: native.Accepted | native.Pong, frames: Sequence[Frame], news: News[H]) -> None:
+    def _on_accepted(self, message: native.Pong, frames: Sequence[Frame], news: News[H]) -> None:
         self._accept(message.accepted)
+
+    def _on_credit(self, message: native.Accepted, frames: Sequence[Frame], news: News[H]) -> None:
+        self._accept(message.accepted)
+        if message.credit_bytes is not None:
+            self._set_credit_bytes(message.credit_bytes)
+            self.limit = message.limit
+
+    def _set_credit_bytes(self, credit_bytes: int | None) -> None:
+        self._credit_bytes = math.inf if credit_bytes is None else credit_bytes
 
     def _on_refused(self, message: native.Refused, frames: Sequence[Frame], news: News[H]) -> None:
         handle = self.tasks.pop(message.id & COUNTER_MASK, None)
         if handle is not None:
-            self._done_with(handle)
+            self._functions.task_ended(handle.function)
             self._cancelled.discard(message.id & COUNTER_MASK)
             news.refused.append((handle, message.reason))
 
@@ -439,16 +446,9 @@ class Session(Generic[H]):
             raise WireError(f"the scheduler accepted {accepted} submissions, but {self._sent} were sent")
         self._accepted = accepted
         while self._unaccepted and self._unaccepted[0].last <= accepted:
-            self._unaccepted.popleft()
+            self._under_way_bytes -= self._unaccepted.popleft().size
         while self._held and self._held[0][1] <= accepted:
             self._held.popleft()
-
-    def _done_with(self, handle: H) -> None:
-        function = handle.function
-        if function is not None:
-            function.ended += 1
-            if not function.kept and function.submitted == function.ended:
-                self._functions.unneeded.append(function)
 
     # ---- acknowledgements, connections ------------------------------------------------------------------------------
 
@@ -485,7 +485,7 @@ class Session(Generic[H]):
 _HANDLERS: dict[type, Callable[..., None]] = {
     native.Welcome: Session._on_welcome,
     native.Results: Session._on_results,
-    native.Accepted: Session._on_accepted,
+    native.Accepted: Session._on_credit,
     native.Pong: Session._on_accepted,
     native.Refused: Session._on_refused,
     native.Reply: Session._on_reply,

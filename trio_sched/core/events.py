@@ -84,10 +84,26 @@ class ClientLeft(Struct, frozen=True, gc=False):
     """A session ended for good: it is not coming back for results. With `cancel`, its unfinished tasks are cancelled.
 
     A client that merely disconnects is no event of the core: its tasks go on and its results wait in the outbox (R27).
+    `unread`: the ended tasks whose results it has not received, where the server knows them; None: all are looked at.
     """
 
     client: ClientId
     cancel: bool = False
+    unread: tuple[TaskId, ...] | None = None
+
+
+class ClientPaused(Struct, frozen=True, gc=False):
+    """Nothing more of this client is to be sent to engines (R34). `reason` says why in words; a second one changes only
+    the reason."""
+
+    client: ClientId
+    reason: str = ""
+
+
+class ClientResumed(Struct, frozen=True, gc=False):
+    """The client's tasks may go again (R34)."""
+
+    client: ClientId
 
 
 class TaskSubmitted(Struct, frozen=True, gc=False):
@@ -184,6 +200,8 @@ class TimePassed(Struct, frozen=True, gc=False):
 Event: TypeAlias = (
     ClientJoined
     | ClientLeft
+    | ClientPaused
+    | ClientResumed
     | TaskSubmitted
     | TaskFinished
     | DependencyUnmet

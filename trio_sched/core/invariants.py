@@ -78,15 +78,18 @@ def _check_pools(scheduler: Scheduler) -> None:
         _require(set(pool.members) == matching, "a pool's members are off", pool.key)
         _require(all(pool in engine.pools for engine in pool.members.values()), "an engine misses a pool", pool.key)
         _require(pool.live == sum(queue.live for queue in pool.queues.values()), "a pool's count is off", pool.key)
+        _require(pool.held == sum(queue.held for queue in pool.queues.values()), "a pool's held are off", pool.key)
         _require(
-            pool is scheduler.pools.anyone or pool.live or pool.bound or pool.targets is None,  # type: ignore[arg-type]
+            pool is scheduler.pools.anyone or bool(pool.live or pool.held or pool.bound) or pool.targets is None,
             "an empty pool was kept",
             pool.key,
         )
         for (refused, failed), queue in pool.queues.items():
             tasks = list(queue.tasks())
             queued += tasks
-            _require(len(tasks) == queue.live, "a queue's count is off", (pool.key, len(tasks), queue.live))
+            held = sum(1 for task in tasks if task.client.paused)
+            _require(len(tasks) == queue.live + queue.held, "a queue's count is off", (pool.key, len(tasks)))
+            _require(held == queue.held, "the tasks of paused clients are not those held", (pool.key, held))
             _require(bool(tasks) or queue is pool.plain, "an empty queue was kept", (refused, failed))
             for task in tasks:
                 _require(task.queue is queue, "a task is in a queue that it does not know", task.id)

@@ -167,10 +167,18 @@ class Lifecycle:
     def _ready(self, task: Task, pool: Pool) -> None:
         task.state = READY
         client = task.client
-        if not client.ready:
+        if not client.ready and not client.paused:
             self._turns.activate(client)
         client.ready += 1
         self.pools.push(task, pool)
+
+    def _resume(self, client: Client) -> None:
+        """R34: the client becomes active anew."""
+        if client.ready:
+            self._turns.activate(client)  # while it is still paused, so that it is not compared with itself
+        client.paused = False
+        client.pause_reason = ""
+        self.pools.resume(client)
 
     def _wait(self, task: Task, now: float) -> None:
         """Let a task wait for dependencies, but fail when the last of its targets goes (R7), or of the engines that a
@@ -324,6 +332,7 @@ class Lifecycle:
             self.archive.release(task.spec.inputs)
         self.archive.add(task_id, ended)
         del self.tasks[task_id]
+        task.payload = None  # its line may keep the task for a while
         if client.gone:
             self.archive.received(client.id, (task_id,))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from trio_sched.core.engines import Engine
 from trio_sched.core.events import EngineId
 from trio_sched.core.placement import Room
-from trio_sched.core.ready import Pool, ReadyQueue
+from trio_sched.core.ready import Client, Pool, ReadyQueue
 from trio_sched.core.task import NOBODY, Task
 
 _IDLE_POOLS = 256
@@ -65,7 +65,9 @@ class Pools:
 
     def tidy(self, pool: Pool) -> None:
         """Forget the pool if nothing is left in it and it is cheap to make again."""
-        if pool.live or pool.bound or (pool.targets is None and len(self._by_key) < _IDLE_POOLS) or pool is self.anyone:
+        if pool.live or pool.held or pool.bound or pool is self.anyone:
+            return
+        if pool.targets is None and len(self._by_key) < _IDLE_POOLS:
             return
         del self._by_key[pool.key]
         self.hot.pop(pool, None)
@@ -113,6 +115,20 @@ class Pools:
             if takes and pool.live:
                 self.hot[pool] = None
 
+    def pause(self, client: Client) -> None:
+        """The client's ready tasks are set apart (R34). Costs the number of queues."""
+        for pool in self._by_key.values():
+            for queue in pool.queues.values():
+                queue.pause(client)
+
+    def resume(self, client: Client) -> None:
+        """The client's ready tasks can go again."""
+        for pool in self._by_key.values():
+            for queue in pool.queues.values():
+                queue.resume(client)
+            if pool.live:
+                self.hot[pool] = None
+
     def push(self, task: Task, pool: Pool) -> None:
         """A task became ready."""
         if task.refused or task.failed:
@@ -129,7 +145,7 @@ class Pools:
     def emptied(self, queue: ReadyQueue) -> None:
         """Forget the queue, and its pool, if nothing is left in them."""
         pool = queue.pool
-        if not queue.live and queue is not pool.plain:
+        if not queue.live and not queue.held and queue is not pool.plain:
             del pool.queues[queue.refused, queue.failed]
         if not pool.live and pool is not self.anyone:
             self.tidy(pool)

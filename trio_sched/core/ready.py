@@ -25,7 +25,7 @@ _SWEEP = 64
 class Client:
     """A session, and its turn (R15)."""
 
-    __slots__ = ("active", "gone", "id", "number", "ready", "step", "vtime")
+    __slots__ = ("active", "gone", "id", "number", "pause_reason", "paused", "ready", "step", "vtime")
 
     def __init__(self, client_id: ClientId, number: int, weight: float) -> None:
         self.id = client_id
@@ -33,10 +33,13 @@ class Client:
         self.vtime = 0.0
         self.step = 1.0 / weight
         self.ready = 0
-        """Its ready tasks; it is active while there are any."""
+        """Its ready tasks; it is active while there are any and it is not paused."""
         self.active = False
         """Whether it stands in the heap of active clients."""
         self.gone = False
+        self.paused = False
+        """Whether its tasks stay here (R34)."""
+        self.pause_reason = ""
 
 
 class Turns:
@@ -72,7 +75,7 @@ class Turns:
         heap = self._heap
         while heap:
             vtime, number, client = heap[0]
-            if not client.ready:
+            if not client.ready or client.paused:
                 heappop(heap)
                 client.active = False
             elif vtime != client.vtime:
@@ -131,14 +134,38 @@ class Line:
 
 
 class Level:
-    """The lines of one priority in one queue, each once in the heap; the virtual times there may be outdated."""
+    """The lines of one priority in one queue, each once in the heap; the virtual times there may be outdated. Those of
+    paused clients are set apart and not counted."""
 
-    __slots__ = ("heap", "lines", "live")
+    __slots__ = ("heap", "lines", "live", "paused")
 
     def __init__(self) -> None:
         self.lines: dict[int, Line] = {}
+        self.paused: dict[int, Line] = {}
         self.heap: list[tuple[float, int, Line]] = []
         self.live = 0
+
+    def pause(self, number: int) -> int:
+        """Set the line of a client apart; returns how many tasks that are."""
+        line = self.lines.pop(number, None)
+        if line is None:
+            return 0
+        self.heap = [entry for entry in self.heap if entry[2] is not line]
+        heapify(self.heap)
+        if line.live:
+            self.paused[number] = line
+            self.live -= line.live
+        return line.live
+
+    def resume(self, client: Client) -> int:
+        """Take the line of a client back; returns how many tasks that are."""
+        line = self.paused.pop(client.number, None)
+        if line is None:
+            return 0
+        self.lines[client.number] = line
+        heappush(self.heap, (client.vtime, client.number, line))
+        self.live += line.live
+        return line.live
 
     def first(self) -> Line:
         """The line whose turn it is; the level must have a live task."""
@@ -157,7 +184,7 @@ class Level:
 class ReadyQueue:
     """The ready tasks of one requirement: a pool's engines less these exclusions."""
 
-    __slots__ = ("failed", "levels", "live", "pool", "refused", "top")
+    __slots__ = ("failed", "held", "levels", "live", "pool", "refused", "top")
 
     def __init__(self, pool: Pool, refused: frozenset[EngineId], failed: frozenset[EngineId]) -> None:
         self.pool = pool
@@ -165,6 +192,9 @@ class ReadyQueue:
         self.failed = failed
         self.levels: dict[int, Level] = {}
         self.live = 0
+        """Tasks that can be dispatched."""
+        self.held = 0
+        """Tasks of paused clients."""
         self.top = 0
         """The highest priority with a live task; meaningless without one."""
 
@@ -176,6 +206,14 @@ class ReadyQueue:
         if level is None:
             level = self.levels[priority] = Level()
         client = task.client
+        if client.paused:
+            line = level.paused.get(client.number)
+            if line is None:
+                line = level.paused[client.number] = Line(client)
+            line.push(task)
+            self.held += 1
+            self.pool.held += 1
+            return
         line = level.lines.get(client.number)
         if line is None:
             line = level.lines[client.number] = Line(client)
@@ -203,7 +241,18 @@ class ReadyQueue:
     def remove(self, task: Task) -> None:
         """Take out any task of the queue."""
         level = self.levels[task.spec.priority]
-        line = level.lines[task.client.number]
+        number = task.client.number
+        if task.client.paused:
+            line = level.paused[number]
+            task.queue = None
+            self.held -= 1
+            self.pool.held -= 1
+            line.mark(self)
+            if not line.live:
+                del level.paused[number]
+                self._discard_empty_levels()
+            return
+        line = level.lines[number]
         self._left(task, level)
         line.mark(self)
 
@@ -213,13 +262,35 @@ class ReadyQueue:
         self.pool.live -= 1
         level.live -= 1
         if not level.live and len(self.levels) > 1:
-            del self.levels[task.spec.priority]
+            if not level.paused:
+                del self.levels[task.spec.priority]
             self.top = max((priority for priority, other in self.levels.items() if other.live), default=0)
 
+    def _discard_empty_levels(self) -> None:
+        levels = {priority: level for priority, level in self.levels.items() if level.live or level.paused}
+        self.levels = levels
+        self.top = max((priority for priority, level in levels.items() if level.live), default=0)
+
+    def pause(self, client: Client) -> None:
+        """Set the tasks of a client apart (R34)."""
+        self._count_held(sum(level.pause(client.number) for level in self.levels.values()))
+
+    def resume(self, client: Client) -> None:
+        """Take the tasks of a client back."""
+        self._count_held(-sum(level.resume(client) for level in self.levels.values()))
+
+    def _count_held(self, count: int) -> None:
+        if count:
+            self.live -= count
+            self.held += count
+            self.pool.live -= count
+            self.pool.held += count
+            self._discard_empty_levels()
+
     def tasks(self) -> Iterator[Task]:
-        """All live tasks, in no particular order."""
+        """All tasks, in no particular order."""
         for level in self.levels.values():
-            for line in level.lines.values():
+            for line in [*level.lines.values(), *level.paused.values()]:
                 yield from (task for task in line.fresh if task.queue is self and task.state is READY)
                 yield from (task for _, task in line.back if task.queue is self and task.state is READY)
 
@@ -227,7 +298,19 @@ class ReadyQueue:
 class Pool:
     """One requirement on engines (targets, resources, kind), the engines that match it, and the tasks that have it."""
 
-    __slots__ = ("bound", "kind", "live", "members", "plain", "queues", "registered", "resources", "room", "targets")
+    __slots__ = (
+        "bound",
+        "held",
+        "kind",
+        "live",
+        "members",
+        "plain",
+        "queues",
+        "registered",
+        "resources",
+        "room",
+        "targets",
+    )
 
     def __init__(
         self,
@@ -248,7 +331,9 @@ class Pool:
         self.queues: dict[tuple[frozenset[EngineId], frozenset[EngineId]], ReadyQueue] = {}
         self.plain = self.queue(NOBODY, NOBODY)
         self.live = 0
-        """Ready tasks in all of its queues."""
+        """Ready tasks in all of its queues that can be dispatched."""
+        self.held = 0
+        """Ready tasks of paused clients."""
         self.bound: dict[TaskId, Task] = {}
         """Waiting tasks that need one of its targets, but are in no queue yet (R7)."""
 

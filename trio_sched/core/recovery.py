@@ -299,7 +299,7 @@ def _restore_turns(scheduler: Scheduler) -> list[Any]:
     for client in clients.values():
         if not math.isfinite(client.vtime):
             client.vtime = turns.floor
-        if client.ready > 0:
+        if client.ready > 0 and not client.paused:
             active.append(client)
         client.ready = 0
         client.active = False

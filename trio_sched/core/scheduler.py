@@ -1,4 +1,4 @@
-"""The scheduler: events in, effects out, all of the rules of docs/rules.md (R1-R29) and nothing else.
+"""The scheduler: events in, effects out, all of the rules of docs/rules.md (R1-R29, R34) and nothing else.
 
 `handle` never awaits, reads no clock, touches no socket, and raises for no outside input: what cannot be (a result for
 an unknown task, an engine that joins twice) is an ordinary case, counted in `counters`. Each event goes the same way:
@@ -23,6 +23,8 @@ from trio_sched.core.events import (
     CancelRequested,
     ClientJoined,
     ClientLeft,
+    ClientPaused,
+    ClientResumed,
     DependencyUnmet,
     DrainRequested,
     EngineId,
@@ -60,6 +62,8 @@ class Scheduler(Lifecycle):
         self._handlers: dict[type[Event], Callable[[Any, float], None]] = {
             ClientJoined: self._client_joined,
             ClientLeft: self._client_left,
+            ClientPaused: self._client_paused,
+            ClientResumed: self._client_resumed,
             TaskSubmitted: self._task_submitted,
             TaskFinished: self._task_finished,
             DependencyUnmet: self._dependency_unmet,
@@ -99,17 +103,40 @@ class Scheduler(Lifecycle):
         self.clients[event.client] = Client(event.client, self._client_numbers, event.weight)
 
     def _client_left(self, event: ClientLeft, now: float) -> None:
-        """Walks over all tasks: a session ends once, and an index by client would cost every task."""
+        """Walks over all tasks where the event does not name those that matter: a session ends once, and an index by
+        client would cost every task."""
         client = self.clients.get(event.client)
         if client is None:
             self._count("unknown_client_left")
             return
         client.gone = True
-        self.archive.received(client.id, [task for task, ended in self.archive.items() if ended.client == client.id])
+        if client.paused:
+            self._resume(client)
+        unread = event.unread
+        if unread is None:
+            unread = tuple([task for task, ended in self.archive.items() if ended.client == client.id])
+        self.archive.received(client.id, unread)
         if event.cancel:
             for task in [task for task in self.tasks.values() if task.client is client]:
                 self._cancel(task, now, "its client left")
         del self.clients[event.client]
+
+    def _client_paused(self, event: ClientPaused, now: float) -> None:
+        client = self.clients.get(event.client)
+        if client is None:
+            self._count("unknown_client_paused")
+            return
+        client.pause_reason = event.reason
+        if not client.paused:
+            self.pools.pause(client)
+            client.paused = True
+
+    def _client_resumed(self, event: ClientResumed, now: float) -> None:
+        client = self.clients.get(event.client)
+        if client is None or not client.paused:
+            self._count("not_paused")
+        else:
+            self._resume(client)
 
     def _results_received(self, event: ResultsReceived, now: float) -> None:
         self.archive.received(event.client, event.tasks)

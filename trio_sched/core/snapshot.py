@@ -22,7 +22,7 @@ _MOST_NAMED = 5
 
 def status(scheduler: Scheduler, now: float) -> dict[str, Any]:
     """Counts of tasks and clients, the engines with their load, and the counters of what went wrong."""
-    ready = sum(pool.live for pool in scheduler.pools)
+    ready = sum(pool.live + pool.held for pool in scheduler.pools)
     assigned = sum(engine.load for engine in scheduler.engines.values())
     return {
         "scheme": scheduler.settings.scheme,
@@ -35,7 +35,7 @@ def status(scheduler: Scheduler, now: float) -> dict[str, Any]:
             **scheduler.ends,
         },
         "clients": [
-            {"client": client.id, "ready": client.ready, "weight": 1 / client.step}
+            {"client": client.id, "ready": client.ready, "weight": 1 / client.step, "paused": client.pause_reason}
             for client in scheduler.clients.values()
         ],
         "engines": engines(scheduler, now),
@@ -140,6 +140,8 @@ def _ready(scheduler: Scheduler, task: Task, now: float) -> str:
     pool = queue.pool
     if scheduler.draining:
         return "the scheduler is shutting down and sends nothing more"
+    if task.client.paused:
+        return f"nothing of its client is sent to engines: {task.client.pause_reason or 'the client is paused'}"
     if not scheduler.engines:
         return "there are no engines"
     asked = _asked(pool)

@@ -63,6 +63,8 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # tasks
     scheme: str = "leastload"
     hwm: int = 1
+    total_bytes: int | None = None
+    """Bytes of unfinished tasks that are held; a task beyond that is refused. None: a quarter of the memory."""
     broadcast_leaves: int = 2
     """Ports for the broadcast view's engines (there is one socket behind them)."""
     # records
@@ -73,6 +75,7 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         for wrong, setting, wanted in (
             (self.scheme not in SCHEMES, "scheme", f"it must be one of {', '.join(SCHEMES)}"),
             (self.hwm < 0, "hwm", "it must be at least 0 (0: no limit)"),
+            (self.total_bytes is not None and self.total_bytes < 1, "total_bytes", "it must be at least 1"),
             (self.ping_ms < 1, "ping_ms", "it must be at least 1"),
             (self.missed_pings < 0, "missed_pings", "it must be at least 0"),
             (not 0 <= self.registration_timeout_s < math.inf, "registration_timeout_s", "it must be at least 0"),

@@ -33,7 +33,9 @@ from trio_sched.errors import WireError
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.registration import KIND
 from trio_sched.logs import get_logger
+from trio_sched.server.budget import MEMORY_SHARE
 from trio_sched.server.happenings import Event
+from trio_sched.server.memory import memory_bytes
 from trio_sched.wire.jupyter import UNREADABLE, Parsed, failure, split
 from trio_sched.wire.native import Frame
 from trio_sched.wire.ranges import RANGES, quoted
@@ -65,13 +67,15 @@ _decode_wishes = msgspec.json.Decoder(Wishes).decode
 class Route:
     """An unfinished task: what to send to the engine, and where the reply goes."""
 
-    __slots__ = ("client", "copies", "engine", "header", "identities", "message")
+    __slots__ = ("client", "copies", "engine", "header", "identities", "message", "size")
 
     def __init__(self, client: str, message: list[Frame], identities: list[bytes], header: Frame) -> None:
         self.client = client
         self.message = message
         self.identities = identities
         self.header = header
+        self.size = sum(map(len, message))
+        """Bytes of the message."""
         self.copies = 1
         self.engine: str | None = None
         """Where it was last sent."""
@@ -104,6 +108,9 @@ class TaskQueue:
         """By client: tasks whose results were passed on, which the core does not know yet."""
         self._received_count = 0
         self._received_bytes = 0
+        self._held_bytes = 0
+        """Of unfinished tasks; clients of this front know no credit, so that more than the limit are refused."""
+        self._limit_bytes = desk.config.total_bytes or memory_bytes() // MEMORY_SHARE
         self._sent = False
         desk.hub.on_flush(self.flush)
         desk.hub.outlets.append(self)
@@ -166,7 +173,12 @@ class TaskQueue:
             self._refuse(message, "ValueError", str(error))
             raise
         if route is None:
-            route = self._routes[msg_id] = Route(head.session, frames, message.identities, parts[1])
+            route = Route(head.session, frames, message.identities, parts[1])
+            if self._held_bytes and self._held_bytes + route.size > self._limit_bytes:
+                self._refuse(message, "SubmissionRefused", self._full())
+                return
+            self._routes[msg_id] = route
+            self._held_bytes += route.size
             client.unfinished += 1
         else:
             route.copies += 1
@@ -174,6 +186,12 @@ class TaskQueue:
         if self._desk.monitor.on:
             self._desk.monitor.submitted("task", message, head.session, None)
         events.append(TaskSubmitted(client.id, msg_id, route, spec))
+
+    def _full(self) -> str:
+        return (
+            f"the controller holds {self._held_bytes:,} bytes of tasks that have not ended, and total_bytes is "
+            f"{self._limit_bytes:,}: submit more when tasks have ended"
+        )
 
     def _refuse(self, message: Parsed, ename: str, why: str) -> None:
         """A request that cannot be taken is answered: whoever signed it is waiting."""
@@ -295,6 +313,7 @@ class TaskQueue:
         route.copies -= 1
         if not route.copies:
             del self._routes[msg_id]
+            self._held_bytes -= route.size
             client = self._clients.get(route.client)
             if client is not None:
                 client.unfinished -= 1

@@ -1,9 +1,10 @@
 """The auditor: what happens because time passes. It sleeps until the next deadline, of the core or of its own round.
 
 Once in a heartbeat period it makes a round: who was not heard for too long is away; who was away for too long is
-gone; engines hear what arrived of them; functions that nobody needs are let go. A peer was last heard when its
-message was *received*; a nanny's beats count for its engines. When the round itself comes late by more than a period,
-this process was stopped, or the machine slept: then nobody could be heard, and everyone gets as much time again.
+gone, soon when nothing of it is left; engines hear what arrived of them; functions that nobody needs are let go. A peer
+was last heard when its message was *received*; a nanny's beats count for its engines. When the round itself comes late
+by more than a period, this process was stopped, or the machine slept: then nobody could be heard, and everyone gets as
+much time again.
 """
 
 from __future__ import annotations
@@ -69,10 +70,12 @@ class Auditor:
         hasty = isinstance(session, ClientSession) and session.cancel_on_leave
         if session.link is None:
             away_s = now - session.away_since if session.away_since is not None else 0.0
-            patience_s = self._patience_s if hasty else self._config.keep_results_s
-            if isinstance(session, EngineSession) or away_s < patience_s:
+            empty = isinstance(session, ClientSession) and session.is_empty()
+            patience_s = self._config.keep_idle_s if empty else self._config.keep_results_s
+            if isinstance(session, EngineSession) or away_s < (self._patience_s if hasty else patience_s):
                 return []
-            return [Left(session, "nobody came back for its results", cancel=hasty)]
+            why = "nothing of it was left" if empty else "nobody came back for its results"
+            return [Left(session, why, cancel=hasty, away_since=session.away_since)]
         silent_s = now - max(self._heard(session), self._awake_since)
         if silent_s <= self._patience_s:
             self._probe(session, now)

@@ -50,6 +50,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     keep_finished: int = 100_000
     keep_results_s: float = 3600.0
     """How long the session of a client that is away is kept."""
+    keep_idle_s: float = 10.0
+    """How long if no task of it is unfinished and no result unread: it can go on all the same when it comes back."""
     seed: int | None = None
     """Of the schemes that draw; None: from the operating system."""
     # peers
@@ -62,11 +64,18 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Longest that a result waits for others to travel with."""
     window_bytes: int = 32 << 20
     """What may be on its way to one peer, unacknowledged."""
+    client_bytes: int = 1 << 30
+    """Calls of one client, and results that it has not read, that are held in memory: each up to so much."""
+    total_bytes: int | None = None
+    """The same of all clients together; None: a quarter of the memory."""
     # limits
     max_message_bytes: int = 1 << 30
     max_tasks_per_message: int = 10_000
     max_dependencies: int = 100_000
     max_clients: int = 1_000
+    """When there are so many, those that nothing is lost with and that are not there give way to newcomers."""
+    max_admins: int = 16
+    """Sessions of commands such as status and stop, which submit nothing, beside the clients."""
     max_engines: int = 100_000
     max_connections: int = 0
     """Connections of all kinds at once, before any handshake; 0: three quarters of the descriptor limit, which bounds
@@ -143,15 +152,19 @@ RULES: dict[str, Rule] = {
     "grace_s": _at_least(0, " (0: none)"),
     "keep_finished": _at_least(0),
     "keep_results_s": _at_least(0),
+    "keep_idle_s": _at_least(0),
     "heartbeat_s": _at_least(0.001),
     "missed_heartbeats": _at_least(2),
     "credit": _at_least(1),
     "gather_s": Rule(lambda value: 0 <= value <= 1, "it must be from 0 to 1"),
     "window_bytes": _at_least(1 << 10),
+    "client_bytes": _at_least(1 << 16),
+    "total_bytes": Rule(lambda value: value is None or value >= 1 << 20, "it must be at least 1048576"),
     "max_message_bytes": _at_least(1 << 16),
     "max_tasks_per_message": _at_least(1),
     "max_dependencies": _at_least(1),
     "max_clients": _at_least(1),
+    "max_admins": _at_least(1),
     "max_engines": _at_least(1),
     "max_connections": _at_least(0, " (0: as many as the descriptor limit allows)"),
     "max_connections_per_address": _at_least(0, " (0: half of max_connections)"),

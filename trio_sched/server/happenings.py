@@ -36,11 +36,13 @@ class LinkLost(Struct, frozen=True, gc=False):
 
 
 class Left(Struct, frozen=True, gc=False):
-    """A session ended for good: a Bye, or nobody came back for its results. `cancel`: so do its unfinished tasks."""
+    """A session ended for good: a Bye, or nobody came back for its results. `cancel`: so do its unfinished tasks.
+    `away_since`: it ends only if it is still away since then; None: in any case."""
 
     session: Session
     reason: str
     cancel: bool = False
+    away_since: float | None = None
 
 
 class WorkerDied(Struct, frozen=True, gc=False):
@@ -94,12 +96,22 @@ Event: TypeAlias = CoreEvent | ServerEvent
 
 
 class Welcomed(Struct, frozen=True, gc=False):
-    """Answer the Hello on this link; on a resumed session, send again what is behind `received`."""
+    """Answer the Hello on this link; on a resumed session, send again what is behind `received`. `renewed`: the session
+    was forgotten and began again."""
 
     session: Session
     link: Link
     resumed: bool
     received: int = 0
+    renewed: bool = False
+
+
+class Decline(Struct, frozen=True, gc=False):
+    """Answer the Hello on this link with an error: the peer gets no session."""
+
+    link: Link
+    kind: str
+    message: str
 
 
 class Tell(Struct, frozen=True, gc=False):
@@ -114,5 +126,5 @@ class TellEngines(Struct, frozen=True, gc=False):
     """Tell the clients which engines are here now."""
 
 
-ServerEffect: TypeAlias = Welcomed | Tell | TellEngines
+ServerEffect: TypeAlias = Welcomed | Decline | Tell | TellEngines
 Effect: TypeAlias = CoreEffect | ServerEffect

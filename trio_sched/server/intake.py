@@ -20,6 +20,7 @@ from trio_sched.core.events import (
     TaskSubmitted,
 )
 from trio_sched.errors import WireError
+from trio_sched.server.budget import ByteBudget
 from trio_sched.server.config import Config
 from trio_sched.server.functions import Functions
 from trio_sched.server.happenings import Asked, Left, Pinged, Rejected, Watched
@@ -30,6 +31,8 @@ from trio_sched.server.reader import Reader
 from trio_sched.server.sessions import ClientSession
 from trio_sched.wire.native import (
     COUNTER_MASK,
+    TASK_BYTES,
+    Attached,
     Bye,
     Call,
     Cancel,
@@ -56,12 +59,19 @@ class Intake(Reader):
     who = "a client"
 
     def __init__(
-        self, hub: Hub, config: Config, functions: Functions, outbox: Outbox, stop: Callable[[str], None]
+        self,
+        hub: Hub,
+        config: Config,
+        functions: Functions,
+        outbox: Outbox,
+        budget: ByteBudget,
+        stop: Callable[[str], None],
     ) -> None:
         super().__init__(hub, CLIENTS, hub.inbox.add_submissions)
         self._config = config
         self._functions = functions
         self._outbox = outbox
+        self._budget = budget
         self._stop = stop
         self.handlers = {
             Submit: self._submit,
@@ -77,14 +87,27 @@ class Intake(Reader):
 
     def _submit(self, client: ClientSession, message: Submit, frames: Sequence[Frame]) -> None:
         calls = message.tasks
-        self._check(client, calls)
+        sizes = self._check(client, calls)
         _check_received(client, message.received)
         payloads = attach(calls, frames)
+        refusal = self._budget.overdrawn(client) if calls else ""
+        if refusal:
+            self._reject(client, calls, refusal)
+            if message.received:
+                self._received(client, message.received)
+            return
+        if frames:
+            for payload in payloads:
+                if type(payload) is Attached:
+                    task = payload.record.id
+                    sizes[task] = sizes.get(task, 0) + sum([len(frame) for frame in payload.frames])
         for digest, body in message.functions.items():
             self._learn(client, digest, body)
         number = client.number
         base = number << SESSION_SHIFT
         functions = client.functions
+        for task, size in sizes.items():
+            self._budget.hold(client, base | task, size)
         add = self.events.append
         for call, payload in zip(calls, payloads, strict=True):
             call.id = task = base | call.id
@@ -112,19 +135,33 @@ class Intake(Reader):
         for digest in message.drop:
             self._forget(client, digest)
 
-    def _check(self, client: ClientSession, calls: Sequence[Call]) -> None:
-        """What makes a whole message unfit to be taken."""
+    def _reject(self, client: ClientSession, calls: Sequence[Call], reason: str) -> None:
+        client.received += len(calls)
+        base = client.number << SESSION_SHIFT
+        self.events += [Rejected(client.number, base | call.id, reason) for call in calls]
+        self.hub.note("over_credit_bytes", session=client.number, why=reason)
+
+    def _check(self, client: ClientSession, calls: Sequence[Call]) -> dict[int, int]:
+        """What makes a whole message unfit to be taken. Returns the bytes inside of calls that are not small, by id."""
+        if client.admin:
+            raise WireError("a session opened with admin submits nothing", "unexpected")
         limit = self._config.max_tasks_per_message
         if len(calls) > limit:
             raise WireError(f"{len(calls)} tasks in one message; max_tasks_per_message is {limit}", "too_large")
         under_way = client.received - client.accepted + len(calls)
         if under_way > CREDIT_SLACK * self._config.credit:
             raise WireError(f"{under_way} submissions under way; the credit is {self._config.credit}", "credit")
+        sizes: dict[int, int] = {}
         for call in calls:
             if not 0 < call.id <= COUNTER_MASK:
                 raise WireError(f"a task has the id {call.id}; ids count from 1 to {COUNTER_MASK}")
+            if len(call.body) > TASK_BYTES:
+                sizes[call.id] = len(call.body)
             if call.args is not None or call.kwargs is not None:
-                _check_depth(call)
+                size = _check_depth(call)
+                if size > TASK_BYTES:
+                    sizes[call.id] = size
+        return sizes
 
     def _spec(self, client: ClientSession, options: Options) -> TaskSpec:
         """What the options mean; the last answer is kept, since most tasks of a client ask for the same."""
@@ -140,8 +177,10 @@ class Intake(Reader):
             self.hub.note("bad_digest", session=client.number)
         else:
             client.functions[shared] = shared
+            self._budget.hold(client, shared, len(body))
 
     def _forget(self, client: ClientSession, digest: bytes) -> None:
+        self._budget.release(client, digest)
         if client.functions.pop(digest, None) is not None and self._functions.let_go(client.number, digest):
             self._outbox.drop_function(digest)
 
@@ -151,6 +190,7 @@ class Intake(Reader):
         tasks = client.acknowledge(seq)
         if tasks:
             self.events.append(ResultsReceived(client.number, tasks))
+            self._outbox.count_unread(client)
             if client.ends:
                 self._outbox.touch(client)  # its window is open again
 
@@ -187,14 +227,14 @@ class Intake(Reader):
         self.events.append(Left(client, message.reason or "said good-bye", cancel))
 
 
-def _check_depth(call: Call) -> None:
+def _check_depth(call: Call) -> int:
     """Plain arguments nested so deeply that they could just be decoded might not be encoded again: try it, some
-    levels deeper."""
+    levels deeper. Returns the size of the call."""
     nested: Any = call
     for _ in range(SPARE_LEVELS):
         nested = [nested]
     try:
-        encode(nested)
+        return len(encode(nested))
     except (RecursionError, TypeError, ValueError, OverflowError) as error:
         raise WireError(f"the arguments of task {call.id} cannot be sent on: {error}") from None
 

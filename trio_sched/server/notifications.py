@@ -93,17 +93,13 @@ class Notifications(Reader):
             _check(hello)
         except ValueError as error:
             raise WireError(str(error)) from None
-        if link.session is None and not hello.session:
-            self._check_room(hello)
+        if link.session is None and hello.role != "client" and self._sessions.find(hello) is None:
+            self._check_room()  # clients are counted by the actor, which can make room for one
 
-    def _check_room(self, hello: Hello) -> None:
-        sessions, config = self._sessions, self._config
-        if hello.role == "client":
-            count, limit, name = len(sessions.clients), config.max_clients, "max_clients"
-        else:
-            count, limit, name = max(len(sessions.engines), len(sessions.nannies)), config.max_engines, "max_engines"
+    def _check_room(self) -> None:
+        count, limit = max(len(self._sessions.engines), len(self._sessions.nannies)), self._config.max_engines
         if count >= limit:
-            raise WireError(f"there are {count} of your kind already; {name} is {limit}", "too_many")
+            raise WireError(f"there are {count} of your kind already; max_engines is {limit}", "too_many")
 
 
 def _check(hello: Hello) -> None:
@@ -111,6 +107,8 @@ def _check(hello: Hello) -> None:
     check("weight", hello.weight)
     check("slots", hello.slots)
     check("received", hello.received)
+    if hello.accepted != -1:
+        check("received", hello.accepted, "accepted is")
     if hello.hwm is not None:
         check("hwm", hello.hwm)
     amounts(hello.resources)

@@ -21,10 +21,12 @@ from typing import Any
 
 from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Publish, RecallTask, Refuse
 from trio_sched.core.events import SESSION_SHIFT, RecallAnswered
+from trio_sched.logs import get_logger
 from trio_sched.server.alarm import Alarm
+from trio_sched.server.budget import ByteBudget, end_bytes
 from trio_sched.server.config import Config
 from trio_sched.server.functions import Functions
-from trio_sched.server.happenings import Effect, LinkLost, Tell, TellEngines, Welcomed
+from trio_sched.server.happenings import Decline, Effect, LinkLost, Tell, TellEngines, Welcomed
 from trio_sched.server.hub import Hub
 from trio_sched.server.parcels import chunks, end_of, with_inputs
 from trio_sched.server.sessions import ClientSession, EngineSession, Parcel, Session, Sessions
@@ -35,10 +37,12 @@ from trio_sched.wire.native import (
     Attached,
     Call,
     Engines,
+    Error,
     Events,
     Frame,
     Happened,
     Place,
+    Pong,
     Recall,
     Refused,
     Results,
@@ -46,6 +50,7 @@ from trio_sched.wire.native import (
     Welcome,
 )
 
+log = get_logger(__name__)
 CALLS_PER_MESSAGE = 256
 CREDIT_STEPS = 8
 """Credit goes back by itself when an eighth of it has gathered."""
@@ -59,17 +64,30 @@ CALL_OVERHEAD_BYTES = 64
 class Outbox:
     """All queues to peers."""
 
-    def __init__(self, hub: Hub, config: Config, sessions: Sessions, functions: Functions, instance: str) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        config: Config,
+        sessions: Sessions,
+        functions: Functions,
+        budget: ByteBudget,
+        instance: str,
+    ) -> None:
         self._hub = hub
         self._config = config
         self._sessions = sessions
         self._functions = functions
+        self._budget = budget
         self._instance = instance
         self._clients: dict[int, ClientSession] = {}
         """Those with something to be sent, by number."""
         self._engines: dict[int, EngineSession] = {}
         self._gathering: dict[int, ClientSession] = {}
         """Those whose results, or accepted count, wait for the alarm."""
+        self._without_credit: dict[int, ClientSession] = {}
+        """Those that were told that they may submit nothing."""
+        self._released_bytes = 0
+        """Of the budget, when those were last looked at."""
         self._engines_changed = False
         self._happened: list[Happened] = []
         self.watchers: dict[int, ClientSession] = {}
@@ -83,6 +101,7 @@ class Outbox:
             RecallTask: self._recall,
             Publish: self._publish,
             Welcomed: self._welcome,
+            Decline: self._decline,
             Tell: self._tell,
             TellEngines: self._tell_engines,
         }
@@ -131,6 +150,8 @@ class Outbox:
         if client is not None:
             client.ends.append(end_of(effect))
             client.unfinished -= 1
+            if client.payloads:
+                self._budget.release(client, effect.task)  # type: ignore[arg-type]
             self._clients[client.number] = client
         else:
             self._elsewhere(effect)
@@ -150,6 +171,7 @@ class Outbox:
             self._elsewhere(effect)
             return
         client.accepted += 1
+        self._budget.release(client, effect.task)  # type: ignore[arg-type]
         self._clients[client.number] = client
         refused = Refused(effect.task, effect.reason)  # type: ignore[arg-type]
         client.refusals.append((client.seq + 1, refused))
@@ -198,6 +220,7 @@ class Outbox:
             session.secret,
             self._instance,
             resumed=effect.resumed,
+            renewed=effect.renewed,
             heartbeat_s=config.heartbeat_s,
             max_message_bytes=config.max_message_bytes,
             pythons=self._sessions.pythons(),
@@ -206,6 +229,7 @@ class Outbox:
         )
         if isinstance(session, ClientSession):
             welcome.credit = config.credit
+            welcome.credit_bytes = self._grant(session)
             welcome.accepted = session.received  # what arrived will be answered, so it need not be sent again
         elif isinstance(session, EngineSession):
             session.begin_anew()  # here, in the order of effects: calls of this very turn may be queued already
@@ -213,6 +237,15 @@ class Outbox:
             session.untold_bytes = 0
         if self._send(session, welcome) and isinstance(session, ClientSession) and effect.resumed:
             self._send_again(session, effect.received)
+
+    def _decline(self, effect: Decline) -> None:
+        self._hub.note(effect.kind, why=effect.message)
+        effect.link.send(Error(effect.kind, effect.message))
+
+    def reaches(self, client: ClientSession) -> bool:
+        """Send something harmless: whether it is still connected, as far as its transport can tell."""
+        client.accepted_told = client.accepted
+        return client.link is not None and client.link.send(Pong(client.accepted)) > 0
 
     def _send_again(self, client: ClientSession, received: int) -> None:
         """After a resumption: what the client has not got. (What it has, `acknowledge` took off already.)"""
@@ -258,9 +291,12 @@ class Outbox:
             for client in self._clients.values():
                 try:
                     self._flush_client(client, now)
+                    self._tell_credit(client)
                 except Exception as error:
                     self._cut_off(client, error)
             self._clients.clear()
+        if self._without_credit and self._released_bytes != self._budget.released_bytes:
+            self.tell_credit()
         if self._engines_changed:
             self._engines_changed = False
             message = Engines(self._sessions.pythons(), self._sessions.engines_here())
@@ -306,9 +342,45 @@ class Outbox:
         client.accepted_told = client.accepted
         self._send(client, Accepted(client.accepted))
 
+    def _grant(self, client: ClientSession) -> int:
+        credit = client.credit_bytes = self._budget.credit_of(client)
+        self._budget.promise(client)
+        if credit:
+            self._without_credit.pop(client.number, None)
+        else:
+            self._without_credit[client.number] = client
+        return credit
+
+    def _tell_credit(self, client: ClientSession) -> None:
+        if client.link is None:
+            return
+        if not self._budget.worth_telling(client, self._budget.credit_of(client)):
+            self._budget.promise(client)
+        else:
+            credit = self._grant(client)
+            client.accepted_told = client.accepted
+            self._send(client, Accepted(client.accepted, credit, self._budget.limit_name(client)))
+
+    def tell_credit(self) -> None:
+        """Those without credit may have some now, because others released memory."""
+        self._released_bytes = self._budget.released_bytes
+        for client in list(self._without_credit.values()):
+            if client.number in self._sessions.clients:
+                self._tell_credit(client)
+            else:
+                del self._without_credit[client.number]
+
+    def count_unread(self, client: ClientSession) -> None:
+        """The results that a client has not read are more or fewer: perhaps it is paused or resumed (R34)."""
+        event = self._budget.count_unread(client)
+        if event is not None:
+            log.info("paused" if client.paused else "resumed", client=client.number, unread_bytes=client.unread_bytes)
+            self._hub.inbox.add_notifications([event])
+
     def _send_ends(self, client: ClientSession, now: float) -> None:
         """Results, in messages of a bounded size, while the window has room."""
         if client.link is None:
+            self.count_unread(client)
             return
         window = self._config.window_bytes
         sent = 0
@@ -317,12 +389,18 @@ class Outbox:
                 break
             client.seq += 1
             size = self._send(client, Results(client.seq, records, client.accepted), frames)
-            client.unacked.append(Parcel(client.seq, size, chunk))
-            client.unacked_bytes += size
+            parcel = Parcel(client.seq, size or sum(map(end_bytes, chunk)), chunk)
+            client.unacked.append(parcel)
+            client.unacked_bytes += parcel.size
             sent += len(chunk)
             if not size:
                 break
+        if client.counted_ends:
+            counted = min(sent, client.counted_ends)
+            client.waiting_bytes -= sum([end_bytes(end) for end in client.ends[:counted]])
+            client.counted_ends -= counted
         del client.ends[:sent]
+        self.count_unread(client)
         client.accepted_told = client.accepted
         client.flushed_at = now
 

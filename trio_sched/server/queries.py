@@ -12,6 +12,7 @@ from typing import Any
 from trio_sched.core import snapshot
 from trio_sched.core.events import TaskId
 from trio_sched.core.scheduler import Scheduler
+from trio_sched.server.budget import ByteBudget, held_for
 from trio_sched.server.sessions import EngineSession, Session, Sessions
 
 
@@ -22,6 +23,7 @@ class Queries:
         self,
         scheduler: Scheduler,
         sessions: Sessions,
+        budget: ByteBudget,
         counters: Mapping[str, int],
         about: dict[str, Any],
         started_at: float,
@@ -29,6 +31,7 @@ class Queries:
     ) -> None:
         self._scheduler = scheduler
         self._sessions = sessions
+        self._budget = budget
         self._counters = counters
         self._about = about
         self._started_at = started_at
@@ -55,9 +58,12 @@ class Queries:
                 row.update(_about(client, now))
                 row["submitted"] = client.received
                 row["undelivered"] = len(client.ends) + sum(len(parcel.ends) for parcel in client.unacked)
+                row["held_bytes"] = held_for(client)
+                row["unread_bytes"] = client.unread_bytes
         view["engines"] = self._with_sessions(view["engines"], now)
         view["nannies"] = [{"nanny": nanny.number, **_about(nanny, now)} for nanny in self._sessions.nannies.values()]
         view["connections"] = self._connections()
+        view["memory"] = {"held_bytes": self._budget.held_bytes, "total_bytes": self._budget.total_bytes}
         view["counters"] = {**view["counters"], **self._counters}
         return {**self._about, "up_s": now - self._started_at, **view}
 

@@ -1,9 +1,10 @@
 """Reception: what the server's own events mean. Who comes, who goes, who is away; the synchronous part of the actor
 that knows sessions, as the core knows tasks.
 
-Away is not gone. A client without a link keeps its tasks, and results wait for it (R27) for `keep_results_s`. An
-engine without a link is lost to the core, which keeps its tasks for the grace period (R20); if it is back by then it
-is the same engine. A death that its nanny saw, or a Bye, is for good.
+Away is not gone. A client without a link keeps its tasks, and results wait for it (R27) for `keep_results_s`; with
+neither it is forgotten after `keep_idle_s`, or earlier when a newcomer needs the place, and goes on under its number
+should it come back. An engine without a link is lost to the core, which keeps its tasks for the grace period (R20); if
+it is back by then it is the same engine. A death that its nanny saw, or a Bye, is for good.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from trio_sched.core.events import (
     ResultsReceived,
 )
 from trio_sched.logs import get_logger
+from trio_sched.server.budget import ByteBudget
+from trio_sched.server.config import Config
 from trio_sched.server.functions import Functions
 from trio_sched.server.happenings import (
     Asked,
+    Decline,
     Effect,
     Greeted,
     Left,
@@ -40,6 +44,7 @@ from trio_sched.server.happenings import (
 )
 from trio_sched.server.hub import INTERNAL_ERROR, Hub
 from trio_sched.server.intake import amounts
+from trio_sched.server.links import Link
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.queries import Queries
 from trio_sched.server.recovery import GuardedScheduler
@@ -48,6 +53,8 @@ from trio_sched.wire.native import Closing, Error, Hello, Place, Pong, Reply
 
 FAILED = "the scheduler failed while it handled this; its log has the traceback"
 log = get_logger(__name__)
+PROBE_EVERY_S = 1.0
+"""How often a full table of clients is searched for one that is dead."""
 
 
 class Reception:
@@ -55,21 +62,27 @@ class Reception:
 
     def __init__(
         self,
+        config: Config,
         guarded: GuardedScheduler,
         hub: Hub,
         sessions: Sessions,
         functions: Functions,
         outbox: Outbox,
+        budget: ByteBudget,
         queries: Queries,
     ) -> None:
+        self._config = config
         self._hub = hub
         self._guarded = guarded
         self._scheduler = guarded.scheduler
         self._sessions = sessions
         self._functions = functions
         self._outbox = outbox
+        self._budget = budget
         self._queries = queries
         self._closing: Closing | None = None
+        self._search_again_at = float("-inf")
+        """Before then no client gives way: a search found none."""
         self._waiting_for: dict[int, int] = {}
         """By departed client: an unfinished task of it."""
         self.handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
@@ -103,13 +116,20 @@ class Reception:
         self._guarded.recovered = False
         lost: list[Session] = [
             *(one for one in self._sessions.engines.values() if one.number not in self._scheduler.engines),
-            *(one for one in self._sessions.clients.values() if one.number not in self._scheduler.clients),
+            *(
+                one
+                for one in self._sessions.clients.values()
+                if one.number not in self._scheduler.clients and not one.admin
+            ),
         ]
         for session in lost:
             link = session.link
             if link is not None:
                 link.send(Error("unknown_peer", FAILED))
             self._sessions.drop(session, now)
+            if isinstance(session, ClientSession):
+                self._budget.release_results(session)
+                self._release_functions(session)
         return [TellEngines()] if lost else []
 
     # ---- coming -----------------------------------------------------------------------------------------------------
@@ -122,18 +142,53 @@ class Reception:
         if isinstance(session, EngineSession) and session.number not in self._scheduler.engines:
             session = None  # its grace period is over: what it had was given to others
         if session is None:
-            session = self._sessions.open(hello, now)
-            session.bind(link)
-            return [Welcomed(session, link, False), *self._joined(session, hello, now)]
+            return self._came(link, hello, now)
         session.bind(link)
         effects = [Welcomed(session, link, True, hello.received), *self._returned(session, hello, now)]
         if self._closing is not None:
             effects.append(Tell(session, self._closing))
         return effects
 
+    def _came(self, link: Link, hello: Hello, now: float) -> list[Effect]:
+        """A peer without a session: it gets one, if there is room or room can be made."""
+        effects: list[Effect] = []
+        if hello.role == "client":
+            limit, name = (
+                (self._config.max_admins, "max_admins") if hello.admin else (self._config.max_clients, "max_clients")
+            )
+            count = len(self._sessions.admins) if hello.admin else self._sessions.ordinary_clients()
+            if count >= limit:
+                idle = self._idlest_admin() if hello.admin else self._idlest_client(now)
+                if idle is None:
+                    return [Decline(link, "too_many", f"there are {count} clients already; {name} is {limit}")]
+                effects += self._left(Left(idle, "it gave way to a newcomer"), now)
+        renewed = self._sessions.renew(hello, now)
+        session = renewed or self._sessions.open(hello, now)
+        session.bind(link)
+        welcomed = Welcomed(session, link, renewed is not None, hello.received, renewed=renewed is not None)
+        return [*effects, welcomed, *self._joined(session, hello, now)]
+
+    def _idlest_admin(self) -> ClientSession:
+        return min(self._sessions.admins.values(), key=ClientSession.last_heard)
+
+    def _idlest_client(self, now: float) -> ClientSession | None:
+        """The client that was not heard for longest among those that nothing is lost with and that are not there: away,
+        silent for half of the time after which they would be, or not to be sent to."""
+        if now < self._search_again_at:
+            return None
+        silent_s = self._config.heartbeat_s * self._config.missed_heartbeats / 2
+        empty = [client for client in self._sessions.clients.values() if client.is_empty() and not client.admin]
+        for client in sorted(empty, key=ClientSession.last_heard):
+            if client.link is None or now - client.last_heard() > silent_s or not self._outbox.reaches(client):
+                return client
+        self._search_again_at = now + PROBE_EVERY_S
+        return None
+
     def _joined(self, session: Session, hello: Hello, now: float) -> list[Effect]:
         log.debug("joined", role=session.role, number=session.number, name=session.name, host=session.host)
         if isinstance(session, ClientSession):
+            if session.admin:
+                return []
             return self._core(ClientJoined(session.number, session.weight), now)
         if isinstance(session, EngineSession):
             joined = EngineJoined(session.number, hello.slots, hello.hwm, amounts(hello.resources))
@@ -143,6 +198,7 @@ class Reception:
     def _returned(self, session: Session, hello: Hello, now: float) -> list[Effect]:
         if isinstance(session, ClientSession):
             tasks = session.acknowledge(hello.received)
+            self._outbox.count_unread(session)
             self._move(session, Place(hello.cwd, hello.path))
             return self._core(ResultsReceived(session.number, tasks), now) if tasks else []
         if not isinstance(session, EngineSession):
@@ -164,6 +220,8 @@ class Reception:
         session = event.link.session
         if session is None:
             return []
+        if isinstance(session, ClientSession) and session.admin:
+            return self._left(Left(session, event.reason), now)
         session.unbind(now)
         log.info("away", role=session.role, number=session.number, name=session.name, reason=event.reason)
         if isinstance(session, EngineSession):
@@ -179,6 +237,8 @@ class Reception:
 
     def _left(self, event: Left, now: float) -> list[Effect]:
         session = event.session
+        if event.away_since is not None and (session.link is not None or session.away_since != event.away_since):
+            return []  # it came back meanwhile
         self._sessions.drop(session, now)
         log.debug("left", role=session.role, number=session.number, name=session.name, reason=event.reason)
         if isinstance(session, EngineSession):
@@ -186,9 +246,17 @@ class Reception:
             return [TellEngines(), *self._core(lost, now)]
         if isinstance(session, ClientSession):
             self._unwatch(session)
-            effects = self._core(ClientLeft(session.number, event.cancel), now)
-            self._sessions.departed[session.number] = session
-            self.sweep_departed()
+            if session.admin:
+                return []
+            self._budget.release_results(session)
+            settled = not session.unfinished and session.received == session.accepted
+            unread = session.unread_tasks() if settled else None
+            effects = self._core(ClientLeft(session.number, event.cancel, unread), now)
+            if settled:
+                self._release_functions(session)
+            else:
+                self._sessions.departed[session.number] = session
+                self.sweep_departed()
             return effects
         return []
 
@@ -222,9 +290,13 @@ class Reception:
                 continue
             del self._sessions.departed[number]
             self._waiting_for.pop(number, None)
-            for digest in client.functions:
-                if self._functions.let_go(number, digest):
-                    self._outbox.drop_function(digest)
+            self._release_functions(client)
+
+    def _release_functions(self, client: ClientSession) -> None:
+        self._budget.release_all(client)
+        for digest in client.functions:
+            if self._functions.let_go(client.number, digest):
+                self._outbox.drop_function(digest)
 
     # ---- asking -----------------------------------------------------------------------------------------------------
 

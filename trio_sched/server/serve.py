@@ -22,6 +22,7 @@ from trio_sched.errors import TrioSchedError
 from trio_sched.logs import get_logger
 from trio_sched.server.actor import Actor
 from trio_sched.server.auditor import Auditor
+from trio_sched.server.budget import ByteBudget
 from trio_sched.server.config import Config
 from trio_sched.server.functions import Functions
 from trio_sched.server.happenings import ShutdownBegan, Tell
@@ -140,16 +141,19 @@ class Server:
         self.hub = Hub(self.inbox, self.identity, _bounds(config))
         self.hub.stop = self.stop
         functions = Functions()
-        self.outbox = Outbox(self.hub, config, self.sessions, functions, self.identity.instance)
+        self.budget = ByteBudget(config, self.sessions)
+        self.outbox = Outbox(self.hub, config, self.sessions, functions, self.budget, self.identity.instance)
         about = {"name": config.name, "scheduler": self.identity.instance}
         self.queries = Queries(
-            self.scheduler, self.sessions, self.hub.counters, about, now, self.hub.connections.status
+            self.scheduler, self.sessions, self.budget, self.hub.counters, about, now, self.hub.connections.status
         )
         guarded = GuardedScheduler(self.scheduler, self.hub)
-        self._reception = Reception(guarded, self.hub, self.sessions, functions, self.outbox, self.queries)
+        self._reception = Reception(
+            config, guarded, self.hub, self.sessions, functions, self.outbox, self.budget, self.queries
+        )
         self.auditor = Auditor(self.hub, config, self.sessions, self.outbox, self._tidy, now)
         self.actor = Actor(guarded, self._reception, self.inbox, self.outbox, self._after_turn)
-        intake = Intake(self.hub, config, functions, self.outbox, self.stop)
+        intake = Intake(self.hub, config, functions, self.outbox, self.budget, self.stop)
         results = Results(self.hub, self.sessions, self.outbox)
         notifications = Notifications(
             self.hub, config, self.sessions, self.identity.tokens, lambda: self._reason is not None
@@ -175,6 +179,12 @@ class Server:
         for engine in self.sessions.engines.values():
             self.outbox.acknowledge(engine)
         self._reception.sweep_departed()
+        self.budget.recount()
+        self.budget.trim()
+        for client in self.sessions.clients.values():
+            if client.paused:
+                self.outbox.count_unread(client)  # the limit may have grown
+        self.outbox.tell_credit()
         self.hub.flush()
 
     # ---- the end ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 Clients, engines and nannies draw their numbers from one counter; an engine's number is its `EngineId`, a client's its
 `ClientId`, so that a result counts only from the session to which its task was assigned. A secret, told once in the
 Welcome, resumes a session over a new link. An unguessable number would do as well, but numbers are shown to people.
+The secret is a MAC of the number, so that a session that was forgotten because nothing of it was left can be proved,
+and renewed under its number, without a record of it.
 
 Who may change what: the actor's turn makes and drops sessions and binds their links; what intake and results count
 (`received`, `taken`) is theirs; the queues belong to the outbox. All of it runs in one thread, and between two awaits
@@ -11,6 +13,7 @@ nobody interferes.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import secrets
 from collections import Counter, deque
@@ -36,9 +39,9 @@ class Session:
     __slots__ = ("away_since", "given_up", "heard_at", "host", "link", "name", "number", "pid", "python", "secret")
     role: Role
 
-    def __init__(self, number: int, hello: Hello, now: float) -> None:
+    def __init__(self, number: int, secret: str, hello: Hello, now: float) -> None:
         self.number = number
-        self.secret = secrets.token_hex(_SECRET_BYTES)
+        self.secret = secret
         self.link: Link | None = None
         self.given_up: Link | None = None
         """The last one that it had, while it has none."""
@@ -98,13 +101,20 @@ class ClientSession(Session):
     __slots__ = (
         "accepted",
         "accepted_told",
+        "admin",
         "cancel_on_leave",
+        "counted_ends",
+        "credit_bytes",
         "ends",
         "flushed_at",
         "functions",
         "heard_watching",
         "options",
+        "paused",
+        "payload_bytes",
+        "payloads",
         "place",
+        "promised_bytes",
         "received",
         "refusals",
         "seq",
@@ -112,13 +122,17 @@ class ClientSession(Session):
         "unacked",
         "unacked_bytes",
         "unfinished",
+        "unread_bytes",
+        "waiting_bytes",
         "watching",
         "weight",
     )
     role: Role = "client"
 
-    def __init__(self, number: int, hello: Hello, now: float) -> None:
-        super().__init__(number, hello, now)
+    def __init__(self, number: int, secret: str, hello: Hello, now: float) -> None:
+        super().__init__(number, secret, hello, now)
+        self.admin = hello.admin
+        """Whether it asks and orders but submits nothing; the core does not know it."""
         self.weight = hello.weight
         self.cancel_on_leave = hello.cancel_on_leave
         self.place = Place(hello.cwd, hello.path)
@@ -130,6 +144,21 @@ class ClientSession(Session):
         self.options: Options | None = None
         """The last options seen, and what they mean: most of a client's tasks ask for the same."""
         self.spec: TaskSpec | None = None
+        # the budget's
+        self.payloads: dict[int | bytes, int] = {}
+        """Bytes of large payloads by task, and of functions by digest."""
+        self.payload_bytes = 0
+        self.unread_bytes = 0
+        """Of results that are not acknowledged."""
+        self.waiting_bytes = 0
+        """Of the first `counted_ends` of `ends`."""
+        self.counted_ends = 0
+        self.credit_bytes = 0
+        """What it was told last."""
+        self.promised_bytes = 0
+        """What may be held for it by what it was told."""
+        self.paused = False
+        """Whether the core was told to pause it (R34)."""
         # the outbox's
         self.accepted = 0
         self.accepted_told = 0
@@ -147,6 +176,15 @@ class ClientSession(Session):
         self.watching = 0
         """Bytes of events sent since `heard_watching`, when it was last heard: all that tells how it keeps up."""
         self.heard_watching = 0.0
+
+    def is_empty(self) -> bool:
+        """Whether no task is unfinished, no submission unanswered and no result unacknowledged."""
+        return not (self.unfinished or self.ends or self.unacked or self.received != self.accepted)
+
+    def unread_tasks(self) -> tuple[int, ...]:
+        """The tasks whose results are not acknowledged."""
+        ends = [end for parcel in self.unacked for end in parcel.ends] + self.ends
+        return tuple([end.record.id if isinstance(end, Attached) else end.id for end in ends])
 
     def acknowledge(self, seq: int) -> tuple[int, ...]:
         """The client has every message of results up to `seq`: the tasks whose results need not be kept for it."""
@@ -184,8 +222,8 @@ class EngineSession(Session):
     )
     role: Role = "engine"
 
-    def __init__(self, number: int, hello: Hello, now: float) -> None:
-        super().__init__(number, hello, now)
+    def __init__(self, number: int, secret: str, hello: Hello, now: float) -> None:
+        super().__init__(number, secret, hello, now)
         self.nanny = hello.nanny
         self.slots = hello.slots
         self.hwm = hello.hwm
@@ -253,7 +291,10 @@ class Sessions:
         self.expected_engines = 0
         """Engines that are being started with the scheduler, those that have joined among them; 0: all joined once, or
         took too long."""
+        self.admins: dict[int, ClientSession] = {}
+        """Those of the clients that submit nothing."""
         self._last_number = 0
+        self._key = secrets.token_bytes(_SECRET_BYTES)
         self._here: Counter[str] = Counter()
         """Engines that are here, by Python version; counted, because thousands may join one by one."""
 
@@ -269,13 +310,43 @@ class Sessions:
     def open(self, hello: Hello, now: float) -> Session:
         """A new session."""
         self._last_number += 1
-        session = _KINDS[hello.role](self._last_number, hello, now)
-        self._table(hello.role)[session.number] = session
+        return self._add(self._last_number, hello, now)
+
+    def _add(self, number: int, hello: Hello, now: float) -> Session:
+        session = _KINDS[hello.role](number, self._secret_of(hello.role, number), hello, now)
+        self._table(hello.role)[number] = session
         if isinstance(session, EngineSession):
             self._here[session.python] += 1
             if not self.engines_starting():
                 self.expected_engines = 0
+        elif isinstance(session, ClientSession) and session.admin:
+            self.admins[number] = session
         return session
+
+    def _secret_of(self, role: Role, number: int) -> str:
+        mac = hashlib.blake2b(f"{role} {number}".encode(), key=self._key, digest_size=_SECRET_BYTES)
+        return mac.hexdigest()
+
+    def renew(self, hello: Hello, now: float) -> ClientSession | None:
+        """The session that this Hello names, begun again under its number where it was forgotten; None if it cannot
+        be: the secret is wrong, its tasks still run, or the client does not say how far it was."""
+        number = hello.session
+        if hello.role != "client" or hello.admin or hello.accepted < 0 or not 0 < number <= self._last_number:
+            return None
+        if number in self.clients or number in self.departed:
+            return None
+        if not hmac.compare_digest(self._secret_of("client", number).encode(), hello.secret.encode()):
+            return None
+        session = self._add(number, hello, now)
+        if not isinstance(session, ClientSession):
+            raise AssertionError("a client's Hello opened another kind of session")
+        session.received = session.accepted = session.accepted_told = hello.accepted
+        session.seq = hello.received
+        return session
+
+    def ordinary_clients(self) -> int:
+        """How many clients there are that may submit."""
+        return len(self.clients) - len(self.admins)
 
     def find(self, hello: Hello) -> Session | None:
         """The session that this Hello may resume."""
@@ -290,6 +361,7 @@ class Sessions:
         """It ended for good."""
         session.unbind(now)
         session.let_go()
+        self.admins.pop(session.number, None)
         if self._table(session.role).pop(session.number, None) is not None and isinstance(session, EngineSession):
             self.set_lost(session, True)
             self.lost.pop(session.number, None)

@@ -220,6 +220,7 @@ class FakeClient(FakePeer):
         """See FakePeer."""
         hello = super().hello()
         hello.received = self.received
+        hello.accepted = self.accepted if self.number else -1
         return hello
 
     def calls(self, *bodies: str | bytes, fn: bytes = b"", **options: Any) -> list[native.Call]:

@@ -30,11 +30,14 @@ from msgspec import Struct
 
 from trio_sched.core.events import Outcome
 from trio_sched.errors import WireError
+from trio_sched.wire.decoding import decode, tags
 
 VERSION = 1
 INLINE_BYTES = 16 * 1024
 """Bodies up to this size travel inside the message."""
 FUNCTION_DIGEST_BYTES = 16
+TASK_BYTES = 512
+"""What a call counts for in `credit_bytes`, beside its body and frames."""
 COUNTER_MASK = 0xFFFF_FFFF
 """The part of a task id that its session counts. An id of a message with no session part is one of the sender's own."""
 
@@ -159,6 +162,12 @@ class Hello(Struct, tag="hello", omit_defaults=True):
     python: str = ""
     # clients
     received: int = 0
+    accepted: int = -1
+    """Its submissions that were accepted, as far as it knows. A client that tells can go on after the scheduler forgot
+    its session because nothing of it was left (`Welcome.renewed`); -1: it cannot."""
+    admin: bool = False
+    """It asks and orders (Query, Watch, Cancel, Stop) but submits nothing, and is admitted when there are as many
+    clients as there may be."""
     weight: float = 1.0
     cwd: str = ""
     path: list[str] = []
@@ -271,10 +280,12 @@ class Welcome(Struct, tag="welcome", omit_defaults=True):
     """The answer to Hello. `session` (for an engine also its engine number) and `secret` resume it later; `scheduler`
     names this instance.
 
-    `resumed`: the session was known. `accepted`: its submissions so far; for an engine its results taken so far, as in
-    `acked`. `credit`: submissions that may be under way unanswered. `heartbeat_s`: send a Ping at least this often.
-    `pythons`: versions of the engines now here, `engines` their number. `starting`: engines that were started with the
-    scheduler and have not joined yet; a client waits for them, as Engines tells, before its first submission.
+    `resumed`: the session was known. `renewed` (with it): it had been forgotten, for nothing of it was left, and begins
+    again under its number: functions are to be sent again, and accepted tasks that have not ended are lost. `accepted`:
+    its submissions so far; for an engine its results taken so far, as in `acked`. `credit`: submissions that may be
+    under way unanswered. `heartbeat_s`: send a Ping at least this often. `pythons`: versions of the engines now here,
+    `engines` their number. `starting`: engines that were started with the scheduler and have not joined yet; a client
+    waits for them, as Engines tells, before its first submission.
     """
 
     session: int
@@ -282,8 +293,12 @@ class Welcome(Struct, tag="welcome", omit_defaults=True):
     scheduler: str
     version: int = VERSION
     resumed: bool = False
+    renewed: bool = False
     accepted: int = 0
     credit: int = 0
+    credit_bytes: int | None = None
+    """How many bytes of submissions may be under way unanswered: bodies and frames, and TASK_BYTES for each call. The
+    last call may exceed them, and 0 means none. None: any number. It changes: see Accepted."""
     heartbeat_s: float = 2.0
     max_message_bytes: int = 0
     pythons: list[str] = []
@@ -322,9 +337,12 @@ class Results(Struct, tag="results", omit_defaults=True):
 
 
 class Accepted(Struct, tag="accepted", omit_defaults=True):
-    """Credit returned; also inside Results and Pong."""
+    """Credit returned; also inside Results and Pong. `credit_bytes`: from now on so many bytes of submissions may be
+    under way unanswered, because `limit` (the name of a setting) allows no more; None: as before."""
 
     accepted: int
+    credit_bytes: int | None = None
+    limit: str = ""
 
 
 class Refused(Struct, tag="refused", omit_defaults=True):
@@ -417,53 +435,24 @@ encode = _encoder.encode
 """Message -> its first frame."""
 
 
-class _Tag(Struct):
-    type: str = ""
-
-
-_tag = msgspec.msgpack.Decoder(_Tag)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[Any], data: Frame, known: frozenset[str]) -> Any:
-    try:
-        return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _explained(data, known, error) from None
-
-
-def _explained(data: Frame, known: frozenset[str], error: Exception) -> WireError:
-    """Tell a message of a type that we do not know from one that is no message at all."""
-    try:
-        tag = _tag.decode(data).type
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return WireError(f"not a message: {error}", "malformed")
-    if tag in known:
-        return WireError(f"malformed {tag!r} message: {error}", "malformed")
-    return WireError(f"unknown message type {tag!r}; this side speaks version {VERSION}", "unknown_type")
-
-
-def _tags(*types: type[Struct]) -> frozenset[str]:
-    return frozenset(str(t.__struct_config__.tag) for t in types)
-
-
-_FROM_PEER = _tags(Hello, Ping, Bye, Submit, Cancel, Query, Watch, Stop, Finished, Recalled, Died)
-_TO_CLIENT = _tags(Welcome, Error, Pong, Closing, Results, Accepted, Refused, Reply, Engines, Events)
-_TO_ENGINE = _tags(Welcome, Error, Pong, Closing, Assign, Recall, Acked)
+_FROM_PEER = tags(Hello, Ping, Bye, Submit, Cancel, Query, Watch, Stop, Finished, Recalled, Died)
+_TO_CLIENT = tags(Welcome, Error, Pong, Closing, Results, Accepted, Refused, Reply, Engines, Events)
+_TO_ENGINE = tags(Welcome, Error, Pong, Closing, Assign, Recall, Acked)
 
 
 def decode_from_peer(data: Frame) -> FromPeer:
     """What any peer sends to the scheduler. Raises WireError."""
-    return _decode(_from_peer, data, _FROM_PEER)  # type: ignore[no-any-return]  # the decoder is typed by its union
+    return decode(_from_peer, data, _FROM_PEER)  # type: ignore[no-any-return]  # the decoder is typed by its union
 
 
 def decode_to_client(data: Frame) -> ToClient:
     """What the scheduler sends to a client. Raises WireError."""
-    return _decode(_to_client, data, _TO_CLIENT)  # type: ignore[no-any-return]
+    return decode(_to_client, data, _TO_CLIENT)  # type: ignore[no-any-return]
 
 
 def decode_to_engine(data: Frame) -> ToEngine:
     """What the scheduler sends to an engine or a nanny. Raises WireError."""
-    return _decode(_to_engine, data, _TO_ENGINE)  # type: ignore[no-any-return]
+    return decode(_to_engine, data, _TO_ENGINE)  # type: ignore[no-any-return]
 
 
 class Attached(Struct, gc=False):

@@ -1,0 +1,52 @@
+"""What is held for clients is bounded, honest ones go on, and the memory comes back."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attack.harness import Attacker, HonestClient, Outcome, Server
+
+CLIENT_BYTES = 200 << 20
+TOTAL_BYTES = 600 << 20
+MB = 1_000_000
+BESIDE_BYTES = 150 << 20
+"""What may be under way or between two readings, and what the scheduler takes itself."""
+
+
+def attack(what: str, count: int = 1, calls: int = 2000) -> tuple[Outcome, list[str]]:
+    limits = ("--client-bytes", str(CLIENT_BYTES), "--total-bytes", str(TOTAL_BYTES))
+    with Server("-n", "2", *limits) as server, HonestClient(server) as honest:
+        attackers = [Attacker("greedy_client.py", server.client_file, what, calls, MB) for _ in range(count)]
+        outcome = honest.during(*attackers)
+    return outcome, [attacker.first_line for attacker in attackers]
+
+
+@pytest.mark.attack
+def test_submit_waits_when_the_scheduler_holds_a_client_s_share() -> None:
+    outcome, (said,) = attack("calls")
+    submitted = int(said.split()[1])
+    assert CLIENT_BYTES / 2 / MB < submitted < CLIENT_BYTES / MB + 100
+    assert outcome.rss_peak < outcome.rss_before + CLIENT_BYTES + BESIDE_BYTES
+    outcome.check()
+
+
+@pytest.mark.attack
+def test_what_a_client_sends_beyond_its_credit_is_refused() -> None:
+    outcome, _ = attack("overdraft")
+    assert outcome.rss_peak < outcome.rss_before + CLIENT_BYTES + BESIDE_BYTES
+    outcome.check()
+
+
+@pytest.mark.attack
+def test_several_greedy_clients_leave_something_of_the_total() -> None:
+    outcome, said = attack("calls", 5)
+    assert all(int(line.split()[1]) > 20 for line in said)
+    assert outcome.rss_peak < outcome.rss_before + TOTAL_BYTES + BESIDE_BYTES
+    outcome.check()
+
+
+@pytest.mark.attack
+def test_results_that_nobody_reads_pause_their_client() -> None:
+    outcome, _ = attack("results")
+    assert outcome.rss_peak < outcome.rss_before + CLIENT_BYTES + BESIDE_BYTES
+    outcome.check()

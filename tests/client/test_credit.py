@@ -1,0 +1,170 @@
+"""`submit` waits when the scheduler holds as many bytes of calls as it may; a small scheduler of these tests' own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from trio_sched import Client, open_client
+from trio_sched.client import line
+from trio_sched.client.own import OwnScheduler
+from trio_sched.transport.connection import Connection
+
+LIMIT_S = 60.0
+MB = 1 << 20
+NOBODY: Any = {"resources": {"nobody has this": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[Connection]:
+    """A scheduler with one engine that holds 4 MiB for each client."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TRIO_SCHED_CLIENT_BYTES", str(4 * MB))
+    own = OwnScheduler(1)
+    try:
+        yield own.connection(LIMIT_S)
+    finally:
+        own.close()
+        patch.undo()
+
+
+class Submitting:
+    """A thread that submits 10 calls of 1 MiB, and waits for some of them to be cancelled."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.futures: list[Any] = []
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        until(lambda: client._line._waiting_for_credit)
+
+    def _run(self) -> None:
+        try:
+            for _ in range(10):
+                self.futures.append(self.client.options(**NOBODY).submit(len, bytes(MB)))
+        except BaseException as error:
+            self.error = error
+
+    def join(self) -> None:
+        self.thread.join(LIMIT_S)
+        assert not self.thread.is_alive()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def client(scheduler: Connection) -> Iterator[Client]:
+    client = Client(scheduler, connect_timeout=LIMIT_S)
+    yield client
+    client.shutdown(cancel_futures=True)
+
+
+def test_submit_waits_until_tasks_have_ended(client: Client) -> None:
+    submitting = Submitting(client)
+    assert 3 <= len(submitting.futures) < 10
+    while submitting.thread.is_alive():
+        for future in list(submitting.futures):
+            future.cancel()
+        time.sleep(0.01)
+    assert submitting.error is None
+    assert len(submitting.futures) == 10
+
+
+def test_many_large_calls_go_through_a_small_window(client: Client) -> None:
+    futures = [client.submit(len, bytes(MB)) for _ in range(30)]
+    assert [future.result(LIMIT_S) for future in futures] == [MB] * 30
+    assert client.submit(len, bytes(9 * MB)).result(LIMIT_S) == 9 * MB
+
+
+def test_another_client_is_not_held_up(client: Client, scheduler: Connection) -> None:
+    submitting = Submitting(client)
+    with Client(scheduler, connect_timeout=LIMIT_S) as other:
+        assert other.submit(len, bytes(MB)).result(LIMIT_S) == MB
+        [row] = [row for row in other.status()["clients"] if row["client"] == client.session]
+        assert row["held_bytes"] >= 4 * MB
+    client.shutdown(cancel_futures=True)
+    submitting.join()
+    assert isinstance(submitting.error, RuntimeError)
+    assert "after shutdown" in str(submitting.error)
+
+
+def test_a_callback_never_waits(client: Client) -> None:
+    submitting = Submitting(client)
+    more: list[Any] = []
+    done = threading.Event()
+
+    def submit_more(_future: object) -> None:
+        more.extend(client.options(**NOBODY).submit(len, bytes(MB)) for _ in range(3))
+        done.set()
+
+    small = submitting.futures[0]
+    small.add_done_callback(submit_more)
+    # its end is the scheduler's to tell: the callback runs in the client's own thread
+    client._line.cancel(small.number)
+    assert done.wait(LIMIT_S)
+    assert len(more) == 3
+    client.shutdown(wait=False, cancel_futures=True)
+    submitting.join()
+
+
+def test_ctrl_c_interrupts_a_submit_that_waits(client: Client) -> None:
+    def interrupt() -> None:
+        until(lambda: client._line._waiting_for_credit)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    never = client.options(**NOBODY)
+    with pytest.raises(KeyboardInterrupt):
+        list(map(never.submit, [len] * 10, [bytes(MB)] * 10))
+    interrupter.join()
+    assert client._line._waiting_for_credit == 0
+    assert client.status()["clients"]
+
+
+def test_it_says_once_why_it_waits(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(line, "SAY_WAITING_AFTER_S", 0.0)
+    first, second = Submitting(client), threading.Thread(target=lambda: Submitting(client).join())
+    second.start()
+    until(lambda: client._line._waiting_for_credit == 2)
+    client.shutdown(wait=False, cancel_futures=True)
+    first.join()
+    second.join()
+    said = [record.getMessage() for record in caplog.records if "submit waits" in record.getMessage()]
+    assert len(said) == 1
+    assert "client_bytes" in said[0]
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_async_code_waits_when_it_asks_to(scheduler: Connection, backend: str) -> None:
+    async def main() -> None:
+        async with open_client(scheduler) as client:
+            never = client.options(**NOBODY)
+            futures = [never.submit(len, bytes(MB)) for _ in range(8)]
+            with anyio.move_on_after(0.2) as scope:
+                await never.wait_for_credit()
+            assert scope.cancelled_caught
+            for future in futures:
+                future.cancel()
+            with anyio.fail_after(LIMIT_S):
+                await client.wait_for_credit()
+                assert await client.submit(len, bytes(MB)) == MB
+                await client.wait_for_credit()
+
+    run: Callable[[Callable[[], Awaitable[Any]]], Any] = lambda main: anyio.run(main, backend=backend)  # noqa: E731
+    run(main)
