@@ -75,10 +75,13 @@ def client(scheduler: Connection) -> Iterator[Client]:
 def test_submit_waits_until_tasks_have_ended(client: Client) -> None:
     submitting = Submitting(client)
     assert 3 <= len(submitting.futures) < 10
-    while submitting.thread.is_alive():
+
+    def cancel_all() -> bool:
         for future in list(submitting.futures):
             future.cancel()
-        time.sleep(0.01)
+        return not submitting.thread.is_alive()
+
+    until(cancel_all)
     assert submitting.error is None
     assert len(submitting.futures) == 10
 
