@@ -38,13 +38,14 @@ def scheduler() -> Iterator[Connection]:
 class Submitting:
     """A thread that submits 10 calls of 1 MiB, and waits for some of them to be cancelled."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, waiting: int = 1) -> None:
+        """`waiting`: how many threads are waiting then."""
         self.client = client
         self.futures: list[Any] = []
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
-        until(lambda: client._line._waiting_for_credit)
+        until(lambda: client._line._waiting_for_credit == waiting)
 
     def _run(self) -> None:
         try:
@@ -142,9 +143,8 @@ def test_it_says_once_why_it_waits(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(line, "SAY_WAITING_AFTER_S", 0.0)
-    first, second = Submitting(client), threading.Thread(target=lambda: Submitting(client).join())
-    second.start()
-    until(lambda: client._line._waiting_for_credit == 2)
+    first = Submitting(client)
+    second = Submitting(client, waiting=2)
     client.shutdown(wait=False, cancel_futures=True)
     first.join()
     second.join()
