@@ -99,25 +99,40 @@ def test_callbacks_run_and_may_submit(client: Client) -> None:
     assert chained[0].result(LIMIT_S) == 5
 
 
-def test_a_callback_that_exits_does_not_end_the_client(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+def after_gate(path: str, function: Any, *args: Any) -> Any:
+    """Call a function when somebody has opened the FIFO for writing."""
+    open(path).close()
+    return function(*args)
+
+
+after_gate.__module__ = "__main__"  # by value: engines cannot import the tests
+
+
+def test_a_callback_that_exits_does_not_end_the_client(
+    client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
     ended = threading.Event()
 
     def exits(_future: Any) -> None:
         ended.set()
         sys.exit("from a callback")
 
-    client.submit(sleep, 0.05).add_done_callback(exits)
+    client.submit(after_gate, str(gate), abs, -1).add_done_callback(exits)
+    gate.write_text("")  # now it may end
     assert ended.wait(LIMIT_S)
     assert client.submit(abs, -1).result(LIMIT_S) == 1
     assert "exception calling callback" in caplog.text
     assert "SystemExit: from a callback" in caplog.text
 
 
-def test_a_task_that_exits_does_not_end_the_client(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_task_that_exits_does_not_end_the_client(client: Client, tmp_path: Path) -> None:
     """Its SystemExit comes out of the callback that asks for the result."""
-    future = client.submit(sys.exit, 3)
+    os.mkfifo(gate := tmp_path / "gate")
+    future = client.submit(after_gate, str(gate), sys.exit, 3)
     ended = threading.Event()
     future.add_done_callback(lambda one: [ended.set(), one.result()])
+    gate.write_text("")
     assert ended.wait(LIMIT_S)
     assert client.submit(abs, -1).result(LIMIT_S) == 1
     assert isinstance(future.exception(LIMIT_S), SystemExit)
