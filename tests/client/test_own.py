@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +136,19 @@ def test_a_scheduler_that_shuts_down_says_so() -> None:
     client.shutdown()
 
 
-def test_what_killed_clients_left_behind_is_swept_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory for temporary files in which the path of a socket is short enough."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="o-") as directory:
+        yield Path(directory)
+
+
+def test_what_killed_clients_left_behind_is_swept_up(monkeypatch: pytest.MonkeyPatch, short_dir: Path) -> None:
     script = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT.format(end="sys.stdin.read()")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(short_dir)},
         text=True,
     )
     with script:
@@ -148,8 +157,8 @@ def test_what_killed_clients_left_behind_is_swept_up(monkeypatch: pytest.MonkeyP
         os.kill(pids[0], signal.SIGSTOP)  # so that its scheduler survives it for a while
         script.kill()
         script.wait(LIMIT_S)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (left,) = tmp_path.glob(f"{PREFIX}*")
+    monkeypatch.setattr("tempfile.tempdir", str(short_dir))
+    (left,) = short_dir.glob(f"{PREFIX}*")
     sweep(PREFIX)
     assert left.exists()
     os.kill(pids[0], signal.SIGKILL)
