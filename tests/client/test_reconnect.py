@@ -13,10 +13,11 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from trio_sched import Client, SchedulerClosed, open_client
-from trio_sched.client.successor import Successor
-from trio_sched.transport.connection import Connection
+from trio_sched.client.successor import REFUSED_S, Successor
+from trio_sched.transport.connection import Connection, write_connection_files
 
 LIMIT_S = 60.0
 
@@ -199,6 +200,23 @@ def test_the_arguments_are_checked() -> None:
             Client(reconnect_s=wrong)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"connect_timeout=.*: must be a number of seconds"):
             Client(connect_timeout=wrong)  # type: ignore[arg-type]
+
+
+def test_one_that_refused_is_asked_again_after_a_while(runtime_dir: Path) -> None:
+    """It may have been full; another one is asked at once."""
+    first = Connection("lab", "client", "tcp://127.0.0.1:1", "first", scheduler="1")
+    second = replace(first, token="second", scheduler="2")
+    write_connection_files(first, replace(first, role="engine"))
+    successor = Successor("lab")
+    assert successor.find(0.0) == first
+    successor.was_refused(first, 0.0)
+    assert successor.find(REFUSED_S - 1) is None
+    assert successor.find(REFUSED_S) == first
+    successor.was_refused(first, 10.0)
+    assert not successor.replaced(first)
+    write_connection_files(second, replace(second, role="engine"))
+    assert successor.find(10.0) == second
+    assert successor.replaced(first)
 
 
 def test_it_looks_where_the_first_one_was_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

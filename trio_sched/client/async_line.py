@@ -231,6 +231,8 @@ class AsyncLine:
             self._fail(why)
             return
         log.warning("%s; waiting for another one", why)
+        if self.lookout.refused:
+            self._successor.was_refused(self.connection, anyio.current_time())
         self._away = self.lookout.trouble = successors.away(why)
         lost = successors.lost(why)  # one for all, so that leaving the client's block raises it once
         for future in self.session.start_anew():
@@ -242,8 +244,7 @@ class AsyncLine:
         """Wait for a moment, and connect to the successor if it is there then."""
         with anyio.move_on_after(successors.LOOK_UP_S):
             await self._turned.wait()
-        found = successor.find()
-        if found is not None and not (self.lookout.refused and found == self.connection):
+        if (found := successor.find(anyio.current_time())) is not None:
             old, self._socket = self._socket, ZmqSocket.dealer(found)
             old.close()
             self.connection, self._away = found, None

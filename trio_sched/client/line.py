@@ -295,11 +295,12 @@ class Line:
         away = successors.away(why)
         self._end_unfinished(successors.lost(why), away)
         log.warning("%s; waiting for another one", why)
+        if self.lookout.refused:
+            successor.was_refused(self.connection, time.monotonic())
         while not self._leave_when_done:
             self._dealer.drain()  # it may still have had something to say
             self._dealer.wait(successors.LOOK_UP_S)
-            found = successor.find()
-            if found is not None and not (self.lookout.refused and found == self.connection):
+            if (found := successor.find(time.monotonic())) is not None:
                 return self._move(found, away)
         return False
 

@@ -16,6 +16,8 @@ from trio_sched.transport.connection import ENV_CONNECTION, Connection, find
 Reconnect: TypeAlias = Literal["never", "same-name"]
 LOOK_UP_S = 0.25
 """Seconds between two looks for the successor of a scheduler that is gone."""
+REFUSED_S = 5.0
+"""Seconds before a scheduler that refused the client is asked again: it may have been full."""
 
 
 class Successor:
@@ -23,6 +25,8 @@ class Successor:
 
     def __init__(self, where: str | Path) -> None:
         self._where = where
+        self._refused: Connection | None = None
+        self._ask_again_at = 0.0
 
     @classmethod
     def if_asked(
@@ -47,17 +51,25 @@ class Successor:
             return cls(Path(named).expanduser().absolute())
         return cls(named)
 
-    def find(self) -> Connection | None:
-        """The scheduler that runs there now; None: there is none, or it cannot be told."""
+    def was_refused(self, connection: Connection, now: float) -> None:
+        """That scheduler will not have the client: `find` passes it over for `REFUSED_S` seconds."""
+        self._refused, self._ask_again_at = connection, now + REFUSED_S
+
+    def find(self, now: float) -> Connection | None:
+        """The scheduler that runs there now; None: there is none, or it cannot be told, or it has just refused."""
+        found = self._look()
+        return None if found == self._refused and now < self._ask_again_at else found
+
+    def replaced(self, connection: Connection) -> bool:
+        """Whether another scheduler than that of `connection` is there."""
+        found = self._look()
+        return found is not None and found.scheduler != connection.scheduler
+
+    def _look(self) -> Connection | None:
         try:
             return find(self._where, "client")
         except TrioSchedError:
             return None
-
-    def replaced(self, connection: Connection) -> bool:
-        """Whether another scheduler than that of `connection` is there."""
-        found = self.find()
-        return found is not None and found.scheduler != connection.scheduler
 
 
 def lost(why: Exception) -> SchedulerClosed:
