@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_the_patience_with_registrations_is_ipcontrollers() -> None:
 
 
 def wanted(config: IppConfig, *channels: tuple[Any, str], former: Any = None) -> list[int]:
-    desk = Desk(config, None, Codec(b""), None, former or {})  # type: ignore[arg-type]
+    desk = Desk(config, SimpleNamespace(connections=None), Codec(b""), None, former or {})  # type: ignore[arg-type]
     try:
         return [next(desk._wanted(side, channel)) for side, channel in channels]
     finally:

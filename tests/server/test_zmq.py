@@ -222,3 +222,26 @@ async def answer(connection: Connection, message: Any, kind: type) -> None:
             if await trio.to_thread.run_sync(socket.poll, 500):
                 assert isinstance(native.decode_to_client(socket.recv()), kind)
                 return
+
+
+def test_status_tells_of_connections_and_who_is_refused(directory: Path) -> None:
+    async def main() -> None:
+        config = Config(runtime_dir=str(directory), max_connections=2)
+        async with running(config) as server, trio.open_nursery() as peers:
+            client = await joined(peers, FakeClient, server.connection)
+            await joined(peers, FakeEngine, server.engine_connection)
+            for _ in range(2):  # the hello may be read before its connection is counted
+                await client.ask("status")
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as late:
+                    late.start_soon(joined, late, FakeClient, server.connection)
+                    while not (status := await client.ask("status"))["connections"]["refused"]:
+                        pass
+                    scope.cancel()
+            connections = status["connections"]
+            assert connections["max"] == 2
+            assert "2 connections of at most 2" in connections["refusing"]
+            assert status["counters"]["connection_refused"] >= 1
+            peers.cancel_scope.cancel()
+
+    trio.run(main)

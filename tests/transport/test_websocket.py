@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from trio_websocket import (
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import websocket
+from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
 from trio_sched.transport.websocket import Handshake, Limits, Refusal, WebSocketPeer
 
 WAIT_S = 30.0
@@ -64,14 +67,18 @@ async def echo(peer: WebSocketPeer) -> None:
 
 @asynccontextmanager
 async def serving(
-    handle: Callable[[WebSocketPeer], Awaitable[None]] = echo, tls: ssl.SSLContext | None = None, **limits: Any
+    handle: Callable[[WebSocketPeer], Awaitable[None]] = echo,
+    tls: ssl.SSLContext | None = None,
+    connections: ConnectionLimits | None = None,
+    **limits: Any,
 ) -> AsyncIterator[Serving]:
     chosen = Limits(**{"max_message_bytes": 1 << 20, "window_bytes": 1 << 20, **limits})
     listeners, url = await websocket.listen("127.0.0.1", 0, tls)
     server = Serving(url)
     with trio.fail_after(WAIT_S):
         async with trio.open_nursery() as nursery:
-            await nursery.start(websocket.serve, listeners, chosen, server.admit, handle, server.note)
+            serve = partial(websocket.serve, connections=connections)
+            await nursery.start(serve, listeners, chosen, server.admit, handle, server.note)
             yield server
             nursery.cancel_scope.cancel()
 
@@ -497,3 +504,59 @@ def test_a_name_with_several_addresses_has_one_port() -> None:
             await listener.aclose()
 
     run(main)
+
+
+# ---- limits of connections ------------------------------------------------------------------------------------------
+
+
+async def until_open(limits: ConnectionLimits, count: int) -> None:
+    """Wait until so many connections are counted."""
+    while True:
+        if limits.open_count == count:
+            return
+        await trio.sleep(0.001)
+
+
+def test_silent_connections_give_way_and_those_with_a_token_stay() -> None:
+    async def main() -> None:
+        now = 100.0
+        notes: list[str] = []
+        limits = ConnectionLimits(connection_bounds(20_000, 4), lambda kind, why: notes.append(kind), lambda: now)
+        async with serving(connections=limits) as server:
+            async with connected(server.url + "?token=shown") as page:
+                silent = [await trio.open_tcp_stream("127.0.0.1", server.port) for _ in range(3)]
+                await until_open(limits, 4)
+                refused = await trio.open_tcp_stream("127.0.0.1", server.port)
+                assert await read_to_the_end(refused) == b""
+                now += TIME_TO_SPEAK_S
+                async with connected(server.url + "?token=shown") as other:
+                    assert await read_to_the_end(silent[0]) == b""
+                    for client in (page, other):
+                        await client.send_message("still there?")
+                        assert await client.get_message() == "still there?"
+                for stream in silent[1:]:
+                    await stream.aclose()
+            assert notes == ["connection_refused", "silent_connection_closed"]
+            await until_open(limits, 0)
+
+    trio.run(main)
+
+
+def test_a_listener_without_descriptors_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "_NO_DESCRIPTORS_PAUSE_S", 0.0)
+    accept = trio.SocketListener.accept
+    failures = iter([errno.EMFILE, errno.ENFILE])
+
+    async def fail_first(self: trio.SocketListener) -> trio.SocketStream:
+        for number in failures:
+            raise OSError(number, "none left")
+        return await accept(self)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", fail_first)
+
+    async def main() -> None:
+        async with serving() as server:
+            await answers(server)
+            assert [kind for kind, _ in server.notes].count("no_descriptors") == 2
+
+    trio.run(main)

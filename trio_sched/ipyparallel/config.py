@@ -54,6 +54,10 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     curve_secretkey: str = ""
     max_message_bytes: int = 0
     """The largest frame; 0: no limit."""
+    max_connections: int = 0
+    """Connections to all ports at once; 0: as many as the descriptor limit allows. An engine takes several."""
+    max_connections_per_address: int = 0
+    """Of one remote address; 0: half of `max_connections`."""
     # engines
     ping_ms: int = 3000
     missed_pings: int = 10
@@ -80,6 +84,8 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             (self.missed_pings < 0, "missed_pings", "it must be at least 0"),
             (not 0 <= self.registration_timeout_s < math.inf, "registration_timeout_s", "it must be at least 0"),
             (self.broadcast_leaves < 1, "broadcast_leaves", "it must be at least 1"),
+            (self.max_connections < 0, "max_connections", "it must be at least 0 (0: as many as descriptors allow)"),
+            (self.max_connections_per_address < 0, "max_connections_per_address", "it must be at least 0 (0: half)"),
             (self.max_message_bytes < 0, "max_message_bytes", "it must be at least 0 (0: no limit)"),
             (bool(self.curve_publickey) != bool(self.curve_secretkey), "curve_publickey", "give both keys or neither"),
             ("/" in self.cluster_id or "\0" in self.cluster_id, "cluster_id", "it becomes part of a file name"),
@@ -121,7 +127,12 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def for_server(self, **settings: Any) -> Config:
         """The server's settings with which this front behaves as ipcontroller does; `settings` come on top."""
-        return Config(**{"scheme": self.scheme, "hwm": self.hwm, "shutdown_grace_s": 0.0, **settings})
+        own = {"scheme": self.scheme, "hwm": self.hwm, "shutdown_grace_s": 0.0}
+        limits = {
+            "max_connections": self.max_connections,
+            "max_connections_per_address": self.max_connections_per_address,
+        }
+        return Config(**{**own, **limits, **settings})
 
 
 def new_key() -> str:

@@ -109,6 +109,8 @@ SETTINGS: dict[str, Setting] = {
     "IPController.extra_config_file": Setting(text, (".config_file",)),
     "IPController.copy_config_files": Setting(boolean, (".init",)),
     "TrioSched.native": Setting(text, (".native",)),
+    "TrioSched.max_connections": Setting(whole, ("max_connections",)),
+    "TrioSched.max_connections_per_address": Setting(whole, ("max_connections_per_address",)),
 }
 """Fields with a dot in front are the process's, with a database's name in front that database's."""
 
