@@ -22,6 +22,7 @@ from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import websocket
 from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
 from trio_sched.transport.websocket import Handshake, Limits, Refusal, WebSocketPeer
+from trio_sched.transport.websocket_meter import Rates
 
 WAIT_S = 30.0
 TLS = Path(__file__).parent / "tls"
@@ -70,15 +71,27 @@ async def serving(
     handle: Callable[[WebSocketPeer], Awaitable[None]] = echo,
     tls: ssl.SSLContext | None = None,
     connections: ConnectionLimits | None = None,
+    *,
+    admitted: bool = True,
+    rates: dict[str, Any] | None = None,
     **limits: Any,
 ) -> AsyncIterator[Serving]:
-    chosen = Limits(**{"max_message_bytes": 1 << 20, "window_bytes": 1 << 20, **limits})
+    """`admitted`: every peer is, from its first byte."""
+    chosen = Limits(
+        **{"window_bytes": 1 << 20, "rates": Rates(**{"message_bytes": 1 << 20, **(rates or {})}), **limits}
+    )
+
+    async def handle_peer(peer: WebSocketPeer) -> None:
+        if admitted:
+            peer.admit()
+        await handle(peer)
+
     listeners, url = await websocket.listen("127.0.0.1", 0, tls)
     server = Serving(url)
     with trio.fail_after(WAIT_S):
         async with trio.open_nursery() as nursery:
             serve = partial(websocket.serve, connections=connections)
-            await nursery.start(serve, listeners, chosen, server.admit, handle, server.note)
+            await nursery.start(serve, listeners, chosen, server.admit, handle_peer, server.note)
             yield server
             nursery.cancel_scope.cancel()
 
@@ -237,7 +250,7 @@ def test_one_that_may_not_connect_is_told_why() -> None:
 
 def test_a_message_that_is_too_large_closes_the_connection_with_the_reason() -> None:
     async def main() -> None:
-        async with serving(max_message_bytes=1000) as server:
+        async with serving(rates={"message_bytes": 1000}) as server:
             async with connected(server.url) as client:
                 await client.send_message("y" * 1000)
                 assert len(await client.get_message()) == 1000

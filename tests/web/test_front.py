@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -221,17 +222,16 @@ def test_the_first_message_must_be_a_hello(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_and_it_must_come_soon(run: Any, lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_and_it_must_come_soon(run: Any, lab: Any) -> None:
     async def main() -> None:
-        monkeypatch.setattr(front, "HELLO_S", 0.1)
-        async with lab() as it:
+        async with lab(websocket_hello_s=0.5) as it:
             async with it.bearer() as page:
                 code, reason = await page.closed()
                 assert code == 1008
                 assert "no Hello" in reason
             async with it.bearer() as page:
                 await page.join()
-                await trio.sleep(0.2)
+                await trio.sleep(0.6)
                 await page.say("ping")
                 await page.hear("pong")
 
@@ -357,7 +357,8 @@ def test_a_slow_reader_holds_up_nobody_and_finds_its_results_later(run: Any, lab
     count, size = 400, 100_000
 
     async def main() -> None:
-        async with lab(window_bytes=1 << 20, heartbeat_s=0.25, missed_heartbeats=10) as it:
+        fast = {"websocket_bytes_per_s": 1 << 30}
+        async with lab(window_bytes=1 << 20, heartbeat_s=0.25, missed_heartbeats=30, **fast) as it:
             await it.engine(eager=True)
             welcome = await stuck(it)
             async with it.bearer() as page:
@@ -459,5 +460,58 @@ def test_tls(run: Any, lab: Any) -> None:
             trusting = ssl.create_default_context(cafile=settings["websocket_certificate"])
             async with it.bearer(ssl_context=trusting) as page:
                 await page.join()
+
+    run(main)
+
+
+# ---- what strangers and large messages may cost ---------------------------------------------------------------------
+
+
+def test_a_stranger_that_floods_is_closed_and_one_that_says_hello_is_not(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it:
+            stream = await trio.open_tcp_stream("127.0.0.1", int(it.url.rpartition(":")[2].strip("/")))
+            await stream.send_all(REQUEST.format(path="/", headers="").encode())
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(b"\x01\x80\x00\x00\x00\x00" + b"\x00\x80\x00\x00\x00\x00" * 5000)
+                while await stream.receive_some():
+                    pass
+            await stream.aclose()
+            assert await it.counted("malformed") == 1
+            async with it.connect() as page:
+                await page.join(token=it.token)
+
+    run(main)
+
+
+def test_a_hello_has_a_limit_and_the_messages_behind_it_have_their_own(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it:
+            await it.engine(eager=True)
+            async with it.bearer() as page:
+                await page.say("hello", role="client")
+                await page.submit({"id": 1, "body": "A" * 100_000})
+                await page.results(1)
+            async with it.bearer() as page:
+                await page.say("hello", role="client", name="x" * 20_000)
+                assert (await page.closed())[0] == 1009
+
+    run(main)
+
+
+def test_large_messages_are_taken_one_at_a_time_and_small_ones_pass(run: Any, lab: Any) -> None:
+    async def main() -> None:
+        async with lab() as it:
+            await it.engine(eager=True)
+            large = {"call": "no:where", "args": [[[]] * 100_000]}
+            async with it.bearer() as one, it.bearer() as two, it.bearer() as small, trio.open_nursery() as nursery:
+                for page in (one, two, small):
+                    await page.join()
+                for page in (one, two):
+                    nursery.start_soon(page.submit, {"id": 1, **large}, {"id": 2, **large})
+                await small.submit({"id": 1, "body": "AAAA"})
+                await small.results(1)
+                for page in (one, two):
+                    await page.results(2)
 
     run(main)

@@ -61,7 +61,13 @@ SETTINGS = (
     ),
     Setting("websocket_certificate", str, "Certificate file: TLS."),
     Setting("websocket_key", str, "Key file of the certificate."),
-    Setting("websocket_max_message_bytes", int, "Largest message of a WebSocket client. [16 MiB]"),
+    Setting("websocket_max_message_bytes", int, "Largest message of a WebSocket client. [4 MiB]"),
+    Setting("websocket_hello_bytes", int, "Largest first message of a WebSocket client, its hello. [16 KiB]"),
+    Setting("websocket_hello_s", float, "Seconds after which it must have said hello. [5]"),
+    Setting("websocket_frames_per_s", int, "Frames of one WebSocket client that are read in a second. [5000]"),
+    Setting("websocket_bytes_per_s", int, "Bytes of one WebSocket client that are read in a second. [32 MiB]"),
+    Setting("websocket_unfinished_bytes", int, "Unfinished messages of all WebSocket clients. [64 MiB]"),
+    Setting("websocket_handshakes_per_s", int, "WebSocket handshakes in a second. [50]"),
     Setting(
         "log_level",
         str,
@@ -85,7 +91,7 @@ SETTINGS = (
     Setting("max_engines", int, "Most engines at once. [100000]"),
     Setting("max_connections", int, "Most connections at once; 0: three quarters of the descriptor limit. [0]"),
     Setting("max_connections_per_address", int, "Most connections of one remote address; 0: half of all. [0]"),
-    Setting("handshake_s", float, "Seconds that the ZeroMQ handshake of a connection may take. [5]"),
+    Setting("handshake_s", float, "Seconds that the handshake of a connection may take, ZeroMQ or WebSocket. [5]"),
     Setting("submissions_per_turn", int, "Submissions taken between two looks at results. [256]"),
 )
 

@@ -98,7 +98,17 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Origins of pages that may connect; a program that sends none always may."""
     websocket_certificate: str = ""
     websocket_key: str = ""
-    websocket_max_message_bytes: int = 16 << 20
+    websocket_max_message_bytes: int = 4 << 20
+    websocket_hello_bytes: int = 16 << 10
+    """Of the first message of a connection, which shows who it is."""
+    websocket_hello_s: float = 5.0
+    """Until a connection must have said a hello that is taken."""
+    websocket_frames_per_s: int = 5_000
+    """Of one connection; one that sends faster is read more slowly."""
+    websocket_bytes_per_s: int = 32 << 20
+    websocket_unfinished_bytes: int = 64 << 20
+    """Of messages of which a part has arrived, over all connections."""
+    websocket_handshakes_per_s: int = 50
     # logging
     log_level: str = "info"
     log_format: str = "console"
@@ -173,6 +183,12 @@ RULES: dict[str, Rule] = {
     "shutdown_grace_s": _at_least(0),
     "websocket_port": Rule(lambda value: value is None or 0 <= value < 1 << 16, "it must be from 0 (any) to 65535"),
     "websocket_max_message_bytes": _at_least(1 << 12),
+    "websocket_hello_bytes": _at_least(1 << 10),
+    "websocket_hello_s": _at_least(0.1),
+    "websocket_frames_per_s": _at_least(10),
+    "websocket_bytes_per_s": _at_least(1 << 16),
+    "websocket_unfinished_bytes": _at_least(1 << 16),
+    "websocket_handshakes_per_s": _at_least(1),
     "log_level": _one_of(LOG_LEVELS),
     "log_format": _one_of(LOG_FORMATS),
 }

@@ -5,6 +5,8 @@ Around trio-websocket (RFC 6455), with what it leaves to its user:
 * who may connect is decided before the handshake is answered, from path, origin and token;
 * each peer has a queue with a limit in bytes and a task that sends from it, so `send` never waits. A peer that lets the
   queue fill up is told so and closed; one that does not take a byte for `stall_s` is cut off;
+* what a peer may send is bounded in bytes and frames, and to one small message before it is admitted
+  (`websocket_meter.py`);
 * pongs to our pings, and bytes that it takes, are signs of life: a page need not send any, and a long message over a
   slow line is not silence;
 * its reader stops, pongs and all, while its queue is full, so a handler must take messages as they come;
@@ -31,6 +33,7 @@ from wsproto.utilities import LocalProtocolError
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport.connection_limits import ConnectionLimits, TrackedConnection, address_group
+from trio_sched.transport.websocket_meter import Budget, FrameMeter, Rates, Unfinished
 
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, NOT_TEXT, POLICY, TOO_LARGE = 1000, 1001, 1002, 1007, 1008, 1009
 """Close codes of RFC 6455."""
@@ -39,8 +42,12 @@ OVERHEAD_BYTES = 128
 QUEUE_WINDOWS = 3
 """A queue's limit, in windows. What is windowed (results) takes two at most, one of them for a message of any size."""
 _PIECE_BYTES = 64 * 1024
-_UNREAD_MESSAGES = 64
+_UNREAD_MESSAGES = 1
 """Messages that trio-websocket holds for a handler that is busy."""
+HANDSHAKE_BURST_S = 4.0
+"""Handshakes that were not made for so long can be made at once."""
+REFUSED_S = 1.0
+"""A peer that says too much before it is admitted has so long to take the reason."""
 
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _NO_DESCRIPTORS_PAUSE_S = 0.1
@@ -78,12 +85,22 @@ class Refusal(Struct, frozen=True):
 class Limits(Struct, frozen=True):
     """What one peer may cost."""
 
-    max_message_bytes: int
     window_bytes: int
+    rates: Rates
     ping_s: float = 2.0
     stall_s: float = 10.0
-    handshake_s: float = 10.0
+    handshake_s: float = 5.0
     close_s: float = 5.0
+    unfinished_bytes: int = 64 << 20
+    handshakes_per_s: float = 50.0
+
+
+class Shared:
+    """What all connections of a server share."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.unfinished = Unfinished(limits.unfinished_bytes)
+        self.handshakes = Budget(limits.handshakes_per_s, HANDSHAKE_BURST_S)
 
 
 Admit: TypeAlias = Callable[[Handshake], Refusal | None]
@@ -160,7 +177,7 @@ async def serve(
 
     With `connections`, each connection counts there from its first byte on. Closes the listeners at the end.
     """
-    connection = partial(_connection, limits, admit, handle, note)
+    connection = partial(_connection, limits, Shared(limits), admit, handle, note)
     async with trio.open_nursery() as nursery:
         for listener in listeners:
             nursery.start_soon(_accept, listener, connections, connection, note, nursery)
@@ -247,6 +264,7 @@ class AcceptedConnection(TrackedConnection):
 
 async def _connection(
     limits: Limits,
+    shared: Shared,
     admit: Admit,
     handle: Handle,
     note: Note,
@@ -254,13 +272,21 @@ async def _connection(
     accepted: AcceptedConnection,
 ) -> None:
     """One connection, from its first byte to its last; whatever goes wrong with it ends here."""
-    metered = _MeteredStream(stream, limits.stall_s)
+    wait_s = shared.handshakes.take(1.0, trio.current_time())
+    if wait_s > limits.handshake_s:
+        shared.handshakes.take(-1.0, trio.current_time())
+        note("no_handshake", f"more than {limits.handshakes_per_s:g} handshakes a second")
+        await trio.aclose_forcefully(stream)
+        return
+    await trio.sleep(wait_s)
+    metered = _MeteredStream(stream, limits, shared.unfinished)
     try:
         async with trio.open_nursery() as nursery:
             peer = None
             with trio.move_on_after(limits.handshake_s) as patience:
+                metered.meter.refuse = partial(_refuse_early, note, patience)
                 peer = await _shake_hands(nursery, metered, limits, admit, note, accepted)
-            if patience.cancelled_caught:
+            if patience.cancelled_caught and trio.current_time() >= patience.deadline:
                 note("no_handshake", f"no WebSocket handshake within {limits.handshake_s:g} s")
             if peer is not None:
                 await peer.run(handle)
@@ -272,8 +298,19 @@ async def _connection(
     except* Exception as group:
         note("websocket_failure", _in_words(group))
     finally:
+        metered.meter.end()
         with trio.move_on_after(limits.close_s):
             await stream.aclose()
+
+
+def _refuse_early(note: Note, patience: trio.CancelScope, too_large: bool, reason: str) -> None:
+    """Its first frames came behind its request, and were too many, before the handshake was answered."""
+    note(_kind(too_large), reason)
+    patience.cancel()
+
+
+def _kind(too_large: bool) -> str:
+    return "too_large" if too_large else "malformed"
 
 
 def _in_words(error: BaseException) -> str:
@@ -294,7 +331,7 @@ async def _shake_hands(
         nursery,
         stream,
         message_queue_size=_UNREAD_MESSAGES,
-        max_message_size=limits.max_message_bytes,
+        max_message_size=limits.rates.message_bytes,
         receive_buffer_size=_PIECE_BYTES,
     )
     handshake = _read_handshake(request)
@@ -335,7 +372,7 @@ class WebSocketPeer:
         establish: Callable[[], None] = lambda: None,
     ) -> None:
         self.handshake = handshake
-        self.establish = establish
+        self._establish = establish
         """Call it when the peer has proved who it is: its connection does not give way to newcomers from then on."""
         self.closed_because = ""
         """Why the connection ended, once it has."""
@@ -343,12 +380,20 @@ class WebSocketPeer:
         self._stream = stream
         self._limits = limits
         self._note = note
+        self._is_admitted = False
+        stream.meter.refuse = self._refuse
         self._queue, self._queued = trio.open_memory_channel[Data](math.inf)
         self._queued_bytes = 0
         self._closing: tuple[int, str] | None = None
         self._discard = False
         self._patience = trio.CancelScope()
         """Around the sender: after `close`, what is left to be sent must be gone by its deadline."""
+
+    def admit(self) -> None:
+        """The peer has proved who it is: the limits of strangers no longer hold for it."""
+        self._is_admitted = True
+        self._establish()
+        self._stream.meter.admit()
 
     def on_life(self, heard: Callable[[], None]) -> None:
         """Call `heard` at each sign of life that is not a message: a pong, or bytes that the peer takes."""
@@ -377,6 +422,12 @@ class WebSocketPeer:
             self._patience.deadline = trio.current_time() + self._limits.close_s
             self._queue.close()
 
+    def _refuse(self, too_large: bool, reason: str) -> None:
+        self._note(_kind(too_large), reason)
+        self.close(TOO_LARGE if too_large else POLICY, reason)
+        if not self._is_admitted:
+            self._patience.deadline = trio.current_time() + REFUSED_S
+
     def __aiter__(self) -> WebSocketPeer:
         return self
 
@@ -397,10 +448,7 @@ class WebSocketPeer:
             await self._send_queued()
             nursery.cancel_scope.cancel()
         ended = self._connection.closed
-        if ended is not None and ended.code == TOO_LARGE:
-            self._note("too_large", f"a message of more than {self._limits.max_message_bytes} bytes")
-            await self._let_it_read()
-        elif ended is not None and ended.code in (PROTOCOL_ERROR, NOT_TEXT):
+        if ended is not None and ended.code in (PROTOCOL_ERROR, NOT_TEXT):
             self._note("malformed", self.closed_because)
         elif self._stream.broken_because and not self._discard:
             self._note("slow_reader", self._stream.broken_because)
@@ -434,12 +482,6 @@ class WebSocketPeer:
                 return
             self._stream.progress()
 
-    async def _let_it_read(self) -> None:
-        """It is still sending what we do not want; closing now would reset the connection before it has read why."""
-        with trio.move_on_after(self._limits.close_s):
-            while await self._stream.receive_some(_PIECE_BYTES):
-                pass
-
 
 class _MeteredStream(trio.abc.Stream):
     """A stream that notices whether the other side takes what it is sent.
@@ -447,11 +489,12 @@ class _MeteredStream(trio.abc.Stream):
     That the system takes bytes proves nothing, unless it had (nearly) no room before: then the other side took some.
     """
 
-    def __init__(self, stream: Stream, stall_s: float) -> None:
+    def __init__(self, stream: Stream, limits: Limits, unfinished: Unfinished) -> None:
+        self.meter = FrameMeter(stream.receive_some, limits.rates, unfinished)
         self.progress: Callable[[], None] = lambda: None
         self.broken_because = ""
         self._stream = stream
-        self._stall_s = stall_s
+        self._stall_s = limits.stall_s
         self._socket = _socket_of(stream)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -469,8 +512,8 @@ class _MeteredStream(trio.abc.Stream):
             was_full = at + _PIECE_BYTES < len(view) and not _takes_more(self._socket.fileno())
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """As the stream's own."""
-        return await self._stream.receive_some(max_bytes)
+        """What the meter lets through."""
+        return await self.meter.read(max_bytes or _PIECE_BYTES)
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream's own."""

@@ -10,9 +10,11 @@ The format of the first message, JSON text or msgpack binary, is the format of a
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import math
+import time
 from collections.abc import Sequence
 
 import trio
@@ -25,16 +27,21 @@ from trio_sched.server.links import Link
 from trio_sched.transport import websocket
 from trio_sched.transport.connection import host_name
 from trio_sched.transport.websocket import GOING_AWAY, NORMAL, POLICY, Handshake, Limits, Refusal, WebSocketPeer
+from trio_sched.transport.websocket_meter import Budget, Rates
 from trio_sched.web import messages
 from trio_sched.wire.native import Bye, Error, Frame, FromClient, Hello, Message, Welcome
 
-HELLO_S = 10.0
-"""A peer that has not got its Welcome by then is closed."""
+CPU_SHARE = 0.25
+"""Of one core, for decoding the messages of one connection. One that needs more is read less often."""
+CPU_BURST_S = 0.04
+LARGE_BYTES = 1 << 16
+"""Messages of at least that many bytes are decoded one at a time, with pauses: all of them together have that share."""
 STRANGERS_KEPT = 64
 """Connections beyond the number of clients: those that have not said Hello yet, or are being closed."""
 SHUTDOWN_S = 2.0
 """How long peers may take to read what is left when the scheduler ends."""
 
+_UNLIMITED = contextlib.nullcontext()
 log = get_logger(__name__)
 
 
@@ -43,7 +50,7 @@ class WebSocketLink(Link):
 
     __slots__ = ("_limit", "_peer", "answered", "binary", "patience", "said_bye", "shown_token")
 
-    def __init__(self, peer: WebSocketPeer, limit: int) -> None:
+    def __init__(self, peer: WebSocketPeer, limit: int, hello_s: float) -> None:
         super().__init__()
         self._peer = peer
         self._limit = limit
@@ -53,7 +60,7 @@ class WebSocketLink(Link):
         """Compared already when it connected; empty if it showed none."""
         self.answered = trio.Event()
         """Its Hello was. What it says before that waits, so that a page need not wait for its Welcome."""
-        self.patience = trio.CancelScope(deadline=trio.current_time() + HELLO_S)
+        self.patience = trio.CancelScope(deadline=trio.current_time() + hello_s)
         """Around the reading of what it says; without limit once it is admitted."""
 
     def send(self, message: Message, frames: Sequence[Frame] = ()) -> int:
@@ -71,7 +78,7 @@ class WebSocketLink(Link):
     def admitted(self) -> None:
         """See Link."""
         self.patience.deadline = math.inf
-        self._peer.establish()
+        self._peer.admit()
         self.answered.set()
 
     def close(self) -> None:
@@ -96,6 +103,7 @@ class WebSocketFront:
         self._peers: set[WebSocketPeer] = set()
         self._empty = trio.Event()
         self._closing = False
+        self._large = trio.Lock()
 
     async def run(self, hub: Hub, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
         """See Front.
@@ -126,10 +134,18 @@ class WebSocketFront:
         """Until its shield is cancelled: peers are to be told that we end."""
         config = self._config
         limits = Limits(
-            max_message_bytes=config.websocket_max_message_bytes,
             window_bytes=config.window_bytes,
             ping_s=config.heartbeat_s,
             stall_s=config.heartbeat_s * config.missed_heartbeats,
+            handshake_s=config.handshake_s,
+            rates=Rates(
+                config.websocket_max_message_bytes,
+                config.websocket_hello_bytes,
+                config.websocket_frames_per_s,
+                config.websocket_bytes_per_s,
+            ),
+            unfinished_bytes=config.websocket_unfinished_bytes,
+            handshakes_per_s=config.websocket_handshakes_per_s,
         )
 
         def note(kind: str, why: str) -> None:
@@ -177,7 +193,9 @@ class WebSocketFront:
     # ---- one peer ---------------------------------------------------------------------------------------------------
 
     async def _handle(self, peer: WebSocketPeer, hub: Hub) -> None:
-        link = WebSocketLink(peer, self._config.websocket_max_message_bytes)
+        hello_s = self._config.websocket_hello_s
+        link = WebSocketLink(peer, self._config.websocket_max_message_bytes, hello_s)
+        cpu = Budget(CPU_SHARE, CPU_BURST_S)
         peer.on_life(link.heard)
         self._peers.add(peer)
         try:
@@ -186,11 +204,16 @@ class WebSocketFront:
                 async for data in peer:
                     if first:
                         link.binary, first = isinstance(data, bytes), False
-                    self._take(link, data, hub)
+                    async with self._large if len(data) >= LARGE_BYTES else _UNLIMITED:
+                        began = time.thread_time()
+                        self._take(link, data, hub)
+                        wait_s = cpu.take(time.thread_time() - began, trio.current_time())
+                        if wait_s:
+                            await trio.sleep(wait_s)
                     if link.session is None:
                         await link.answered.wait()
             if link.patience.cancelled_caught:
-                peer.close(POLICY, f"no Hello within {HELLO_S:g} s")
+                peer.close(POLICY, f"no Hello within {hello_s:g} s")
         finally:
             self._peers.discard(peer)
             self._empty.set()

@@ -1,0 +1,44 @@
+"""Strangers, and clients without measure, on the WebSocket port, with an honest client beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attack.harness import Attacker, HonestClient, Outcome, Server
+
+SLOWDOWN = 10.0
+"""Five is what is wanted; the rest is for other load on the machine."""
+
+
+def attacked(kind: str, count: int, *, with_token: bool) -> Outcome:
+    """What so many connections do to an honest client."""
+    with Server("-n", "1", "--websocket-port", "0", "--log-level", "error") as server, HonestClient(server) as honest:
+        address = server.connection.websocket.removeprefix("ws://").strip("/")
+        token = [server.connection.token] if with_token else []
+        return honest.during(Attacker("websocket.py", kind, address, count, *token))
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("fragments", 1),
+        ("fragments", 20),
+        ("pings", 4),
+        ("json", 4),
+        ("unfinished", 240),
+        ("headers", 50),
+        ("behind", 2),
+    ],
+)
+def test_strangers_slow_nobody_down_and_leave_nothing_behind(kind: str, count: int) -> None:
+    attacked(kind, count, with_token=False).check(SLOWDOWN)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(("kind", "count"), [("fragments", 4), ("pings", 4), ("json", 1), ("json", 4)])
+def test_a_client_without_measure_gets_its_share_and_no_more(kind: str, count: int) -> None:
+    outcome = attacked(kind, count, with_token=True)
+    print(outcome)
+    assert not outcome.lost
+    assert outcome.slowdown < SLOWDOWN, str(outcome)

@@ -1,0 +1,236 @@
+"""What one WebSocket connection may make the scheduler read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_sched.transport.websocket_meter import (
+    EARLY_READS,
+    FRAMES_AT_ONCE,
+    HANDSHAKE_BYTES,
+    HELLO_FRAMES,
+    Budget,
+    FrameMeter,
+    FrameScanner,
+    Rates,
+    Unfinished,
+)
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+FRAGMENT = b"\x00\x80\x00\x00\x00\x00"
+
+
+def run_virtual(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def frame(size: int, opcode: int = 1, *, is_last: bool = True) -> bytes:
+    head = bytes([(0x80 if is_last else 0) | opcode])
+    if size < 126:
+        length = bytes([0x80 | size])
+    elif size < 1 << 16:
+        length = b"\xfe" + size.to_bytes(2, "big")
+    else:
+        length = b"\xff" + size.to_bytes(8, "big")
+    return head + length + bytes(4) + bytes(size)
+
+
+class Peer:
+    """The bytes that a peer sends, and a meter that reads them."""
+
+    def __init__(self, *pieces: bytes, unfinished: Unfinished | None = None, **rates: Any) -> None:
+        self.pieces = list(pieces)
+        self.refused: list[tuple[bool, str]] = []
+        self.asked: list[int | None] = []
+        self.meter = FrameMeter(
+            self._receive, Rates(**{"message_bytes": 1 << 20, **rates}), unfinished or Unfinished(1 << 30)
+        )
+        self.meter.refuse = lambda too_large, reason: self.refused.append((too_large, reason))
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(max_bytes)
+        return self.pieces.pop(0) if self.pieces else b""
+
+    async def reads_all(self) -> list[bytes]:
+        parts = []
+        while part := await self.meter.read(1 << 16):
+            parts.append(bytes(part))
+        return parts
+
+    async def is_stuck(self) -> bool:
+        """Whether it reads nothing more."""
+        with trio.move_on_after(1000) as scope:
+            await self.meter.read(1 << 16)
+        return scope.cancelled_caught
+
+
+# ---- scanning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_frames_and_messages_are_found_however_they_are_cut(seed: int) -> None:
+    rng = random.Random(seed)
+    data, frames, messages, unfinished, is_open = b"", 0, 0, 0, False
+    for _ in range(rng.randint(1, 30)):
+        size = rng.choice([0, 1, 125, 126, 127, 1000, 70_000])
+        if rng.random() < 0.2:
+            data += frame(min(size, 125), 9)
+        else:
+            is_last = rng.random() < 0.6
+            data += frame(size, 0 if is_open else 1, is_last=is_last)
+            unfinished = 0 if is_last else unfinished + size
+            messages += is_last
+            is_open = not is_last
+        frames += 1
+    scanner, at = FrameScanner(), 0
+    while at < len(data):
+        piece = data[at : at + rng.choice([1, 2, 3, 7, 100, 5000])]
+        assert scanner.scan(piece, 0, 1 << 30) == len(piece)
+        at += len(piece)
+    assert (scanner.frames, scanner.messages, scanner.unfinished_bytes) == (frames, messages, unfinished)
+
+
+def test_scanning_stops_after_so_many_frames_or_a_message() -> None:
+    data = frame(10) + frame(3, 9) + frame(4)
+    assert FrameScanner().scan(data, 0, 2) == len(frame(10) + frame(3, 9))
+    assert FrameScanner().scan(data, 0, 9, one_message=True) == len(frame(10))
+    scanner = FrameScanner()
+    assert scanner.scan(data[:-1], 0, 9) == len(data) - 1
+    assert (scanner.messages, scanner.unfinished_bytes) == (1, 3)
+
+
+def test_a_budget_lets_a_burst_through_and_then_so_much_a_second() -> None:
+    budget = Budget(100.0, burst_s=0.5)
+    assert budget.take(50.0, 10.0) == 0.0
+    assert budget.take(100.0, 10.0) == pytest.approx(1.0)
+    assert budget.take(100.0, 11.0) == pytest.approx(1.0)
+    assert budget.take(50.0, 100.0) == 0.0
+
+
+# ---- before a peer is admitted --------------------------------------------------------------------------------------
+
+
+def test_what_follows_the_request_is_not_read_with_it() -> None:
+    async def main() -> None:
+        hello = frame(20)
+        for cut in range(len(REQUEST) - 5, len(REQUEST) + 4):
+            peer = Peer((REQUEST + hello)[:cut], (REQUEST + hello)[cut:])
+            read = b""
+            while len(read) < len(REQUEST):
+                read += await peer.meter.read(1 << 16)
+            assert read == REQUEST
+
+    run_virtual(main)
+
+
+def test_one_message_is_read_before_admission_and_the_others_wait() -> None:
+    async def main() -> None:
+        peer = Peer(REQUEST, frame(20) + frame(30) + frame(40), b"")
+        assert await peer.meter.read(1 << 16) == REQUEST
+        assert await peer.meter.read(1 << 16) == frame(20)
+        assert await peer.is_stuck()
+        peer.meter.admit()
+        assert b"".join(await peer.reads_all()) == frame(30) + frame(40)
+        assert not peer.refused
+        assert max(size or 0 for size in peer.asked[:2]) <= 4096
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "too_large"),
+    [
+        ([frame(1 << 20)[:100]], True),
+        ([b"\x01\x80" + bytes(4) + FRAGMENT * 1000], False),
+        ([b"\x89\x80" + bytes(4)] * (HELLO_FRAMES + 1), False),
+        ([bytes([byte]) for byte in frame(1000)], False),
+    ],
+    ids=["bytes", "fragments", "pings", "pieces"],
+)
+def test_a_stranger_that_says_too_much_is_refused_and_not_read(pieces: list[bytes], too_large: bool) -> None:
+    async def main() -> None:
+        peer = Peer(REQUEST, *pieces)
+        with trio.move_on_after(1000) as scope:
+            await peer.reads_all()
+        assert scope.cancelled_caught
+        assert [refused for refused, _ in peer.refused] == [too_large]
+        assert await peer.is_stuck()
+        assert len(peer.asked) <= EARLY_READS + 1
+
+    run_virtual(main)
+
+
+def test_a_request_without_end_is_not_read_to_its_end() -> None:
+    async def main() -> None:
+        for piece in (b"x" * 1000, b"x"):
+            peer = Peer(*[piece] * 100_000)
+            with pytest.raises(trio.BrokenResourceError):
+                await peer.reads_all()
+            assert len(piece) * len(peer.asked) <= HANDSHAKE_BYTES + 4096
+
+    run_virtual(main)
+
+
+# ---- afterwards -----------------------------------------------------------------------------------------------------
+
+
+async def admitted(*pieces: bytes, **options: Any) -> Peer:
+    peer = Peer(REQUEST, *pieces, **options)
+    await peer.meter.read(1 << 16)
+    peer.meter.admit()
+    return peer
+
+
+def test_frames_are_handed_on_a_few_at_a_time_at_a_rate() -> None:
+    async def main() -> None:
+        peer = await admitted(FRAGMENT * 10_000, frames_per_s=1000.0)
+        began = trio.current_time()
+        parts = await peer.reads_all()
+        assert max(map(len, parts)) == FRAMES_AT_ONCE * len(FRAGMENT)
+        assert b"".join(parts) == FRAGMENT * 10_000
+        assert trio.current_time() - began == pytest.approx(10.0 - 0.1)
+
+    run_virtual(main)
+
+
+def test_bytes_are_read_at_a_rate() -> None:
+    async def main() -> None:
+        peer = await admitted(*[frame(50_000)] * 100, bytes_per_s=1e6)
+        began = trio.current_time()
+        await peer.reads_all()
+        assert trio.current_time() - began == pytest.approx(4.9, abs=0.1)
+        assert not peer.refused
+
+    run_virtual(main)
+
+
+def test_a_message_that_is_too_large_is_refused_at_its_header_and_ignored() -> None:
+    async def main() -> None:
+        peer = await admitted(frame(10), frame(2 << 20)[:1000], *[bytes(60_000)] * 30)
+        assert await peer.reads_all() == [frame(10)]
+        assert peer.refused == [(True, f"a message has at most {1 << 20} bytes")]
+        assert not peer.pieces, "it must be able to finish, or it would not read why"
+
+    run_virtual(main)
+
+
+def test_the_oldest_unfinished_message_gives_way() -> None:
+    async def main() -> None:
+        unfinished = Unfinished(100_000)
+        peers = [await admitted(frame(60_000)[:-1], frame(5), unfinished=unfinished) for _ in range(3)]
+        for peer in peers[:2]:
+            await peer.meter.read(1 << 16)
+        assert [len(peer.refused) for peer in peers] == [1, 0, 0]
+        peers[1].meter.end()
+        await peers[2].meter.read(1 << 16)
+        assert [len(peer.refused) for peer in peers] == [1, 0, 0]
+        assert await peers[0].meter.read(1 << 16) == b""
+
+    run_virtual(main)
