@@ -354,7 +354,7 @@ def test_at_the_end_everybody_is_told(run: Any, lab: Any) -> None:
 
 
 def test_a_slow_reader_holds_up_nobody_and_finds_its_results_later(run: Any, lab: Any) -> None:
-    count, size = 400, 100_000
+    count, size = 150, 100_000
 
     async def main() -> None:
         fast = {"websocket_bytes_per_s": 1 << 30}
