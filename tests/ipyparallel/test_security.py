@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket as sockets
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.ipyparallel.stand import PATIENCE_S, Stand, client, stand
-from trio_sched.transport.zmq_peer import Peers
+from tests.ipyparallel.stand import PATIENCE_S, QUIET_S, Raw, Stand, client, stand
+from trio_sched.transport.zmq_admission import reset, user_of_tcp
+from trio_sched.transport.zmq_peer import Peer, Peers
 from trio_sched.wire.jupyter import Codec
 
 ipp = pytest.importorskip("ipyparallel")
@@ -97,3 +102,255 @@ def test_r25_replays_are_refused(channel: str) -> None:
         peer.send(codec.message(kind, {}, metadata={"after": ["nothing"]}))
         assert peer.receive(PATIENCE_S) is not None
         assert running.counters["replayed"] == 1
+
+
+# ---- who may connect ------------------------------------------------------------------------------------------------
+
+ENGINE_CHANNELS = ("task", "mux", "control", "broadcast", "hb_pong")
+NOBODY = 65534
+AS_NOBODY = f"""
+import os, sys, zmq
+os.setgroups([]); os.setuid({NOBODY})
+socket = zmq.Context().socket(getattr(zmq, sys.argv[2]))
+socket.linger = 0
+monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+socket.connect(sys.argv[1])
+print(int.from_bytes(monitor.recv_multipart()[0][:2], "little"), flush=True)
+"""
+
+
+PEERS = {
+    ("client", "iopub"): "SUB",
+    ("client", "notification"): "SUB",
+    ("engine", "hb_ping"): "SUB",
+    ("engine", "iopub"): "PUB",
+}
+"""What kind of socket connects there, if not a DEALER."""
+
+
+def until(condition: Any, running: Stand) -> None:
+    limit = time.monotonic() + PATIENCE_S
+    while not running.call(condition):
+        assert time.monotonic() < limit
+        running.settle()
+
+
+def is_subscribed(running: Stand, channel: str) -> bool:
+    """Whether a peer that was not refused has subscribed to something."""
+    assert running.front.desk is not None
+    [watched] = [one for one in running.front.desk.admission.watched if one.name == f"client {channel}"]
+    return any(accepted.subscriptions and not accepted.refused for accepted in watched.accepted.values())
+
+
+def break_engine_connections(running: Stand) -> None:
+    """As a network may. Returns when engines have come back on every socket."""
+    assert running.front.desk is not None
+    watched = [one for one in running.front.desk.admission.watched if one.name.startswith("engine ")]
+    peers = running.call(lambda: [{accepted.peer for accepted in one.accepted.values()} for one in watched])
+
+    def reset_all() -> None:
+        for one in watched:
+            for descriptor in list(one.accepted):
+                reset(descriptor)
+
+    def are_back() -> bool:
+        return all(
+            one.is_settled
+            and len(one.accepted) == len(former)
+            and not any(accepted.peer in former for accepted in one.accepted.values())
+            for one, former in zip(watched, peers, strict=True)
+        )
+
+    running.call(reset_all)
+    until(are_back, running)
+
+
+@pytest.mark.parametrize("settings", [{}, {"client_ip": "*", "engine_ip": "*"}], ids=["this machine", "all"])
+def test_engines_whose_connections_break_are_taken_back(settings: dict[str, Any]) -> None:
+    with stand(2, **settings) as running, client(running, 2) as connected:
+        balanced, direct = connected.load_balanced_view(), connected[:]
+        broadcast = connected.broadcast_view()
+        for _ in range(5):
+            break_engine_connections(running)
+            assert balanced.map_sync(abs, range(-20, 0)) == list(range(20, 0, -1))
+            assert direct.apply(abs, -1).get(PATIENCE_S) == [1, 1]
+            assert broadcast.apply(abs, -2).get(PATIENCE_S) == [2, 2]
+            assert connected.abort([], block=True) is None
+        assert not running.counters
+
+
+def test_an_engine_that_comes_back_before_its_former_connection_is_read() -> None:
+    """A ROUTER would ignore it for good while messages of the former are unread, and there is no handover."""
+    with stand(ping_ms=60_000) as running, Peers() as peers:
+        raw = Raw(running, peers)
+        raw.join()
+        for _ in range(20):
+            for _ in range(50):
+                raw.engine.send([b"nobody", b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b"{}"])
+            raw.engine.close()
+            raw.engine = raw.connect("dealer", "engine", "task", raw.uuid)
+            raw.run_a_task()
+
+
+@pytest.mark.parametrize("channel", ENGINE_CHANNELS)
+def test_nobody_takes_the_place_of_a_connected_engine(channel: str) -> None:
+    with stand(ping_ms=60_000) as running, Peers() as peers:
+        raw = Raw(running, peers)
+        raw.join()
+        raw.run_a_task()
+        impostors = [raw.connect("dealer", "engine", channel, raw.uuid) for _ in range(3)]
+        for _ in range(10):
+            raw.run_a_task()
+        assert [impostor.receive(QUIET_S) for impostor in impostors] == [None] * 3
+
+
+def test_only_registered_engines_receive() -> None:
+    with stand(ping_ms=60_000) as running, Peers() as peers:
+        raw = Raw(running, peers)
+        raw.join()
+        stranger = raw.connect("dealer", "engine", "mux", "stranger")
+        mux = raw.connect("dealer", "client", "mux")
+        engine = raw.connect("dealer", "engine", "mux", raw.uuid)
+        stranger.send([b"x"])
+        until(lambda: running.counters.get("malformed"), running)
+        mux.send([b"stranger", *raw.codec.message("apply_request", {})])
+        mux.send([raw.uuid.encode(), *raw.codec.message("apply_request", {})])
+        assert engine.receive(PATIENCE_S) is not None
+        assert stranger.receive(QUIET_S) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux whose a connection is")
+def test_the_kernel_says_whose_a_connection_is() -> None:
+    for host in ("127.0.0.1", "::1"):
+        family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
+        with (
+            sockets.create_server((host, 0), family=family) as server,
+            sockets.create_connection(server.getsockname()[:2]) as peer,
+            server.accept()[0] as accepted,
+        ):
+            here, there = accepted.getpeername(), accepted.getsockname()
+            assert user_of_tcp(here, there) == os.geteuid()
+            peer.close()
+            assert user_of_tcp(here, there) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="root can be another user, on Linux")
+@pytest.mark.parametrize("other_users", [False, True])
+def test_other_users_of_this_machine_are_refused(other_users: bool) -> None:
+    import zmq
+
+    with stand(ping_ms=60_000, other_users=other_users) as running, Peers() as peers:
+        raw = Raw(running, peers)
+        raw.join()
+        for side, inside in (("client", raw.client_file), ("engine", raw.engine_file)):
+            for channel, port in inside.items():
+                if channel != "registration" and not isinstance(port, (int, list)):
+                    continue
+                address = f"tcp://127.0.0.1:{port[0] if isinstance(port, list) else port}"
+                command = [sys.executable, "-c", AS_NOBODY, address, PEERS.get((side, channel), "DEALER")]
+                said = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S).stdout
+                wanted = zmq.EVENT_HANDSHAKE_SUCCEEDED if other_users else zmq.EVENT_DISCONNECTED
+                assert int(said) == wanted, (side, channel)
+        assert bool(running.counters.get("other_user")) is not other_users
+        raw.run_a_task()
+
+
+def test_other_machines_prove_the_key_before_they_connect_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without CURVE; the machine's own addresses stand for another machine's."""
+    from trio_sched.transport import zmq_admission
+
+    monkeypatch.setattr(zmq_admission, "_is_loopback", lambda host: False)
+    settings: dict[str, Any] = {"curve": False, "client_ip": "*", "engine_ip": "*", "other_users": True}
+    with stand(ping_ms=60_000, **settings) as running, Peers() as peers:
+        inside = json.loads(Path(running.client_file).read_text())
+
+        def connect(kind: Any, channel: str) -> Peer:
+            return peers.connect(kind, f"tcp://127.0.0.1:{inside[channel]}")
+
+        connect("sub", "notification")
+        registration = connect("dealer", "registration")
+        registration.send(Codec(b"another key").message("connection_request", {}))
+        until(lambda: running.counters.get("unproven_address") and running.counters["wrongly_signed"], running)
+        assert not is_subscribed(running, "notification")
+        registration.send(Codec(inside["key"].encode()).message("connection_request", {}))
+        assert registration.receive(PATIENCE_S) is not None
+        until(lambda: is_subscribed(running, "notification"), running)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_encrypted"),
+    [
+        ({}, False),
+        ({"client_ip": "localhost", "engine_ip": "127.0.0.2"}, False),
+        ({"engine_ip": "*"}, True),
+        ({"client_ip": "0.0.0.0"}, True),
+        ({"engine_ip": "*", "curve": False}, False),
+        ({"engine_ip": "*", "ssh_server": "login"}, False),
+        ({"curve": True}, True),
+    ],
+    ids=str,
+)
+def test_curve_by_default_where_other_machines_can_connect(settings: dict[str, Any], is_encrypted: bool) -> None:
+    with stand(**settings) as running:
+        inside = json.loads(Path(running.client_file).read_text())
+        assert bool(inside["curve_serverkey"]) is is_encrypted
+        assert bool(inside["key"]) is (settings.get("curve") is not True)
+
+
+# ---- what one connection may cost -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channel", ["iopub", "notification"])
+def test_a_connection_with_too_many_subscriptions_is_reset(channel: str) -> None:
+    with stand(ping_ms=60_000, max_subscriptions=50) as running, Peers() as peers:
+        raw = Raw(running, peers)
+        greedy = raw.connect("xsub", "client", channel)
+        for number in range(51):
+            greedy.send([b"\x01%d" % number])
+        until(lambda: running.counters.get("too_many_subscriptions"), running)
+        modest = raw.connect("sub", "client", "notification")
+        until(lambda: is_subscribed(running, "notification"), running)
+        raw.join()
+        assert modest.receive(PATIENCE_S) is not None
+
+
+@pytest.mark.parametrize("channel", ["task", "registration", "mux", "broadcast", "control"])
+def test_a_connection_that_sends_rubbish_is_reset(channel: str) -> None:
+    with stand(ping_ms=60_000) as running, Peers() as peers:
+        raw = Raw(running, peers)
+        raw.join()
+        flooder = raw.connect("dealer", "client", channel)
+        for _ in range(1000):
+            flooder.send([b"rubbish"])
+        until(lambda: running.counters.get("too_many_rejected"), running)
+        raw.run_a_task()
+        assert raw.uuid in raw.ask("connection_request", {})["engines"].values()
+
+
+def test_output_that_nobody_signed_is_not_relayed() -> None:
+    with stand(ping_ms=60_000) as running, Peers() as peers:
+        raw = Raw(running, peers)
+        listener, liar = raw.connect("sub", "client", "iopub"), raw.connect("pub", "engine", "iopub")
+        engine = raw.connect("pub", "engine", "iopub")
+        while listener.receive(QUIET_S) is None:
+            engine.send([b"topic", *raw.codec.message("stream", {"name": "stdout", "text": "x"})])
+        while not (running.settle().get("unsigned") and running.counters.get("malformed")):
+            liar.send([b"topic", *Codec(b"").message("stream", {"name": "stdout", "text": "false"})])
+            liar.send([b"garbage"])
+        while (message := listener.receive(QUIET_S)) is not None:
+            assert b"false" not in b"".join(message)
+
+
+def test_output_without_a_key_is_at_least_what_clients_can_read() -> None:
+    with stand(1, key="") as running, Peers() as peers, client(running, 1) as connected:
+        raw = Raw(running, peers)
+        liar = raw.connect("pub", "engine", "iopub")
+        codec = Codec(b"")
+        while running.settle().get("malformed", 0) < 3:
+            liar.send([b"garbage"])
+            liar.send([b"topic", *codec.message("stream", {"name": "stdout"})])
+            liar.send([b"topic", *codec.message("stream", {}, header={"msg_id": "1", "msg_type": "x", "session": "s"})])
+        result = connected[0].apply_async(print, "still here")
+        result.get(PATIENCE_S)
+        assert result.wait_for_output(PATIENCE_S)
+        assert result.stdout == "still here\n"

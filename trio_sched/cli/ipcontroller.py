@@ -35,7 +35,8 @@ something here; the profile's ipcontroller_config.py says the same as c.Class.tr
 --scheme NAME         leastload, lru, plainrandom, twobin, weighted or pure
 --hwm N               most tasks outstanding on an engine [1]; 0: no limit
 --dictdb, --sqlitedb, --nodb    where records of tasks are kept [--dictdb]
---enable-curve        encrypt all connections
+--enable-curve, --no-curve      encrypt all connections [when a port is open to other machines]
+--other-users         without CURVE, let other users of this machine connect [only the own user and root]
 --keyfile PATH, --secure, --no-secure   with what messages are signed [a new key]
 --log-level LEVEL, --debug, --quiet, --log-to-file, --clean-logs
 --work-dir PATH

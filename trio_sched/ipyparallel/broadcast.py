@@ -4,7 +4,7 @@ The request names its targets in its metadata: [[uuid, id], ...]. Each of them g
 with the msg_id ORIGINAL_UUID, so that each reply names what it replies to; the metadata carry `original_msg_id`. The
 list of targets stays behind: no engine reads it, and with 500 of them it would be sent 500 times.
 
-Plain replies go on as they came, unread, but for the engine's identity. Coalescing, the client wants one reply: the
+Plain replies go on as they came, but for the engine's identity. Coalescing, the client wants one reply: the
 buffers of all, in the order of the targets (which `broadcast_targets` repeats), once the last has come; an error of
 any wins over everything, an abortion over success. What is known of such a request is a `Gathering`. It counts a reply
 only from the engine that was asked, once (R26).
@@ -17,7 +17,7 @@ that there is nothing to reply: the gathering is *void*, and swallows what the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from trio_sched.errors import WireError
 from trio_sched.ipyparallel.relay import Batch, Note, Socket, engine_name, guarded, pump, read
-from trio_sched.wire.jupyter import DELIMITER, Codec, Parsed, failure
+from trio_sched.wire.jupyter import Codec, Parsed, failure
 from trio_sched.wire.native import Frame
 
 if TYPE_CHECKING:
@@ -84,8 +84,12 @@ class Broadcast:
 
     def requests(self, batch: Batch) -> None:
         """From clients to engines."""
-        for frames in batch:
-            guarded(self._request, frames, self._note)
+        for index, frames in enumerate(batch):
+            message = read(self._codec, frames, self._note, 1)
+            if message is None:
+                self._clients.reject(index)
+            else:
+                guarded(self._request, message, self._note)
         if self._monitor.on:
             self._monitor.commit()
         outgoing, self._outgoing = self._outgoing, []
@@ -94,13 +98,11 @@ class Broadcast:
         self._engines.flush()
         self._clients.flush()
 
-    def _request(self, frames: list[Frame]) -> None:
-        message = read(self._codec, frames, self._note, 1)
-        if message is not None:
-            try:
-                self._spread(message)
-            except (WireError, OverflowError, msgspec.EncodeError) as error:
-                self._refuse(message, str(error))
+    def _request(self, message: Parsed) -> None:
+        try:
+            self._spread(message)
+        except (WireError, OverflowError, msgspec.EncodeError) as error:
+            self._refuse(message, str(error))
 
     def _spread(self, message: Parsed) -> None:
         """To each target its own message."""
@@ -144,27 +146,23 @@ class Broadcast:
 
     def replies(self, batch: Batch) -> None:
         """From engines to clients."""
-        for frames in batch:
-            if len(frames) < 3:
-                self._note("malformed")
-            elif self._awaited and (awaited := self._awaited.get(_parent_id(frames))):
-                guarded(partial(self._gather, awaited), frames, self._note)
+        for index, frames in enumerate(batch):
+            message = read(self._codec, frames, self._note, 2)
+            if message is None:
+                self._engines.reject(index)
+            elif self._awaited and (awaited := self._awaited.get(message.parent.msg_id)):
+                guarded(partial(self._gather, awaited), message, self._note)
             else:
                 self._clients.send(frames[1:])
                 if self._monitor.on:
-                    guarded(self._saw_reply, frames, self._note)
+                    guarded(self._saw_reply, message, self._note)
         self._clients.flush()
 
-    def _saw_reply(self, frames: list[Frame]) -> None:
-        message = read(self._codec, frames, self._note, 2)
-        if message is not None:
-            self._monitor.finished(QUEUE, message, engine_name(message.identities[0]))
+    def _saw_reply(self, message: Parsed) -> None:
+        self._monitor.finished(QUEUE, message, engine_name(message.identities[0]))
 
-    def _gather(self, awaited: tuple[str, Gathering], frames: list[Frame]) -> None:
-        """A part of a coalesced reply, if it is genuine."""
-        message = read(self._codec, frames, self._note, 2)
-        if message is None:
-            return
+    def _gather(self, awaited: tuple[str, Gathering], message: Parsed) -> None:
+        """A part of a coalesced reply."""
         uuid, gathering = awaited
         if engine_name(message.identities[0]) != uuid:
             self._note("reply_from_another_engine")
@@ -206,15 +204,6 @@ def _targets(targets: object) -> dict[str, Any]:
     if pairs and all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         return dict(pairs)
     raise WireError("its metadata must have targets: a list of [uuid, id]")
-
-
-def _parent_id(frames: Sequence[Frame]) -> str:
-    """The msg_id of what this replies to, before anything is verified; "" if there is none."""
-    try:
-        at = frames.index(DELIMITER)
-        return Parsed([], list(frames[at + 1 : at + 5])).parent.msg_id
-    except (ValueError, IndexError, WireError):
-        return ""
 
 
 def _status(reply: Parsed) -> str:

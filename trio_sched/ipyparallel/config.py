@@ -12,8 +12,10 @@ from msgspec import Struct
 
 from trio_sched.errors import ConfigError
 from trio_sched.server.config import SCHEMES, Config
+from trio_sched.transport.zmq_admission import is_local
 
 Side: TypeAlias = Literal["client", "engine"]
+SIDES: tuple[Side, Side] = ("client", "engine")
 Database: TypeAlias = Literal["dictdb", "sqlitedb", "nodb"]
 DATABASES = ("dictdb", "sqlitedb", "nodb")
 _HIGHEST_PORT = 65535
@@ -48,16 +50,21 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     key: str | None = None
     """With which messages are signed; None: a new one, empty: unsigned."""
     signature_scheme: str = "hmac-sha256"
-    curve: bool = False
+    curve: bool | None = None
+    """None: if a socket listens on more than this machine's own addresses, and no ssh tunnel is configured."""
     curve_publickey: str = ""
-    """Empty, with `curve`: a new pair."""
+    """Empty, with CURVE: a new pair."""
     curve_secretkey: str = ""
+    other_users: bool = False
+    """Without CURVE, whether other users of this machine than the controller's and root may connect."""
     max_message_bytes: int = 0
     """The largest frame; 0: no limit."""
     max_connections: int = 0
     """Connections to all ports at once; 0: as many as the descriptor limit allows. An engine takes several."""
     max_connections_per_address: int = 0
     """Of one remote address; 0: half of `max_connections`."""
+    max_subscriptions: int = 1000
+    """What one connection may subscribe to, and take back, at a port that publishes; one that does more is reset."""
     # engines
     ping_ms: int = 3000
     missed_pings: int = 10
@@ -86,6 +93,7 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             (self.broadcast_leaves < 1, "broadcast_leaves", "it must be at least 1"),
             (self.max_connections < 0, "max_connections", "it must be at least 0 (0: as many as descriptors allow)"),
             (self.max_connections_per_address < 0, "max_connections_per_address", "it must be at least 0 (0: half)"),
+            (self.max_subscriptions < 1, "max_subscriptions", "it must be at least 1"),
             (self.max_message_bytes < 0, "max_message_bytes", "it must be at least 0 (0: no limit)"),
             (bool(self.curve_publickey) != bool(self.curve_secretkey), "curve_publickey", "give both keys or neither"),
             ("/" in self.cluster_id or "\0" in self.cluster_id, "cluster_id", "it becomes part of a file name"),
@@ -121,6 +129,21 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         }
         return None if len(hosts) > 1 or hosts & {"0.0.0.0", "*", "::"} else hosts.pop()
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a socket listens on more than this machine's own addresses."""
+        return not all(is_local(address_of(self.interface(side), 0)) for side in SIDES)
+
+    @property
+    def uses_curve(self) -> bool:
+        """Whether connections are encrypted: as `curve` says, or by default.
+
+        ipyparallel's clients and engines do not do CURVE through a tunnel of their own.
+        """
+        if self.curve is None:
+            return self.is_remote and not self.ssh_server and not self.engine_ssh_server
+        return self.curve
+
     def patience_s(self) -> float:
         """How long a registered engine may take until its heart beats."""
         return self.registration_timeout_s or max(30.0, self.ping_ms / 100)
@@ -143,3 +166,8 @@ def new_key() -> str:
 def address_of(interface: str, port: int) -> str:
     """The address of a port, as peers build it from the connection file; so even with ipc, where it is a file."""
     return f"{interface}:{port}"
+
+
+def is_wildcard(interface: str) -> bool:
+    """Whether a socket there listens on all addresses of this machine."""
+    return interface in ("tcp://*", "tcp://0.0.0.0", "tcp://[::]")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from trio_sched.errors import WireError
-from trio_sched.ipyparallel.config import IppConfig, Side, address_of
+from trio_sched.ipyparallel.config import IppConfig, Side, address_of, is_wildcard
 from trio_sched.ipyparallel.monitor import Monitor
 from trio_sched.ipyparallel.patient import PatientRouter
 from trio_sched.ipyparallel.roster import Roster
 from trio_sched.logs import get_logger
 from trio_sched.server.hub import Hub
 from trio_sched.transport.curve import KeyPair
+from trio_sched.transport.zmq_admission import Admission, same_user
 from trio_sched.transport.zmq_bound import Kind, SocketSet
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.jupyter import Codec
@@ -22,6 +23,16 @@ from trio_sched.wire.native import Frame
 
 log = get_logger(__name__)
 Ports: TypeAlias = dict[str, "int | list[int]"]
+RECEIVE_HWM: dict[Side, int] = {"client": 500, "engine": 5000}
+"""Unread messages of one peer, beyond which it has to wait. An engine's ROUTER would drop replies instead of waiting,
+hence the larger number."""
+SUBSCRIPTIONS_HWM = 500
+SUBSCRIBED = b"\x01"
+"""The first byte of what an XPUB says of a subscription; 0 when it ends."""
+
+
+def _nothing() -> None:
+    """What `pump_subscriptions` calls by default."""
 
 
 class Desk:
@@ -43,8 +54,14 @@ class Desk:
         """Called with the uuid of each engine that was unregistered."""
         self.tasks: list[Callable[[], Awaitable[Any]]] = []
         """What the parts want to be run."""
-        keys = KeyPair(config.curve_publickey, config.curve_secretkey) if config.curve else None
-        self.sockets = SocketSet(keys, config.max_message_bytes, hub.connections)
+        keys = KeyPair(config.curve_publickey, config.curve_secretkey) if config.uses_curve else None
+        self.admission = Admission(
+            hub.note,
+            None if keys or config.other_users else same_user(),
+            proven_addresses_only=config.is_remote and keys is None,
+        )
+        self.tasks.append(self.admission.run)
+        self.sockets = SocketSet(keys, config.max_message_bytes, hub.connections, self.admission)
         self._former = former
         self._pools = {"client": iter(config.client_ports), "engine": iter(config.engine_ports)}
         self._common = iter(config.ports)
@@ -60,7 +77,15 @@ class Desk:
         """
         interface = self.config.interface(side)
         wanted = (address_of(interface, port) for port in self._wanted(side, channel))
-        socket = self.sockets.bind(kind, next(wanted), mandatory=mandatory)
+        socket = self.sockets.bind(
+            kind,
+            next(wanted),
+            mandatory=mandatory,
+            name=f"{side} {channel}",
+            is_open=channel == "registration",
+            receive_hwm=SUBSCRIPTIONS_HWM if kind == "xpub" else RECEIVE_HWM[side],
+        )
+        socket.traced = kind == "xpub" or channel == "registration"
         first = _port_of(socket.address)
         if ports is None:
             self.ports[side][channel] = first
@@ -80,11 +105,14 @@ class Desk:
 
     def bind_both(self, kind: Kind, channel: str) -> ZmqSocket:
         """As `bind`, for both sides at the same port."""
-        socket = self.bind(kind, "engine", channel)
-        port = self.ports["engine"][channel]
-        self.ports["client"][channel] = port
-        if self.config.interface("client") != self.config.interface("engine") and isinstance(port, int):
-            self.sockets.also(socket, address_of(self.config.interface("client"), port))
+        first: Side = "client" if is_wildcard(self.config.interface("client")) else "engine"
+        second: Side = "engine" if first == "client" else "client"
+        socket = self.bind(kind, first, channel)
+        port = self.ports[first][channel]
+        self.ports[second][channel] = port
+        interfaces = self.config.interface(first), self.config.interface(second)
+        if interfaces[0] != interfaces[1] and not is_wildcard(interfaces[0]) and isinstance(port, int):
+            self.sockets.also(socket, address_of(interfaces[1], port))
         return socket
 
     def _wanted(self, side: Side, channel: str) -> Iterator[int]:
@@ -110,18 +138,32 @@ class Desk:
 
     # ---- messages ---------------------------------------------------------------------------------------------------
 
-    async def pump(self, socket: ZmqSocket, channel: str, take: Callable[[list[Frame]], None]) -> None:
+    async def pump(
+        self, socket: ZmqSocket, channel: str, take: Callable[[list[Frame]], None], *, proves: bool = False
+    ) -> None:
         """Hand each message of a socket to `take`, until cancelled. A WireError of its means that it is dropped and
-        counted (R25)."""
+        counted (R25); with `proves`, none means that the sender has the key."""
         while True:
-            for frames in await socket.receive():
+            for index, frames in enumerate(await socket.receive()):
                 try:
                     take(frames)
+                    if proves:
+                        self.admission.prove(socket, index)
                 except WireError as error:
                     self.drop(error, channel)
+                    socket.reject(index)
                 except Exception:
                     self.broken(channel)
             socket.flush()
+
+    async def pump_subscriptions(self, socket: ZmqSocket, subscribed: Callable[[], None] = _nothing) -> None:
+        """Count what peers subscribe to at an XPUB, and call `subscribed` when some did, until cancelled."""
+        limit = self.config.max_subscriptions
+        while True:
+            for index, frames in enumerate(await socket.receive()):
+                self.admission.count_subscription(socket, index, limit)
+                if bytes(frames[0][:1]) == SUBSCRIBED:
+                    subscribed()
 
     def drop(self, error: WireError, channel: str) -> None:
         """Count a message that cannot be read."""

@@ -6,13 +6,14 @@ await nursery.start(serve, front.config.for_server(), [front])
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import trio
 
 from trio_sched.ipyparallel import files
 from trio_sched.ipyparallel.broadcast import Broadcast
-from trio_sched.ipyparallel.config import IppConfig, Side, new_key
+from trio_sched.ipyparallel.config import SIDES, IppConfig, Side, new_key
 from trio_sched.ipyparallel.dask import DaskScheduler
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.heartbeat import Heartbeat
@@ -30,7 +31,6 @@ from trio_sched.transport.curve import new_keys
 from trio_sched.wire.jupyter import Codec
 
 log = get_logger(__name__)
-SIDES: tuple[Side, Side] = ("client", "engine")
 
 
 class IpyparallelFront:
@@ -65,11 +65,12 @@ class IpyparallelFront:
         config = self.config
         former = files.read_former(config) if config.reuse else {}
         key = former["client"]["key"] if former else config.key
-        if key is None:
+        if key is None:  # ipcontroller --enable-curve does not sign; encrypted by default, messages are signed as well
             key = "" if config.curve else new_key()
-        if config.curve and not config.curve_publickey:
+        if config.uses_curve and not config.curve_publickey:
             pair = new_keys(()).server
             config = _replaced(config, curve_publickey=pair.public, curve_secretkey=pair.secret)
+        _say_who_may_connect(config)
         return Desk(config, hub, Codec(key.encode(), config.signature_scheme), records, former)
 
     def _bind(self, desk: Desk, records: Records) -> None:
@@ -86,8 +87,9 @@ class IpyparallelFront:
         leaves = desk.bind_patient("broadcast", desk.config.broadcast_leaves)
         clients = desk.bind("router", "client", "broadcast")
         broadcast = Broadcast(clients, leaves, codec, note, monitor, desk.roster.engines.__contains__)
-        engines, clients = desk.bind("sub", "engine", "iopub"), desk.bind("pub", "client", "iopub")
+        engines, clients = desk.bind("sub", "engine", "iopub"), desk.bind("xpub", "client", "iopub")
         output = Output(engines, clients, codec, note, monitor, lambda uuid: desk.engine_gone(uuid, "it shut down"))
+        desk.tasks.append(partial(desk.pump_subscriptions, clients))
         dask = DaskScheduler(desk.config.dask_host())
         queries = Queries(
             codec, records, desk.roster.present, queue.submit, registration.shut_down, dask, queue.whereabouts
@@ -97,7 +99,7 @@ class IpyparallelFront:
         desk.tasks += [*(relay.run for relay in relays), broadcast.run, output.run, records.run, dask.run]
 
     def _write_files(self, desk: Desk) -> dict[Side, dict[str, Any]]:
-        server_key = desk.config.curve_publickey if desk.config.curve else None
+        server_key = desk.config.curve_publickey if desk.config.uses_curve else None
         written: dict[Side, dict[str, Any]] = {}
         for side in SIDES:
             path = files.path_of(desk.config, side)
@@ -105,6 +107,21 @@ class IpyparallelFront:
             files.write(path, written[side])
             log.info("connection file", path=str(path))
         return written
+
+
+def _say_who_may_connect(config: IppConfig) -> None:
+    """In the log, if it is not what users of ipyparallel expect, or not safe."""
+    if config.curve is None and config.uses_curve:
+        log.warning(
+            "connections are encrypted with CURVE, because a port is open to other machines",
+            off="--no-curve, c.IPController.enable_curve = False or IPP_ENABLE_CURVE=0",
+        )
+    elif config.is_remote and not config.uses_curve:
+        log.warning(
+            "ports are open to other machines without CURVE: whoever can read the network, or has an account on a "
+            "machine from which engines or clients connect, can read output and results and take the place of engines",
+            on="--enable-curve",
+        )
 
 
 def _replaced(config: IppConfig, **changes: Any) -> IppConfig:

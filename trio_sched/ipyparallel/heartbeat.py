@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import trio
 
+from trio_sched.errors import WireError
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.registration import Registration
 from trio_sched.wire.native import Frame
 
-SUBSCRIBED = b"\x01"
-"""The first byte of what an XPUB says of a subscription; 0 when it ends."""
 GATHER_S = 0.02
 """The shortest time between two pings."""
 
@@ -35,7 +34,7 @@ class Heartbeat:
     async def run(self) -> None:
         """The task."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._desk.pump, self._ping, "hb_ping", self._take_subscription)
+            nursery.start_soon(self._desk.pump_subscriptions, self._ping, lambda: self._subscribed.set())
             nursery.start_soon(self._desk.pump, self._pong, "hb_pong", self._take_pong)
             nursery.start_soon(self._welcome)
             await self._go_round()
@@ -46,10 +45,6 @@ class Heartbeat:
         self._pinged_at = trio.current_time()
         self._ping.send([b"%.6f" % self._pinged_at])
         self._ping.flush()
-
-    def _take_subscription(self, frames: list[Frame]) -> None:
-        if bytes(frames[0][:1]) == SUBSCRIBED:
-            self._subscribed.set()
 
     async def _welcome(self) -> None:
         while True:
@@ -76,8 +71,7 @@ class Heartbeat:
         """[uuid, ping]. Whatever comes from an engine's heart says that it beats."""
         engine = self._desk.roster.engines.get(bytes(frames[0]).decode("utf-8", "replace"))
         if engine is None:
-            self._desk.hub.note("unknown_heart")
-            return
+            raise WireError("no engine has registered under this name", "unknown_heart")
         engine.beats = True
         if not engine.registered:
             self._registration.beats(engine)

@@ -64,6 +64,8 @@ FLAGS: dict[str, tuple[tuple[str, Any], ...]] = {
     "mongodb": (("IPController.db_class", "mongodb"),),
     "nodb": (("IPController.db_class", "nodb"),),
     "secure": (("Session.key", None),),
+    "no-curve": (("IPController.enable_curve", False),),
+    "other-users": (("TrioSched.other_users", True),),
     "no-secure": (("Session.key", ""),),
 }
 """Names that need no value."""

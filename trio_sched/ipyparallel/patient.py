@@ -29,20 +29,21 @@ class PatientRouter:
         self._some_stuck = trio.Event()
         self.receive = socket.receive
         self.flush = socket.flush
+        self.reject = socket.reject
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Send to the engine that frame 0 names, now or when it is there. False: no such engine is registered."""
+        engine = bytes(frames[0])
+        if not self._registered(engine.decode("utf-8", "replace")):
+            return False  # whoever is connected under this name has not proved the key
         if not self._stuck and self._socket.send(frames):
             return True
-        engine = bytes(frames[0])
         waiting = self._stuck.get(engine)
         if waiting is not None:
             waiting.append(frames)
             return True
         if self._socket.send(frames):
             return True
-        if not self._registered(engine.decode("utf-8", "replace")):
-            return False
         self._stuck[engine] = [frames]
         self._some_stuck.set()
         return True

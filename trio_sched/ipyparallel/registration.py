@@ -39,7 +39,7 @@ class Registration:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._socket = desk.bind_both("router", "registration")
-        self._notifier = desk.bind("pub", "client", "notification")
+        self._notifier = desk.bind("xpub", "client", "notification")
         self._stopping = trio.Event()
         self._nursery: trio.Nursery
         desk.engine_gone = self.engine_gone
@@ -54,7 +54,8 @@ class Registration:
         """The task."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._stop)
-            await self._desk.pump(self._socket, "registration", self._take)
+            self._nursery.start_soon(self._desk.pump_subscriptions, self._notifier)
+            await self._desk.pump(self._socket, "registration", self._take, proves=True)
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 

@@ -1,15 +1,15 @@
 """The relays: direct calls and control messages to engines by name, and what engines print and display to clients.
 
-Frames go on as they came, unread and unverified: the HMAC is for those at the ends, who check it (R25). Only where a
-monitor listens are messages read: replies and output after they were sent on, so that nobody waits for that, requests
-before, so that their records are written first.
+A message goes on as it came, once it is known to be one: signed with the key and not sent before (R25). What is not
+would cost an engine or a client many times what it costs here; it is counted, and a connection that keeps sending such
+is reset. With `--no-secure`, or CURVE alone, nothing is signed: then output must at least be what a client can read.
+Records of requests are written before these are sent on; those of replies and output afterwards.
 
     direct, control    client -> [client, engine, <IDS|MSG>, ...] -> engine, which sees [client, <IDS|MSG>, ...]
                        engine -> [engine, client, <IDS|MSG>, ...] -> client, which sees [engine, <IDS|MSG>, ...]
     output             one subscription of ours to everything that engines publish; ZeroMQ picks what a client wants
 
-The one thing that is ours among the output is an engine's `shutdown_reply`: with it the engine says that it leaves. To
-look for the name in the header costs 0.1 us.
+The one thing that is ours among the output is an engine's `shutdown_reply`: with it the engine says that it leaves.
 
 What is for an engine or a client that is not there vanishes, as with ipyparallel's own controller: clients learn from
 the notification that an engine has left, and give up themselves what they had sent to it.
@@ -18,13 +18,13 @@ the notification that an engine has left, and give up themselves what they had s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import trio
 
 from trio_sched.errors import WireError
 from trio_sched.logs import get_logger
-from trio_sched.wire.jupyter import DELIMITER, Codec, Parsed
+from trio_sched.wire.jupyter import Codec, Parsed
 from trio_sched.wire.native import Frame
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ Batch: TypeAlias = Sequence[list[Frame]]
 Note: TypeAlias = Callable[[str], None]
 """Counts a message that was dropped, by reason: `Hub.note`."""
 SHUTDOWN = "shutdown_reply"
-_SHUTDOWN = SHUTDOWN.encode("ascii")
+T = TypeVar("T")
+_OUTPUT_FIELDS: dict[str, tuple[str, ...]] = {"stream": ("name", "text"), "status": ("execution_state",)}
+"""What clients take for granted in the content of output, by message type: text."""
 
 
 class Socket(Protocol):
@@ -44,6 +46,7 @@ class Socket(Protocol):
     async def receive(self) -> list[list[Frame]]: ...
     def send(self, frames: Sequence[Frame]) -> bool: ...
     def flush(self) -> None: ...
+    def reject(self, index: int) -> None: ...
 
 
 async def pump(socket: Socket, handle: Callable[[Batch], None]) -> None:
@@ -56,10 +59,10 @@ async def pump(socket: Socket, handle: Callable[[Batch], None]) -> None:
         handle(batch)
 
 
-def guarded(look: Callable[[list[Frame]], None], frames: list[Frame], note: Note) -> None:
+def guarded(look: Callable[[T], None], message: T, note: Note) -> None:
     """Look at a message: one peer's oddity, or records that cannot be written, must not end everyone's controller."""
     try:
-        look(frames)
+        look(message)
     except Exception:
         note("internal_error")
         log.exception("a message could not be handled")
@@ -100,40 +103,47 @@ class Relay:
 
     def requests(self, batch: Batch) -> None:
         """From clients to engines."""
+        messages = self._read(batch, self._clients)
         if self._monitor.on:
-            for frames in batch:
-                guarded(self._saw_request, frames, self._note)
+            for message, _ in messages:
+                guarded(self._saw_request, message, self._note)
             self._monitor.commit()
-        self._swap(batch, self._engines)
+        self._swap(messages, self._engines)
 
     def replies(self, batch: Batch) -> None:
         """From engines to clients."""
-        self._swap(batch, self._clients)
+        messages = self._read(batch, self._engines)
+        self._swap(messages, self._clients)
         if self._monitor.on:
-            for frames in batch:
-                guarded(self._saw_reply, frames, self._note)
+            for message, _ in messages:
+                guarded(self._saw_reply, message, self._note)
 
-    def _swap(self, batch: Batch, to: Socket) -> None:
+    def _read(self, batch: Batch, of: Socket) -> list[tuple[Parsed, list[Frame]]]:
+        """The messages, each with its frames; others are rejected."""
+        messages = []
+        for index, frames in enumerate(batch):
+            message = read(self._codec, frames, self._note, 2)
+            if message is None:
+                of.reject(index)
+            else:
+                messages.append((message, frames))
+        return messages
+
+    @staticmethod
+    def _swap(messages: Sequence[tuple[Parsed, list[Frame]]], to: Socket) -> None:
         """Exchange sender and receiver, in place, and send on."""
         send = to.send
-        for frames in batch:
-            if len(frames) < 3:
-                self._note("malformed")
-                continue
+        for _, frames in messages:
             frames[0], frames[1] = frames[1], frames[0]
             send(frames)
         to.flush()
 
-    def _saw_request(self, frames: list[Frame]) -> None:
-        message = read(self._codec, frames, self._note, 2)
-        if message is not None:
-            engine = engine_name(message.identities[1])
-            self._monitor.submitted(self._queue, message, message.head.session, engine)
+    def _saw_request(self, message: Parsed) -> None:
+        engine = engine_name(message.identities[1])
+        self._monitor.submitted(self._queue, message, message.head.session, engine)
 
-    def _saw_reply(self, frames: list[Frame]) -> None:
-        message = read(self._codec, frames, self._note, 2)
-        if message is not None:
-            self._monitor.finished(self._queue, message, engine_name(message.identities[1]))
+    def _saw_reply(self, message: Parsed) -> None:
+        self._monitor.finished(self._queue, message, engine_name(message.identities[0]))
 
 
 class Output:
@@ -162,18 +172,20 @@ class Output:
     def publish(self, batch: Batch) -> None:
         """From engines to whoever is subscribed."""
         send = self._clients.send
-        for frames in batch:
+        messages = []
+        for index, frames in enumerate(batch):
+            message = read(self._codec, frames, self._note)
+            if message is None or not (self._codec.key or is_output(message, self._note)):
+                self._engines.reject(index)
+                continue
             send(frames)
+            messages.append(message)
         self._clients.flush()
-        watched = self._monitor.on
-        for frames in batch:
-            if watched or _SHUTDOWN in _header(frames):
-                guarded(self._look_at, frames, self._note)
+        for message in messages:
+            if self._monitor.on or message.head.msg_type == SHUTDOWN:
+                guarded(self._look_at, message, self._note)
 
-    def _look_at(self, frames: list[Frame]) -> None:
-        message = read(self._codec, frames, self._note)
-        if message is None:
-            return
+    def _look_at(self, message: Parsed) -> None:
         if message.head.msg_type == SHUTDOWN:
             self._engine_left(message.head.session)  # an engine's session is its name
         elif self._monitor.on:
@@ -185,10 +197,16 @@ def engine_name(identity: bytes) -> str:
     return identity.decode("utf-8", "replace")
 
 
-def _header(frames: Sequence[Frame]) -> bytes:
-    """The header of a published message: a topic and the delimiter lie before the signature, or the delimiter alone."""
+def is_output(message: Parsed, note: Note) -> bool:
+    """Whether clients can read a published message that nobody signed; counted if not."""
     try:
-        header = frames[3] if frames[1] == DELIMITER else frames[2] if frames[0] == DELIMITER else b""
-    except IndexError:
-        return b""
-    return header if isinstance(header, bytes) else b""
+        message.parent_header, message.metadata  # noqa: B018  # decodes them
+        header, content = message.header, message.content
+    except WireError as error:
+        note(error.kind)
+        return False
+    fields = _OUTPUT_FIELDS.get(message.head.msg_type, ())
+    if type(header.get("date")) is str and all(type(content.get(field)) is str for field in fields):
+        return True
+    note("malformed")
+    return False

@@ -108,6 +108,9 @@ SETTINGS: dict[str, Setting] = {
     "IPController.work_dir": Setting(text, (".work_dir",)),
     "IPController.extra_config_file": Setting(text, (".config_file",)),
     "IPController.copy_config_files": Setting(boolean, (".init",)),
+    "TrioSched.other_users": Setting(boolean, ("other_users",)),
+    "TrioSched.max_subscriptions": Setting(whole, ("max_subscriptions",)),
+    "TrioSched.max_message_bytes": Setting(whole, ("max_message_bytes",)),
     "TrioSched.native": Setting(text, (".native",)),
     "TrioSched.max_connections": Setting(whole, ("max_connections",)),
     "TrioSched.max_connections_per_address": Setting(whole, ("max_connections_per_address",)),
@@ -248,7 +251,9 @@ c = get_config()  # noqa
 # c.IPController.ports = "10101-10120"
 # c.IPController.reuse_files = False
 # c.IPController.db_class = "dictdb"
-# c.IPController.enable_curve = False
+# c.IPController.enable_curve = False  # when no port is open to other machines; else True
+# c.TrioSched.other_users = False
+# c.TrioSched.max_subscriptions = 1000
 # c.HeartMonitor.period = 3000
 # c.HeartMonitor.max_heartmonitor_misses = 10
 # c.TaskScheduler.scheme_name = "leastload"

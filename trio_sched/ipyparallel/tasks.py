@@ -130,11 +130,12 @@ class TaskQueue:
         while True:
             batch = await socket.receive()
             events: list[Event] = []
-            for frames in batch:
+            for index, frames in enumerate(batch):
                 try:
                     self._submit(self._codec.read(frames), frames, events)
                 except WireError as error:
                     desk.drop(error, "task")
+                    socket.reject(index)
                 except Exception:
                     desk.broken("task")
             if events:
@@ -214,11 +215,12 @@ class TaskQueue:
         while True:
             batch = await socket.receive()
             events: list[Event] = []
-            for frames in batch:
+            for index, frames in enumerate(batch):
                 try:
                     events.append(self._finish(self._codec.read(frames)))
                 except WireError as error:
                     desk.drop(error, "task")
+                    socket.reject(index)
                 except Exception:
                     desk.broken("task")
             if events:

@@ -12,10 +12,12 @@ thread waits for it and accepts nobody meanwhile.
 from __future__ import annotations
 
 import os
+import select
 import socket as sockets
 import struct
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import zmq
@@ -65,6 +67,11 @@ class ConnectionMonitor:
         self._events.rcvhwm = MONITOR_HWM
         self._events.linger = 0
         self._events.connect(address)
+        self.seen: deque[tuple[bool, int]] | None = None
+        """If set: gets (accepted or ended, descriptor) of each event."""
+        self._is_waiting = False
+        self._poller = select.poll()
+        self._poller.register(int(self._events.get(zmq.FD)), select.POLLIN)
         self._thread = threading.Thread(target=self._run, name="trio_sched connections", daemon=True)
 
     def start(self, address: str) -> None:
@@ -72,6 +79,10 @@ class ConnectionMonitor:
         if address.startswith("ipc://"):
             self._gate = LocalGate(address.removeprefix("ipc://"))
         self._thread.start()
+
+    def is_caught_up(self) -> bool:
+        """Whether every event that libzmq has told so far was taken."""
+        return self._is_waiting and not self._poller.poll(0)
 
     def join(self) -> None:
         """Wait until libzmq has closed the socket: nothing reads the monitor any more."""
@@ -99,13 +110,18 @@ class ConnectionMonitor:
     def _run(self) -> None:
         try:
             while True:
+                timeout_s = None
                 if self._gate is not None and self._gate.is_closed:
                     self._tend_gate(self._gate)
-                    if not self._events.poll(int(_GATE_S * 1e3)):
-                        continue
-                number, descriptor = _EVENT.unpack(self._events.recv_multipart()[0])
+                    timeout_s = _GATE_S
+                event = self._next(timeout_s)
+                if event is None:
+                    continue
+                number, descriptor = _EVENT.unpack(event)
                 if number == _STOPPED:
                     break
+                if self.seen is not None:
+                    self.seen.append((number == _ACCEPTED, descriptor))
                 self._take(number == _ACCEPTED, descriptor)
                 if self._gate is not None and self._limits.bounds.descriptors <= _FEW_DESCRIPTORS:
                     self._look_at_descriptors()
@@ -117,6 +133,16 @@ class ConnectionMonitor:
                 self._gate.remove()
             for connection in self._connections.values():
                 self._limits.remove(connection)
+
+    def _next(self, timeout_s: float | None) -> bytes | None:
+        """The next event; None: there may be none within the time."""
+        try:
+            return self._events.recv_multipart(zmq.NOBLOCK)[0]
+        except zmq.Again:
+            self._is_waiting = True
+            self._poller.poll(None if timeout_s is None else timeout_s * 1e3)
+            self._is_waiting = False  # only now may the descriptor stop being readable
+            return None
 
     def _take(self, accepted: bool, descriptor: int) -> None:
         """A connection was accepted, or has ended."""

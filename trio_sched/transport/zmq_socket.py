@@ -41,11 +41,16 @@ from trio_sched.transport.multipart import (
     SNDMORE,
     Frame,
     drain,
+    drain_traced,
     methods,
 )
 from trio_sched.transport.zmq_monitor import ConnectionMonitor
 
 DEFAULT_MAX_MESSAGE_BYTES = 1 << 30
+_TRACED_BATCHES = 64
+_REJECTING_LIMIT = 32
+"""Messages taken at once while some are rejected, so that other tasks wait less for them."""
+_UNTRACED: list[int] = []
 
 
 class ZmqSocket:
@@ -59,6 +64,14 @@ class ZmqSocket:
         """What the socket is bound or connected to, with the real port."""
         self.unauthenticated = 0
         """Handshakes refused because the key is no role's (R25)."""
+        self.traced = False
+        """Whether `sources` is to be filled."""
+        self.sources: list[int] = []
+        """The descriptor of the connection of each message of the last batch; empty when it was not traced."""
+        self.refused: set[int] = set()
+        """Descriptors of connections whose messages are dropped unread."""
+        self.on_reject: Callable[[int], None] | None = None
+        """Called with the descriptor of each rejected message; set when the socket is made."""
         self._context = context
         self._socket = socket
         self._routed = routed
@@ -68,6 +81,8 @@ class ZmqSocket:
         """The cancel scope of the reader that waits."""
         self._drained = False
         """Nothing was there to receive, and the socket was not touched since."""
+        self._traced_batches = 0
+        """So many more batches are traced, because messages were rejected."""
         self._loop: Any = None
         self._closing = False
         self._authenticator: ZmqSocket | None = None
@@ -162,17 +177,59 @@ class ZmqSocket:
         waited = False
         while not self._closing:
             if not self._drained:
-                monitor = self._monitor
-                heard = monitor.heard if monitor is not None and monitor.some_are_silent else None
-                messages = drain(self._receive_frame, limit, self._routed, bool(self._roles), heard)
-                self._drained = len(messages) < limit
+                if self._traced_batches:
+                    limit = _REJECTING_LIMIT
+                messages = self._drain(limit)
                 if messages:
                     if not waited:
                         await loop.cancel_shielded_checkpoint()
                     return messages
-            await self._wait_for_edge(loop)
             waited = True
+            if self._drained:
+                await self._wait_for_edge(loop)
+            else:  # all that was taken came from refused connections
+                await loop.cancel_shielded_checkpoint()
+                await loop.checkpoint_if_cancelled()
         raise anyio.ClosedResourceError
+
+    def _drain(self, limit: int) -> list[list[Frame]]:
+        monitor = self._monitor
+        heard = monitor.heard if monitor is not None and monitor.some_are_silent else None
+        if not (self.traced or self._traced_batches or self.refused):
+            self.sources = _UNTRACED
+            messages = drain(self._receive_frame, limit, self._routed, bool(self._roles), heard)
+            self._drained = len(messages) < limit
+            return messages
+        if self._traced_batches:
+            self._traced_batches -= 1
+        messages, sources = drain_traced(self._receive_frame, limit, self._routed)
+        self._drained = len(messages) < limit
+        if heard is not None:
+            for source in sources:
+                heard(source)
+        if self.refused and not self.refused.isdisjoint(sources):
+            kept = [index for index, source in enumerate(sources) if source not in self.refused]
+            messages, sources = [messages[index] for index in kept], [sources[index] for index in kept]
+        self.sources = sources
+        return messages
+
+    def is_idle(self) -> bool:
+        """Whether a task waits in `receive` and there is nothing for it. libzmq does its own pending work first."""
+        scope = self._wait_scope
+        if scope is None:
+            return False
+        if self._option(zmq.EVENTS) & POLLIN:
+            scope.cancel()
+            return False
+        return True
+
+    def reject(self, index: int) -> None:
+        """Message `index` of the last batch is not acceptable: count it against its connection. Messages of the next
+        batches are traced for it, those of this one may not be."""
+        if self.on_reject is not None:
+            self._traced_batches = _TRACED_BATCHES
+            if index < len(self.sources):
+                self.on_reject(self.sources[index])
 
     def _find_loop(self) -> Any:
         """The primitives of the event loop that we run in."""

@@ -1,0 +1,58 @@
+"""Peers without the key at the ports of `trio-sched ipcontroller`, with ipyparallel's own client beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ipyparallel")
+
+from tests.attack.harness import Attacker
+from tests.attack.ipyparallel_harness import IppHonestClient, IppServer
+
+pytestmark = [pytest.mark.attack, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
+NOBODY = 65534
+SLOWDOWN = 10.0
+"""With one machine for the server, its engines, its client and the attacker, and other work beside them."""
+
+
+def attack(server: IppServer, honest: IppHonestClient, mode: str, *arguments: object) -> dict[str, Any]:
+    """What the attacker got."""
+    attacker = Attacker("ipyparallel_peer.py", mode, server.ports, *arguments)
+    honest.during(attacker).check(SLOWDOWN)
+    direct = honest.real[:]
+    direct.block = True
+    assert direct.apply(os.getpid) != []
+    got: dict[str, Any] = json.loads(attacker.output.strip().splitlines()[-1])
+    print(got)
+    return got
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start an attacker that is another user")
+def test_another_user_of_the_machine_learns_nothing_and_gets_nothing() -> None:
+    with IppServer() as server, IppHonestClient(server) as honest:
+        uuids = [uuid for uuid in honest.real._engines.values() if isinstance(uuid, str)]
+        got = attack(server, honest, "impersonate", "--as-user", NOBODY, *(f"--uuid={uuid}" for uuid in uuids))
+        assert got["published"] == got["messages"] == 0
+        assert "other_user" in server.log
+
+
+def test_a_process_that_knows_the_uuids_does_not_take_the_place_of_engines() -> None:
+    with IppServer() as server, IppHonestClient(server) as honest:
+        uuids = [uuid for uuid in honest.real._engines.values() if isinstance(uuid, str)]
+        got = attack(server, honest, "impersonate", *(f"--uuid={uuid}" for uuid in uuids))
+        assert got["messages"] == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--no-secure",)], ids=["signed", "unsigned"])
+@pytest.mark.parametrize("mode", ["subscribe", "flood", "publish"])
+def test_one_peer_does_not_slow_the_others_down(mode: str, options: tuple[str, ...]) -> None:
+    if mode == "flood" and options:
+        pytest.skip("without a key these are valid requests")
+    with IppServer(*options) as server, IppHonestClient(server) as honest:
+        attack(server, honest, mode)
+        honest.real.spin() if hasattr(honest.real, "spin") else None
+        assert honest.real._io_thread.is_alive()
