@@ -52,10 +52,10 @@ class Restarted:
         self._process = None
 
 
-@pytest.fixture(params=["ipc", "tcp"])
+@pytest.fixture
 def lab(request: pytest.FixtureRequest, runtime_dir: Path) -> Iterator[Restarted]:
-    """Over TCP each instance has another port."""
-    lab = Restarted(*(["--bind", "tcp://127.0.0.1:0"] if request.param == "tcp" else []))
+    """With options as its parameter; over TCP each instance has another port."""
+    lab = Restarted(*getattr(request, "param", ()))
     lab.start()
     yield lab
     lab.end(signal.SIGKILL)
@@ -90,7 +90,12 @@ def submitted(client: Client, number: int) -> Any:
             threading.Event().wait(0.02)
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("lab", "end"),
+    [((), signal.SIGKILL), (("--bind", "tcp://127.0.0.1:0"), signal.SIGTERM)],
+    indirect=["lab"],
+    ids=["ipc-kill", "tcp-stop"],
+)
 def test_it_follows_a_restarted_scheduler(lab: Restarted, end: signal.Signals) -> None:
     with Client("lab", reconnect="same-name", connect_timeout=LIMIT_S) as client:
         before = client.submit(twice, 1)
@@ -115,7 +120,7 @@ def test_it_follows_a_restarted_scheduler(lab: Restarted, end: signal.Signals) -
 
 def test_it_does_so_again_and_again(lab: Restarted) -> None:
     with Client("lab", reconnect="same-name", connect_timeout=LIMIT_S) as client:
-        for number in range(3):
+        for number in range(2):
             assert submitted(client, number).result(LIMIT_S) == 2 * number
             lost = client.submit(forever)
             lab.end(signal.SIGKILL)
