@@ -243,6 +243,7 @@ class SQLiteStore:
         return dropped
 
     def find(self, query: Query) -> Iterator[Record]:
+        """Those that match, oldest first, with all buffers."""
         self.flush()
         where, values = _narrowed(query)
         last = 0
