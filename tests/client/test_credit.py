@@ -19,6 +19,7 @@ from trio_sched.transport.connection import Connection
 
 LIMIT_S = 60.0
 MB = 1 << 20
+CALLS = 100
 NOBODY: Any = {"resources": {"nobody has this": 1.0}}
 
 
@@ -36,7 +37,7 @@ def scheduler() -> Iterator[Connection]:
 
 
 class Submitting:
-    """A thread that submits 10 calls of 1 MiB, and waits for some of them to be cancelled."""
+    """A thread that submits 100 calls of 1 MiB, and waits for some of them to be cancelled."""
 
     def __init__(self, client: Client, waiting: int = 1) -> None:
         """`waiting`: how many threads are waiting then."""
@@ -49,7 +50,7 @@ class Submitting:
 
     def _run(self) -> None:
         try:
-            for _ in range(10):
+            for _ in range(CALLS):
                 self.futures.append(self.client.options(**NOBODY).submit(len, bytes(MB)))
         except BaseException as error:
             self.error = error
@@ -75,7 +76,7 @@ def client(scheduler: Connection) -> Iterator[Client]:
 
 def test_submit_waits_until_tasks_have_ended(client: Client) -> None:
     submitting = Submitting(client)
-    assert 3 <= len(submitting.futures) < 10
+    assert 3 <= len(submitting.futures) < CALLS
 
     def cancel_all() -> bool:
         for future in list(submitting.futures):
@@ -84,7 +85,7 @@ def test_submit_waits_until_tasks_have_ended(client: Client) -> None:
 
     until(cancel_all)
     assert submitting.error is None
-    assert len(submitting.futures) == 10
+    assert len(submitting.futures) == CALLS
 
 
 def test_many_large_calls_go_through_a_small_window(client: Client) -> None:
@@ -98,7 +99,7 @@ def test_another_client_is_not_held_up(client: Client, scheduler: Connection) ->
     with Client(scheduler, connect_timeout=LIMIT_S) as other:
         assert other.submit(len, bytes(MB)).result(LIMIT_S) == MB
         [row] = [row for row in other.status()["clients"] if row["client"] == client.session]
-        assert row["held_bytes"] >= 4 * MB
+        assert row["held_bytes"] >= 2 * MB
     client.shutdown(cancel_futures=True)
     submitting.join()
     assert isinstance(submitting.error, RuntimeError)
@@ -133,7 +134,7 @@ def test_ctrl_c_interrupts_a_submit_that_waits(client: Client) -> None:
     interrupter.start()
     never = client.options(**NOBODY)
     with pytest.raises(KeyboardInterrupt):
-        list(map(never.submit, [len] * 10, [bytes(MB)] * 10))
+        list(map(never.submit, [len] * CALLS, [bytes(MB)] * CALLS))
     interrupter.join()
     assert client._line._waiting_for_credit == 0
     assert client.status()["clients"]

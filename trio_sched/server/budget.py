@@ -155,7 +155,8 @@ class ByteBudget:
 
     def limit_name(self, client: ClientSession) -> str:
         """The setting that keeps the client's credit down."""
-        return "client_bytes" if held_for(client) >= self._config.client_bytes else "total_bytes"
+        own = max(held_for(client), self._limit()) >= self._config.client_bytes
+        return "client_bytes" if own else "total_bytes"
 
     def worth_telling(self, client: ClientSession, credit: int) -> bool:
         """Whether a client should hear that its credit has changed."""
