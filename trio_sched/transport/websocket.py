@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import select
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -34,6 +33,7 @@ from wsproto.utilities import LocalProtocolError
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport.connection_limits import ConnectionLimits, TrackedConnection, address_group
 from trio_sched.transport.websocket_meter import Budget, FrameMeter, Rates, Unfinished
+from trio_sched.transport.websocket_stream import PIECE_BYTES, MeteredStream
 
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, NOT_TEXT, POLICY, TOO_LARGE = 1000, 1001, 1002, 1007, 1008, 1009
 """Close codes of RFC 6455."""
@@ -41,7 +41,6 @@ OVERHEAD_BYTES = 128
 """What a queued message costs beside its data."""
 QUEUE_WINDOWS = 3
 """A queue's limit, in windows. What is windowed (results) takes two at most, one of them for a message of any size."""
-_PIECE_BYTES = 64 * 1024
 _UNREAD_MESSAGES = 1
 """Messages that trio-websocket holds for a handler that is busy."""
 HANDSHAKE_BURST_S = 4.0
@@ -279,7 +278,7 @@ async def _connection(
         await trio.aclose_forcefully(stream)
         return
     await trio.sleep(wait_s)
-    metered = _MeteredStream(stream, limits, shared.unfinished)
+    metered = MeteredStream(stream, limits.stall_s, FrameMeter(stream.receive_some, limits.rates, shared.unfinished))
     try:
         async with trio.open_nursery() as nursery:
             peer = None
@@ -321,7 +320,7 @@ def _in_words(error: BaseException) -> str:
 
 async def _shake_hands(
     nursery: trio.Nursery,
-    stream: _MeteredStream,
+    stream: MeteredStream,
     limits: Limits,
     admit: Admit,
     note: Note,
@@ -332,7 +331,7 @@ async def _shake_hands(
         stream,
         message_queue_size=_UNREAD_MESSAGES,
         max_message_size=limits.rates.message_bytes,
-        receive_buffer_size=_PIECE_BYTES,
+        receive_buffer_size=PIECE_BYTES,
     )
     handshake = _read_handshake(request)
     refusal = admit(handshake)
@@ -365,7 +364,7 @@ class WebSocketPeer:
     def __init__(
         self,
         connection: trio_websocket.WebSocketConnection,
-        stream: _MeteredStream,
+        stream: MeteredStream,
         handshake: Handshake,
         limits: Limits,
         note: Note,
@@ -481,53 +480,3 @@ class WebSocketPeer:
             except trio_websocket.ConnectionClosed:
                 return
             self._stream.progress()
-
-
-class _MeteredStream(trio.abc.Stream):
-    """A stream that notices whether the other side takes what it is sent.
-
-    That the system takes bytes proves nothing, unless it had (nearly) no room before: then the other side took some.
-    """
-
-    def __init__(self, stream: Stream, limits: Limits, unfinished: Unfinished) -> None:
-        self.meter = FrameMeter(stream.receive_some, limits.rates, unfinished)
-        self.progress: Callable[[], None] = lambda: None
-        self.broken_because = ""
-        self._stream = stream
-        self._stall_s = limits.stall_s
-        self._socket = _socket_of(stream)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """In pieces, each of which must be taken in `stall_s`."""
-        view = memoryview(data)
-        was_full = False
-        for at in range(0, len(view), _PIECE_BYTES):
-            with trio.move_on_after(self._stall_s) as patience:
-                await self._stream.send_all(view[at : at + _PIECE_BYTES])
-            if patience.cancelled_caught:
-                self.broken_because = f"you read too slowly: nothing in {self._stall_s:g} s"
-                raise trio.BrokenResourceError(self.broken_because)
-            if was_full:
-                self.progress()
-            was_full = at + _PIECE_BYTES < len(view) and not _takes_more(self._socket.fileno())
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """What the meter lets through."""
-        return await self.meter.read(max_bytes or _PIECE_BYTES)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """As the stream's own."""
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        """As the stream's own."""
-        await self._stream.aclose()
-
-
-def _takes_more(descriptor: int) -> bool:
-    """Whether the system has room for more to send."""
-    if not hasattr(select, "poll"):  # Windows
-        return bool(select.select((), (descriptor,), (), 0)[1])
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(0))
