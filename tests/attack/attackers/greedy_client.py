@@ -14,6 +14,7 @@ import threading
 import time
 
 from trio_sched import Client
+from trio_sched.cli.asking import Conversation
 from trio_sched.transport.connection import read_connection_file
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
@@ -43,7 +44,13 @@ def calls(path: str, count: int, size: int) -> None:
     client.shutdown(wait=True, cancel_futures=True)
 
 
-def raw(path: str, made: list[native.Call], frames: list[bytes]) -> None:
+def is_paused(path: str) -> bool:
+    """Whether the scheduler sends nothing more of this client to engines."""
+    with Conversation(path) as scheduler:
+        return any(row.get("name") == "greedy" and row["paused"] for row in scheduler.query("status")["clients"])
+
+
+def raw(path: str, made: list[native.Call], frames: list[bytes], *, until_paused: bool = False) -> None:
     """Send these calls one by one and read no answers but the first, nor leave properly."""
     connection = read_connection_file(path)
     with BlockingDealer(connection) as dealer:
@@ -53,6 +60,9 @@ def raw(path: str, made: list[native.Call], frames: list[bytes]) -> None:
         for call in made:
             dealer.send([native.encode(native.Submit([call])), *frames])
         time.sleep(GRACE_S)
+        while until_paused and not is_paused(path):
+            dealer.send([native.encode(native.Ping())])
+            time.sleep(0.1)
         print(f"sent {len(made)}", flush=True)
         while not select.select([sys.stdin], [], [], 1.0)[0]:
             dealer.send([native.encode(native.Ping())])
@@ -67,7 +77,7 @@ def main(path: str, what: str, count: int, size: int) -> None:
         raw(path, made, [bytes(size)])
     else:
         made = [native.Call(n, call="operator:mul", args=["x", size]) for n in range(1, count + 1)]
-        raw(path, made, [])
+        raw(path, made, [], until_paused=True)
 
 
 if __name__ == "__main__":
