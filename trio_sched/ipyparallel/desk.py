@@ -56,7 +56,7 @@ class Desk:
         """What the parts want to be run."""
         keys = KeyPair(config.curve_publickey, config.curve_secretkey) if config.uses_curve else None
         self.admission = Admission(
-            hub.note,
+            lambda reason, **context: self.hub.note(reason, **context),
             None if keys or config.other_users else same_user(),
             proven_addresses_only=config.is_remote and keys is None,
         )

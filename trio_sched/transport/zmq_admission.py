@@ -170,6 +170,8 @@ class Admission:
     def _judge(self, watched: Watched, descriptor: int) -> None:
         """A connection was accepted: who is it?"""
         watched.accepted.pop(descriptor, None)
+        if watched.is_settled:  # what was sent by an earlier connection with this descriptor is read
+            watched.socket.refused.discard(descriptor)
         try:
             with sockets.socket(fileno=os.dup(descriptor)) as connection:
                 if connection.family == sockets.AF_UNIX:

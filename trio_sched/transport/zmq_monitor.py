@@ -70,8 +70,9 @@ class ConnectionMonitor:
         self.seen: deque[tuple[bool, int]] | None = None
         """If set: gets (accepted or ended, descriptor) of each event."""
         self._is_waiting = False
-        self._poller = select.poll()
-        self._poller.register(int(self._events.get(zmq.FD)), select.POLLIN)
+        self._poller, self._others_poller = select.poll(), select.poll()  # one for each thread
+        for poller in (self._poller, self._others_poller):
+            poller.register(int(self._events.get(zmq.FD)), select.POLLIN)
         self._thread = threading.Thread(target=self._run, name="trio_sched connections", daemon=True)
 
     def start(self, address: str) -> None:
@@ -81,8 +82,8 @@ class ConnectionMonitor:
         self._thread.start()
 
     def is_caught_up(self) -> bool:
-        """Whether every event that libzmq has told so far was taken."""
-        return self._is_waiting and not self._poller.poll(0)
+        """Whether every event that libzmq has told so far was taken. For the event loop's thread."""
+        return self._is_waiting and not self._others_poller.poll(0)
 
     def join(self) -> None:
         """Wait until libzmq has closed the socket: nothing reads the monitor any more."""
