@@ -113,25 +113,24 @@ class Admission:
         name: str,
         *,
         is_open: bool,
-    ) -> Callable[[ZmqSocket], list[ZmqSocket]]:
-        """Prepare a socket that is not bound yet, with its monitor. Call the result with its `ZmqSocket`; it returns
-        helper sockets that are closed with the rest."""
-        helpers: list[ZmqSocket] = []
+        keep: Callable[[ZmqSocket], None],
+    ) -> Callable[[ZmqSocket], None]:
+        """Prepare a socket that is not bound yet, with its monitor. Call the result with its `ZmqSocket`. `keep` is
+        called with sockets to be closed with the rest."""
         if self._zap is None:
             zap: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
             zap.rcvhwm = zap.sndhwm = 0
             zap.bind(ZAP_ADDRESS)
             self._zap = ZmqSocket(context, zap, address=ZAP_ADDRESS, routed=True)
-            helpers.append(self._zap)
+            keep(self._zap)
         domain = f"{name}-{len(self._watched)}".encode()
         socket.zap_domain = domain
         monitor.seen = deque()
 
-        def bound(made: ZmqSocket) -> list[ZmqSocket]:
+        def bound(made: ZmqSocket) -> None:
             watched = Watched(name, made, monitor, is_open)
             self._watched[domain] = self._of_socket[made] = watched
             made.on_reject = lambda descriptor: self._reject(watched, descriptor)
-            return helpers
 
         return bound
 

@@ -67,7 +67,7 @@ class SocketSet:
         """
         socket: zmq.Socket[bytes] = self._context.socket(_KINDS[kind])
         monitor: ConnectionMonitor | None = None
-        watch: Callable[[ZmqSocket], list[ZmqSocket]] | None = None
+        watch: Callable[[ZmqSocket], None] | None = None
         try:
             set_options(socket, address, self._max_message_bytes)
             socket.rcvhwm = receive_hwm
@@ -79,7 +79,7 @@ class SocketSet:
             if self._limits is not None:
                 monitor = ConnectionMonitor(self._context, socket, self._limits)
             if self._admission is not None and monitor is not None:
-                watch = self._admission.watch(self._context, socket, monitor, name, is_open=is_open)
+                watch = self._admission.watch(self._context, socket, monitor, name, is_open=is_open, keep=self._keep)
             _bind(socket, address)
         except BaseException:
             socket.close(linger=0)
@@ -87,12 +87,16 @@ class SocketSet:
                 monitor.discard()
             raise
         bound = ZmqSocket(self._context, socket, address=real_address(socket), routed=kind == "router")
-        for made in (bound, *(watch(bound) if watch else ())):
-            self._sockets.append(made)
-            made.share(self._sockets)
+        self._keep(bound)
+        if watch is not None:
+            watch(bound)
         if monitor is not None:
             bound.watch_connections(monitor)
         return bound
+
+    def _keep(self, made: ZmqSocket) -> None:
+        self._sockets.append(made)
+        made.share(self._sockets)
 
     def also(self, bound: ZmqSocket, address: str) -> str:
         """Let one of them listen at one more address. Returns that with the real port. Errors as for `bind`."""
