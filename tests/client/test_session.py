@@ -385,6 +385,15 @@ def test_what_was_not_sent_can_be_taken_back() -> None:
     assert line.sent() == [native.Ping(received=1)]  # nothing under way needs it
 
 
+def test_nothing_is_left_unsent_once_the_scheduler_is_given_up() -> None:
+    line = Line()
+    sent = line.submit()
+    line.sent()
+    unsent = line.submit()
+    assert line.session.start_anew() == [sent, unsent]
+    assert line.session.forget_unsent() == []
+
+
 # ---- liveness -------------------------------------------------------------------------------------------------------
 
 

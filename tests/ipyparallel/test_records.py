@@ -102,7 +102,7 @@ def test_a_task_from_submission_to_result(store: Store) -> None:
 
 def test_aborted_tasks_do_not_count_as_completed_by_an_engine_but_direct_calls_do(store: Store) -> None:
     monitor = Monitor(store)
-    for queue in ("task", "mux"):
+    for queue in ("task", "mux", "broadcast"):
         monitor.submitted(queue, request(queue), "alice", "e-uuid")
         monitor.finished(queue, reply(queue, metadata={"status": "aborted"}), "e-uuid")
     assert list(monitor.engines["e-uuid"].completed) == ["mux"]

@@ -257,9 +257,7 @@ class AsyncLine:
         if self._over is None:
             self._over = why
             self.lookout.over(why)
-        unfinished = list(self.session.tasks.values())
-        self.session.tasks.clear()
-        for future in unfinished:
+        for future in self.session.start_anew():
             future.finish(why)
         self._wake.set()
         self._turn()

@@ -137,7 +137,7 @@ class Monitor:
             del self.pending[msg_id]
             engine = engine or at
             book = self.engines.get(engine or "")
-            if book is not None and (queue != "task" or metadata.status != "aborted"):
+            if book is not None and (queue == "mux" or metadata.status != "aborted"):
                 book.ended += 1
                 book.completed.append(msg_id)
         record = self.store.get(msg_id)
