@@ -64,6 +64,7 @@ def test_clients_without_ourselves() -> None:
     client = {"client": 4, "ready": 1, "weight": 2.0, "submitted": 10, "undelivered": 0, "connected": False, "pid": 5}
     assert "away" in shown(clients=[{**client, "name": "notebook"}])
     assert "away" not in shown(clients=[{**client, "name": ONLOOKER}])
+    assert "paused" in shown(clients=[{**client, "name": "notebook", "paused": "too much is unread"}])
 
 
 def test_odd_things_are_counted() -> None:

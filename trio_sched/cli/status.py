@@ -109,7 +109,7 @@ def _engines(engines: list[dict[str, Any]]) -> Table:
 def _clients(clients: list[dict[str, Any]]) -> Table:
     table = _table("client#", "state", "submitted#", "ready#", "undelivered#", "weight#", "process")
     for row in clients:
-        state = "here" if row.get("connected") else "away"
+        state = ("here" if row.get("connected") else "away") + (", paused" if row.get("paused") else "")
         counts = (f"{row.get(name, 0):,}" for name in ("submitted", "ready", "undelivered"))
         table.add_row(str(row["client"]), state, *counts, f"{row['weight']:g}", _process(row))
     return table
