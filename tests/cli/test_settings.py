@@ -32,7 +32,13 @@ def test_help_tells_the_default(setting: Any) -> None:
     """Where it is a number; as people write it."""
     default = getattr(Config(), setting.name)
     if isinstance(default, (int, float)):
-        sizes: dict[float, str] = {1 << 30: "1 GiB", 32 << 20: "32 MiB", 16 << 20: "16 MiB"}
+        sizes: dict[float, str] = {
+            1 << 30: "1 GiB",
+            64 << 20: "64 MiB",
+            32 << 20: "32 MiB",
+            4 << 20: "4 MiB",
+            16 << 10: "16 KiB",
+        }
         shown = sizes.get(default, f"{default:g}" if default < 1 else f"{default:.0f}")
         assert f"[{shown}]" in setting.help
 

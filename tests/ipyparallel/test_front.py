@@ -163,6 +163,9 @@ def test_r11_schemes(scheme: str) -> None:
 
 
 def until_there(path: str, _data: bytes) -> None:
+    import os  # it runs in the engine's own namespace
+    import time
+
     while not os.path.exists(path):
         time.sleep(0.01)
 

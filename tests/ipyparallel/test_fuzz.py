@@ -97,8 +97,8 @@ def test_r25_rubbish_changes_nothing(raw: Raw, side: str, channel: str) -> None:
     counted = raw.running.settle()
     assert "internal_error" not in counted, counted
     if channel in ("registration", "task"):
-        assert counted["malformed"] + counted["unsigned"] > MESSAGES // 10, counted
-        assert counted["wrongly_signed"] > 0, counted
+        assert counted.get("malformed", 0) + counted.get("unsigned", 0) > MESSAGES // 10, counted
+        assert counted.get("wrongly_signed", 0) > 0, counted
     raw.run_a_task()
 
 

@@ -165,7 +165,11 @@ def break_engine_connections(running: Stand) -> None:
     until(are_back, running)
 
 
-@pytest.mark.parametrize("settings", [{}, {"client_ip": "*", "engine_ip": "*"}], ids=["this machine", "all"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"other_users": True}, {"client_ip": "*", "engine_ip": "*"}],
+    ids=["own user", "this machine", "all"],
+)
 def test_engines_whose_connections_break_are_taken_back(settings: dict[str, Any]) -> None:
     with stand(2, **settings) as running, client(running, 2) as connected:
         balanced, direct = connected.load_balanced_view(), connected[:]
@@ -180,7 +184,7 @@ def test_engines_whose_connections_break_are_taken_back(settings: dict[str, Any]
 
 
 def test_an_engine_comes_back_while_its_former_messages_wait() -> None:
-    """A ROUTER would ignore it for good while messages of the former are unread, and there is no handover."""
+    """Its former connection may not even have ended."""
     with stand(ping_ms=60_000) as running, Peers() as peers:
         raw = Raw(running, peers)
         raw.join()
@@ -193,8 +197,8 @@ def test_an_engine_comes_back_while_its_former_messages_wait() -> None:
 
 
 @pytest.mark.parametrize("channel", ENGINE_CHANNELS)
-def test_nobody_takes_the_place_of_a_connected_engine(channel: str) -> None:
-    with stand(ping_ms=60_000) as running, Peers() as peers:
+def test_no_other_user_takes_the_place_of_a_connected_engine(channel: str) -> None:
+    with stand(ping_ms=60_000, other_users=True) as running, Peers() as peers:
         raw = Raw(running, peers)
         raw.join()
         raw.run_a_task()
@@ -270,7 +274,7 @@ def test_other_machines_prove_the_key_before_they_connect_elsewhere(monkeypatch:
         listener = connect("sub", "notification")
         registration = connect("dealer", "registration")
         registration.send(Codec(b"another key").message("connection_request", {}))
-        until(lambda: running.counters.get("unproven_address") and running.counters["wrongly_signed"], running)
+        until(lambda: running.counters.get("unproven_address") and running.counters.get("wrongly_signed"), running)
         assert not is_subscribed(running, "notification")
         registration.send(Codec(inside["key"].encode()).message("connection_request", {}))
         assert registration.receive(PATIENCE_S) is not None
