@@ -35,6 +35,7 @@ def test_submit_await_and_map(run: Run, scheduler: Connection) -> None:
             assert [x async for x in client.map(abs, range(-5, 0))] == [5, 4, 3, 2, 1]
             assert [x async for x in client.map(pow, range(7), [2] * 7, chunksize=3)] == [0, 1, 4, 9, 16, 25, 36]
             assert await client.gather(*[client.submit(abs, -n) for n in range(200)]) == list(range(200))
+            assert await client.gather([client.submit(abs, -n) for n in range(3)]) == [0, 1, 2]
             assert await client.options(priority=2, label="x").submit(abs, -1) == 1
 
     run(main)

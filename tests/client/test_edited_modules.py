@@ -141,7 +141,7 @@ def test_an_edit_without_reload_is_never_run_silently(engines: Engines, project:
     assert engines.run(0, module.f) == "old"
     project.write("a", "def f(): return 'newer'\n")
     assert engines.run(0, module.f) == module.f() == "old"
-    with pytest.raises(CallError, match=rf"engine {engines.numbers[1]} at .*'{project.name('a')}'.* not the version"):
+    with pytest.raises(CallError, match=rf"engine {engines.numbers[1]} at .*'{project.name('a')}'.* is not available"):
         engines.run(1, module.f)  # which has only the file as it is now
     importlib.reload(module)
     assert engines.both(module.f) == ["newer"] * 2

@@ -48,6 +48,7 @@ def test_the_arguments_of_a_client(make: Any) -> None:
         assert message(TypeError, lambda word=word: make(**{word: 4})) == (
             f"{name}() has no {word}; for a scheduler with 4 engines of its own write {name}(engines=4)"
         )
+    assert message(TypeError, lambda: make(processes=False)).endswith(f"write {name}(engines=N)")
     assert message(TypeError, lambda: make(connect_timout=4)).startswith(
         f"{name}() has no argument 'connect_timout'; it has where, engines, hwm, "
     )
@@ -72,6 +73,10 @@ def test_an_option_given_to_a_function_that_does_not_take_it(client: Client) -> 
         "fit() has no parameter 'priority'; as an option of the task, write options(priority=3).submit(fit, ...)"
     )
     assert client.submit(fit, 1, timeout=2.0).result(60) == 3.0
+    assert message(TypeError, lambda: client.map(fit, [1], priority=3)) == (
+        "map() has no argument 'priority'; as an option of the tasks, write options(priority=3).map(fit, ...)"
+    )
+    assert "functools.partial" in message(TypeError, lambda: client.map(fit, [1], depth=3))
     assert client.submit(take, priority=3).result(60) == ((), {"priority": 3})
     assert client.submit(dict, priority=3).result(60) == {"priority": 3}  # it has no signature
     assert client.submit(trio_sched.require("json")(fit), 1, timeout=2.0).result(60) == 3.0

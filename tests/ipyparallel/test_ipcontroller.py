@@ -62,9 +62,11 @@ UP = "-engine.json"
 
 
 def test_connection_files_appear_private_and_go_with_it(tmp_path: Path) -> None:
+    security = tmp_path / "profile_lab" / "security"
+    security.mkdir(parents=True)  # ipyparallel's launchers make it, with the user's umask
+    security.chmod(0o755)
     with controller(tmp_path, "--profile=lab", "--cluster-id=a", "--location=here", "--ping=250") as process:
         said(process, UP)
-        security = tmp_path / "profile_lab" / "security"
         assert files(security) == ["ipcontroller-a-client.json", "ipcontroller-a-engine.json"]
         for path in security.iterdir():
             assert path.stat().st_mode & 0o777 == 0o600

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import assert_type
 
 import trio_sched
@@ -26,9 +26,9 @@ def blocking(client: Client) -> None:
     assert_type(future.exception(), BaseException | None)
     assert_type(future.task_id, str)
     assert_type(future.engine, int | None)
-    assert_type(client.map(fit, [[1], [2]], chunksize=2, progress=True), Iterator[float])
+    assert_type(client.map(fit, [[1], [2]], chunksize=2, progress=True), Generator[float, None, None])
     assert_type(client.options(retries=2, timeout=60, after=[future]).submit(fit, [1]), Future[float])
-    assert_type(client.options(priority=1).map(fit, [[1]]), Iterator[float])
+    assert_type(client.options(priority=1).map(fit, [[1]]), Generator[float, None, None])
     with client as same:
         assert_type(same, Client)
     executor: concurrent.futures.Executor = client

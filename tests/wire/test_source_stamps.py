@@ -151,6 +151,26 @@ def test_a_module_edited_since_its_import_has_no_stamp_until_the_file_is_as_it_w
     assert sources.seal(pickled)[0] != pickled
 
 
+def test_an_edit_of_constants_alone_is_noticed_until_the_module_is_loaded_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    module = make("stamped_a", "X = 1\ndef f(): return X\n")
+    (tmp_path / "stamped_a.py").write_text("X = 2\ndef f(): return X\n")  # of the same size, and in the same second
+    sources = LoadedSources()
+    with pytest.raises(SubmitError, match=r"importlib\.reload"):
+        sources.seal(payload.dump_function(module.f))
+    assert importlib.reload(module).X == 2
+    sources.seal(payload.dump_function(module.f))
+
+
+def test_what_a_reload_leaves_behind_is_no_edit(make: Make) -> None:
+    make("stamped_a", "def f(): return 1\ndef former(): return 1\n")
+    module = make("stamped_a", "def f(): return 22\n")
+    assert module.former() == 1
+    LoadedSources().seal(payload.dump_function(module.f))
+
+
 def test_a_file_older_than_the_process_is_what_was_loaded(make: Make, tmp_path: Path) -> None:
     module = make("stamped_a", "def f(): return 1\n")
     (tmp_path / "stamped_a.py").write_text("def f(): return 2\n")
@@ -161,7 +181,7 @@ def test_a_file_older_than_the_process_is_what_was_loaded(make: Make, tmp_path: 
 def test_an_engine_without_the_wanted_version_changes_nothing(make: Make) -> None:
     module = make("stamped_a", "")
     sources = LoadedSources()
-    with pytest.raises(CallError, match=r"'stamped_a' .* its file .*stamped_a\.py differs from the client's /x/a\.py"):
+    with pytest.raises(CallError, match=r"'stamped_a' .*, from /x/a\.py, .* the file .*stamped_a\.py holds another"):
         sources.require([Stamp("stamped_a", "another", "/x/a.py")])
     assert sys.modules["stamped_a"] is module
     sources.require([Stamp("stamped_not_here", "another", "/x/b.py")])

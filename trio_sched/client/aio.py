@@ -9,7 +9,7 @@ async with trio_sched.open_client() as client:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Never, TypeVar
@@ -52,12 +52,14 @@ class AsyncClient(AsyncSubmitter):
         """
         return task_group(self, cancel_timeout)
 
-    async def gather(self, *futures: AsyncFuture[T]) -> list[T]:
-        """The results of all of these, in order; or the exception of the first that failed, in place of all others."""
+    async def gather(self, *futures: AsyncFuture[T] | Iterable[AsyncFuture[T]]) -> list[T]:
+        """The results of these futures, or of the futures in these iterables, in order; or the exception of the first
+        that failed, in place of all others."""
+        given = [future for one in futures for future in ((one,) if isinstance(one, AsyncFuture) else one)]
         try:
-            return [await future for future in futures]
+            return [await future for future in given]
         except Exception:
-            for future in futures:
+            for future in given:
                 future.see()
             raise
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, TypeAlias, TypeVar, overload
 
 from trio_sched.client.async_future import AsyncFuture
 from trio_sched.client.calls import check_map, find_function, find_rows, make_call
 from trio_sched.client.functions import Function
-from trio_sched.client.misuse import check_keywords
+from trio_sched.client.misuse import check_keywords, check_map_keywords
 from trio_sched.client.options import OptionNames, Unpack, wire_options
 
 if TYPE_CHECKING:
@@ -84,7 +84,12 @@ class AsyncSubmitter:
         await self._line.wait_for_credit()
 
     def map(
-        self, fn: Callable[..., T], *iterables: Iterable[Any], chunksize: int = 1, buffersize: int | None = None
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        **misnamed: Never,
     ) -> AsyncResults[T]:
         """Submit `fn` for each row of the iterables; iterate with `async for` over the results, in order.
 
@@ -92,9 +97,10 @@ class AsyncSubmitter:
         which may be endless, are read as results are taken. None: everything is submitted now. If one call fails, the
         iterator raises what it raised, and cancels what is left, as its `aclose()` does.
 
-        :raises TypeError: `buffersize` is neither an integer nor None.
+        :raises TypeError: `buffersize` is neither an integer nor None, or there is an argument of another name.
         :raises ValueError: `chunksize` or `buffersize` is less than 1.
         """
+        check_map_keywords(fn, misnamed)
         check_map(chunksize, buffersize)
         function, rows = find_rows(self._line.functions, fn, iterables, chunksize)
         submitting = (self._submit(function, row, {}) for row in rows)

@@ -23,7 +23,7 @@ from trio_sched.client.functions import Function
 from trio_sched.client.future import Future
 from trio_sched.client.line import Line
 from trio_sched.client.lookout import check_seconds, hello
-from trio_sched.client.misuse import check_client_arguments, check_keywords
+from trio_sched.client.misuse import check_client_arguments, check_keywords, check_map_keywords
 from trio_sched.client.options import OptionNames, TaskRef, Unpack, task_number, wire_options
 from trio_sched.client.successor import Reconnect, Successor
 from trio_sched.transport.connection import Connection, find
@@ -106,7 +106,8 @@ class Submitter(Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
         progress: bool = False,
-    ) -> Iterator[T]:
+        **misnamed: Never,
+    ) -> Generator[T, None, None]:
         """`map(fn, *iterables)` on the engines, in order.
 
         `timeout`: seconds from now until the last result. `chunksize`: calls that travel and run as one task.
@@ -114,9 +115,10 @@ class Submitter(Executor):
         taken. None: everything is submitted now. `progress`: show a bar. If one call fails, the iterator raises what it
         raised. When the iterator has raised or was closed, the tasks that are left are cancelled.
 
-        :raises TypeError: `buffersize` is neither an integer nor None.
+        :raises TypeError: `buffersize` is neither an integer nor None, or there is an argument of another name.
         :raises ValueError: `chunksize` or `buffersize` is less than 1, or a bar is asked for with a `buffersize`.
         """
+        check_map_keywords(fn, misnamed)
         check_map(chunksize, buffersize)
         if progress and buffersize is not None:
             raise ValueError("progress=True needs the number of tasks, which is not known with a buffersize; omit one")
@@ -283,7 +285,7 @@ def _pop_result(submitted: deque[Future[Any]], until: float | None) -> Any:
         del future  # it is in the traceback of the exception that it holds
 
 
-def _flattened(chunks: Generator[list[T], None, None]) -> Iterator[T]:
+def _flattened(chunks: Generator[list[T], None, None]) -> Generator[T, None, None]:
     """The results in all of these lists, without a reference to one that was yielded."""
     with contextlib.closing(chunks):
         for chunk in chunks:

@@ -28,8 +28,9 @@ def check_client_arguments(maker: Callable[..., Any], where: object, misnamed: M
     name = maker.__name__
     for word, value in misnamed.items():
         if word in POOL_WORDS:
+            count = value if type(value) is int else "N"
             raise TypeError(
-                f"{name}() has no {word}; for a scheduler with {value} engines of its own write {name}(engines={value})"
+                f"{name}() has no {word}; for a scheduler with {count} engines of its own write {name}(engines={count})"
             )
         known = [parameter for parameter in inspect.signature(maker).parameters if parameter != "misnamed"]
         raise TypeError(f"{name}() has no argument {word!r}; it has {', '.join(known)}")
@@ -66,6 +67,20 @@ def check_keywords(function: Callable[..., Any], kwargs: Mapping[str, object]) -
             f"{name}() has no parameter {option!r}; as an option of the task, write "
             f"options({option}={kwargs[option]!r}).submit({name}, ...)"
         )
+
+
+def check_map_keywords(function: Callable[..., Any], misnamed: Mapping[str, object]) -> None:
+    """Check the keywords that `map` does not have.
+
+    :raises TypeError: there is one.
+    """
+    for word, value in misnamed.items():
+        name = getattr(function, "__name__", repr(function))
+        if word in OPTIONS:
+            hint = f"as an option of the tasks, write options({word}={value!r}).map({name}, ...)"
+        else:
+            hint = f"to give each call of {name}() a keyword argument, map a functools.partial"
+        raise TypeError(f"map() has no argument {word!r}; {hint}")
 
 
 def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:

@@ -28,7 +28,8 @@ Ended: TypeAlias = tuple[TaskEnd, tuple[Frame, ...]]
 TEXT_LIMIT = 1_000_000
 """Characters of a message or traceback; the middle of a longer one is left out."""
 MODULE_ADVICE = (
-    "Install the module on that host, or put it into a directory of the client's sys.path that exists there as well; "
+    "Install the module on that host, or put it into a directory that exists there as well and was in the client's "
+    "sys.path when the client was made; "
     "functions of the client's own script or notebook (of __main__) need no module there"
 )
 NONE = payload.dumps(None)[0]

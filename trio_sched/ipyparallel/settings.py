@@ -226,14 +226,20 @@ def _add_pair(fields: dict[str, Any], trait: str, pair: tuple[int, ...]) -> None
     fields["engine_ports"] = (*fields.get("engine_ports", ()), *engine)
 
 
+_PRIVATE = 0o700
+
+
 def prepare(profile_dir: Path, *, init: bool) -> None:
     """The profile's directories, and with `init` a configuration file to fill in.
 
     :raises ConfigError: they cannot be made.
     """
     try:
-        for name, mode in (("", 0o755), ("security", 0o700), ("log", 0o755), ("pid", 0o700)):
-            (profile_dir / name).mkdir(mode=mode, parents=True, exist_ok=True)
+        for name, mode in (("", 0o755), ("security", _PRIVATE), ("log", 0o755), ("pid", _PRIVATE)):
+            directory = profile_dir / name
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            if mode == _PRIVATE and directory.stat().st_uid == os.geteuid():
+                directory.chmod(mode)  # as ipyparallel does: its launchers may have made it, with the user's umask
         path = profile_dir / f"{CONFIG_FILE}.py"
         if init and not path.exists():
             path.write_text(_TEMPLATE, encoding="utf-8")

@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import marshal
 import os
 import pickle
 import sys
@@ -43,6 +44,7 @@ _SHORT_TEXT = b"\x8c"
 """Pickle's opcode for a text of less than 256 bytes; the next byte is its length."""
 OPT_OUT = "__trio_sched_stamp__"
 """A module whose global of this name is False has no stamp."""
+_BYTECODE_HEADER_BYTES = 16
 _AUTORELOAD = "IPython.extensions.autoreload"
 _UNKNOWN = "unknown"
 """Instead of a digest: the file was edited after the module was loaded, so what was loaded cannot be told."""
@@ -126,6 +128,7 @@ class LoadedSources:
         for name, module in found.items():
             digest = self.digest_of(name, module)
             if digest == _UNKNOWN:
+                _drop_bytecode(origin_of(module))  # else a reload may take that for current
                 raise SubmitError(
                     f"the module {name!r} is not what its file {origin_of(module)} holds now: the file was edited "
                     f"after this process imported it; call importlib.reload({name}), or start this process again"
@@ -242,11 +245,12 @@ def load_sealed(stamps: Iterable[tuple[str, str, str]], pickled: bytes) -> Any:
 
 def _differs(stamp: Stamp) -> CallError:
     here = origin_of(sys.modules.get(stamp.module))
-    file = f"its file {here} differs from" if read_source(here) is not None else f"its file {here} is gone, unlike"
+    file = f"the file {here} holds another one" if read_source(here) is not None else f"the file {here} is gone"
     return CallError(
-        f"the module {stamp.module!r} is here not the version that the client has loaded: {file} the client's "
-        f"{stamp.path}. Make the files the same; or, if the file was edited after the client imported it, "
-        f"importlib.reload({stamp.module}) in the client and submit again"
+        f"the version of the module {stamp.module!r} that the client has loaded, from {stamp.path}, is not available "
+        f"here: {file}. Make the files of client and engine the same. After an edit, importlib.reload({stamp.module}) "
+        "in the client and submit again: tasks that were submitted before need an engine that still has their version "
+        "loaded"
     )
 
 
@@ -363,17 +367,33 @@ def _drop_bytecode(path: str) -> None:
 
 
 def _is_from(module: ModuleType, spec: ModuleSpec, source: bytes) -> bool:
-    """Whether the functions of a module are those that this source defines; true where they cannot be compared."""
+    """Whether a module was loaded from this source, as far as can be told: its bytecode is the source's, and so are its
+    functions. A function that the source does not define is no evidence: a reload leaves former names in the module."""
     if type(spec.loader) is not SourceFileLoader:
         return True
     try:
-        defined = _codes(spec.loader.source_to_code(source, str(spec.origin)))
+        whole = spec.loader.source_to_code(source, str(spec.origin))
     except (SyntaxError, ValueError):
         return False
-    for code in _codes_of(module):
-        if code.co_filename == spec.origin and code not in defined.get(code.co_qualname, ()):
-            return False
-    return True
+    if _cached_code(spec) not in (None, whole):
+        return False
+    defined = _codes(whole)
+    return all(
+        code in defined.get(code.co_qualname, (code,)) for code in _codes_of(module) if code.co_filename == spec.origin
+    )
+
+
+def _cached_code(spec: ModuleSpec) -> CodeType | None:
+    """The code that the last import of the file left in its cache; None: there is none, or imports cannot renew it."""
+    if sys.dont_write_bytecode or not spec.cached or not os.access(os.path.dirname(spec.cached), os.W_OK):
+        return None
+    try:
+        with open(spec.cached, "rb") as file:
+            file.seek(_BYTECODE_HEADER_BYTES)
+            code = marshal.load(file)
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
+    return code if isinstance(code, CodeType) else None
 
 
 def _codes(code: CodeType) -> dict[str, list[CodeType]]:
