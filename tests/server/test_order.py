@@ -57,6 +57,28 @@ def test_r31_the_deaths_that_a_nanny_reports_before_its_bye_count() -> None:
     run_virtual(main)
 
 
+def test_what_a_client_that_was_away_says_before_its_hello_is_counted_once() -> None:
+    """As a process does that was suspended: it says what it has to say before it knows that it was given up."""
+
+    async def main() -> None:
+        async with open_world() as world:
+            clients = [await world.client() for _ in range(20)]  # many times: Trio runs the readers in random order
+            for client in clients:
+                await client.submit("first")
+                client.beating = client.returning = False
+            await trio.sleep(30)
+            for client in clients:
+                assert world.server.sessions.clients[client.number].link is None
+                client.submit_nowait("second")
+                client.say(client.hello())
+            await world.settle()
+            for client in clients:
+                assert client.unheard(native.Welcome)[-1].accepted == 2
+                assert world.server.sessions.clients[client.number].received == 2
+
+    run_virtual(main)
+
+
 def test_r31_the_inbox_gives_results_then_notifications_then_a_slice_of_submissions() -> None:
     async def main() -> None:
         inbox = Inbox(slice_=3)

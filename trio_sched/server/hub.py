@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 import trio
 
 from trio_sched.logs import get_logger
-from trio_sched.server.happenings import Event, LinkLost
+from trio_sched.server.happenings import Event, Greeted, LinkLost
 from trio_sched.server.identity import Identity
 from trio_sched.server.links import Flush, Link, Outlet, Raw
 from trio_sched.transport.connection_limits import ConnectionBounds, ConnectionLimits
@@ -138,7 +138,7 @@ class Hub:
         for flush in self._flushes:
             flush()
 
-    def forward(self, lane: int, link: Link, message: FromPeer, frames: Sequence[Frame]) -> None:
+    def forward(self, lane: int, link: Link, message: FromPeer | Greeted, frames: Sequence[Frame]) -> None:
         """Hand a decoded message on to the reader of another lane, behind what it has to read already."""
         self._lanes[lane].send_nowait([(link, [message, *frames])])
 

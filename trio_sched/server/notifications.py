@@ -65,7 +65,12 @@ class Notifications(Reader):
             self.hub.note(error.kind, why=str(error))
             self.answer(link, error.kind, str(error))
             return
-        self.events.append(Greeted(link, hello))
+        greeted = Greeted(link, hello)
+        session = link.session or link.former
+        if session is not None and LANES[session.role] != STRANGERS:
+            self.hub.forward(LANES[session.role], link, greeted, ())  # behind what it said before
+        else:
+            self.events.append(greeted)
 
     def _admit(self, link: Link, hello: Hello) -> None:
         """Raises WireError where it must not come in."""

@@ -14,7 +14,7 @@ import trio
 from msgspec import Struct
 
 from trio_sched.errors import WireError
-from trio_sched.server.happenings import Event
+from trio_sched.server.happenings import Event, Greeted
 from trio_sched.server.hub import INTERNAL_ERROR, Hub
 from trio_sched.server.links import Link, Raw
 from trio_sched.wire.native import Error, Frame
@@ -75,6 +75,9 @@ class Reader:
     def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
         """One message. A peer that was given up, because it could not be sent to or was silent, and has not come back
         otherwise, is heard, for this may have been sent before; and told, in case that it is there after all."""
+        if type(message) is Greeted:  # forwarded, so that it comes behind what the peer said before
+            self.events.append(message)
+            return
         session = link.session or link.former
         if link.session is None:
             if session is None:
