@@ -14,11 +14,10 @@ a signed message came before. With CURVE both questions are idle: the handshake 
 A connection that keeps sending what is rejected is reset, which drops what the kernel still holds of it; libzmq's own
 queue is bounded by its receive high-water mark.
 
-Where other users may connect to a local address, `router_handover` is off: nobody takes the routing id of a connected
-peer. (The own user's processes can read the key, so keeping them off would win nothing and could lose a peer that
-comes back.) When a connection has ended, newcomers are admitted only once libzmq has released it and its last messages
-are read. Otherwise a ROUTER without handover would ignore a peer that comes back, for good, and the descriptor of a
-message (SRCFD) could be that of the next connection.
+`router_handover` is off for local addresses: nobody takes the routing id of a connected peer, not even a connection
+that is refused in the middle of its handshake. When a connection has ended, newcomers are admitted only once libzmq has
+let go of it and its last messages are read. Otherwise a ROUTER would ignore a peer that comes back, for good, and the
+descriptor of a message (SRCFD) could be that of the next connection.
 """
 
 from __future__ import annotations
@@ -46,10 +45,9 @@ Note: TypeAlias = Callable[..., None]
 REJECTED_LIMIT = 100
 """Rejected messages of one connection; with one more it is reset."""
 SETTLE_S = 0.002
-SETTLE_ROUNDS = 3
-"""A newcomer waits until the socket was idle this many times in a row, when a connection has just ended."""
-SETTLE_ROUNDS_WITHOUT_HANDOVER = 25
-"""The same where a newcomer that is admitted too early is ignored: libzmq's thread may have to wait for a processor."""
+SETTLE_ROUNDS = 10
+"""A newcomer waits until the socket was idle this many times in a row, when a connection has just ended. One that is
+admitted too early is ignored for good, and libzmq's thread may have to wait for a processor."""
 _LONGEST_SETTLE_ROUNDS = 250
 TAKE_S = 1.0
 _ROOT = 0
@@ -100,9 +98,6 @@ class Admission:
     def __init__(self, note: Note, user_ids: Collection[int] | None, *, proven_addresses_only: bool = False) -> None:
         self._note = note
         self._user_ids = user_ids if sys.platform == "linux" else None
-        self.is_own_user_only = self._user_ids is not None
-        """Whether whoever connects from this machine could read the key as well."""
-        self._settle_rounds = SETTLE_ROUNDS if self.is_own_user_only else SETTLE_ROUNDS_WITHOUT_HANDOVER
         self._proven_addresses_only = proven_addresses_only
         self._proven: set[str] = set()
         self._watched: dict[bytes, Watched] = {}
@@ -275,7 +270,7 @@ class Admission:
             if watched.monitor.is_caught_up():
                 self._take_events(watched)
                 idle_rounds = idle_rounds + 1 if watched.socket.is_idle() else 0
-                if watched.is_settled or idle_rounds == self._settle_rounds:
+                if watched.is_settled or idle_rounds == SETTLE_ROUNDS:
                     watched.is_settled = True
                     for accepted in watched.accepted.values():
                         accepted.is_ambiguous = False

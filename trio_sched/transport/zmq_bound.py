@@ -71,7 +71,7 @@ class SocketSet:
         try:
             set_options(socket, address, self._max_message_bytes)
             socket.rcvhwm = receive_hwm
-            self._set_kind(socket, kind, mandatory, handover=self._hands_over(address))
+            self._set_kind(socket, kind, mandatory, handover=self._keys is not None or not is_local(address))
             if self._keys:
                 socket.curve_server = True
                 socket.curve_publickey = self._keys.public.encode("ascii")
@@ -97,11 +97,6 @@ class SocketSet:
     def _keep(self, made: ZmqSocket) -> None:
         self._sockets.append(made)
         made.share(self._sockets)
-
-    def _hands_over(self, address: str) -> bool:
-        """Whether a newcomer may take the routing id of a peer: not where that needs no proof."""
-        own_user_only = self._admission is not None and self._admission.is_own_user_only
-        return self._keys is not None or own_user_only or not is_local(address)
 
     def also(self, bound: ZmqSocket, address: str) -> str:
         """Let one of them listen at one more address. Returns that with the real port. Errors as for `bind`."""
