@@ -8,6 +8,7 @@ within seconds.
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ from pathlib import Path
 import pytest
 
 from trio_sched.errors import ConfigError, ConnectionFileError, NoSchedulerError
+from trio_sched.server.config import Config
+from trio_sched.server.identity import new_identity
 from trio_sched.transport import connection as files
+from trio_sched.transport import private as checks
 from trio_sched.transport.connection import Connection
-from trio_sched.transport.private import MAX_FILE_BYTES, private_directory, read_private
+from trio_sched.transport.private import MAX_FILE_BYTES, private_directory, read_private, require_safe_way
 
 LOOKS = 2_000
 """Bounded: enough for a check by path to lose several times."""
@@ -67,6 +71,111 @@ def test_a_directory_in_one_where_everybody_can_rename_is_refused(runtime_dir: P
     shared.chmod(0o1777)
     with private_directory(path):
         pass
+
+
+OTHER = 1_000_003
+"""A user and a group that are not ours."""
+
+
+def looked_at(mode: int, user: int | None = None, group: int | None = None, kind: int = stat.S_IFDIR) -> os.stat_result:
+    """A directory (or a link) of that mode, user (default ours) and group (default our primary one)."""
+    user = os.geteuid() if user is None else user
+    group = os.getegid() if group is None else group
+    return os.stat_result((kind | mode, 1, 1, 1, user, group, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (looked_at(0o755), ""),
+        (looked_at(0o755, 0, 0), ""),
+        (looked_at(0o1777, 0, 0), ""),
+        (looked_at(0o1775, 0, OTHER), ""),
+        (looked_at(0o777, kind=stat.S_IFLNK), ""),
+        (looked_at(0o755, OTHER), f"belongs to user {OTHER}, not to us"),
+        (looked_at(0o1777, OTHER), f"belongs to user {OTHER}, not to us"),
+        (looked_at(0o777, OTHER, kind=stat.S_IFLNK), f"belongs to user {OTHER}, not to us"),
+        (looked_at(0o777), "every user can rename it"),
+        (looked_at(0o775, group=OTHER), f"the group {OTHER} can rename it"),
+    ],
+)
+def test_who_could_exchange_a_directory(found: os.stat_result, reason: str) -> None:
+    weakness = checks._weakness(Path("/somewhere"), found)
+    assert reason in weakness
+    assert bool(reason) == bool(weakness)
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "allowed"),
+    [("me", [], True), ("me", ["me"], True), ("me", ["me", "you"], False), ("users", [], False)],
+)
+def test_only_the_private_group_may_write(
+    monkeypatch: pytest.MonkeyPatch, name: str, members: list[str], allowed: bool
+) -> None:
+    import grp
+    import pwd
+
+    user = ("me", "x", os.geteuid(), os.getegid(), "", "/", "/bin/sh")
+    monkeypatch.setattr(pwd, "getpwuid", lambda _number: pwd.struct_passwd(user))
+    monkeypatch.setattr(grp, "getgrgid", lambda number: grp.struct_group((name, "x", number, members)))
+    assert (checks._weakness(Path("/somewhere"), looked_at(0o775)) == "") == allowed
+    monkeypatch.setattr(os, "geteuid", lambda: OTHER)
+    assert "belongs to user" in checks._weakness(Path("/somewhere"), looked_at(0o775, user=1)), "ours only"
+
+
+def test_roots_directories_are_known_where_root_has_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_unmapped_user", lambda: OTHER)
+    assert checks._weakness(Path("/tmp"), looked_at(0o1777, OTHER)) == ""
+    assert "every user" in checks._weakness(Path("/tmp"), looked_at(0o777, OTHER))
+    assert "belongs to user" in checks._weakness(Path("/tmp/some"), looked_at(0o755, OTHER))
+
+
+def test_the_way_to_a_directory_is_every_directory_and_link(runtime_dir: Path) -> None:
+    root = Path(os.path.realpath(runtime_dir))
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "c").mkdir()
+    (root / "c" / "link").symlink_to("../a/../a/b")
+    (root / "absolute").symlink_to(root / "c" / "link")
+    below = [place for place, _ in checks._way_to(root / "absolute" / "run" / "later") if root in place.parents]
+    seen = ["absolute", "c", "c/link", "a", "a", "a/b"]
+    assert below == [root / name for name in seen]
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match="levels of symbolic links"):
+        require_safe_way(root / "loop" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize("by", ["owner", "group", "link"])
+def test_a_directory_that_another_user_could_exchange_is_refused(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Before anything is made in a directory of the other user."""
+    parent = private(runtime_dir / "parent")
+    place = parent
+    parent.chmod(0o755)
+    if by == "owner":
+        os.chown(parent, OTHER, OTHER)
+        reason = f"{parent} is on the way to it and belongs to user {OTHER}"
+    elif by == "group":
+        os.chown(parent, 0, OTHER)
+        parent.chmod(0o775)
+        reason = f"where the group {OTHER} can rename it"
+    else:
+        place = runtime_dir / "link"
+        place.symlink_to(parent)
+        os.chown(place, OTHER, OTHER, follow_symlinks=False)
+        reason = f"{place} is on the way to it and belongs to user {OTHER}"
+    monkeypatch.setenv(files.ENV_DIRECTORY, str(place / "run"))
+    with pytest.raises(ConfigError, match=reason):
+        files.runtime_dir()
+    with pytest.raises(ConfigError, match=reason):
+        new_identity(Config(runtime_dir=str(place / "run")))
+    assert not (parent / "run").exists()
+    private(parent / "run")
+    with pytest.raises(ConfigError, match=reason):
+        files.runtime_dir()
+    with pytest.raises(ConfigError, match=reason):
+        files.find(None, "client")
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

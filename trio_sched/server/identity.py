@@ -16,7 +16,7 @@ from trio_sched.errors import ConfigError
 from trio_sched.server.config import Config
 from trio_sched.transport.connection import Connection, Role, host_name, ipc_address, runtime_dir
 from trio_sched.transport.curve import Keys, new_keys
-from trio_sched.transport.private import require_private
+from trio_sched.transport.private import require_private, require_safe_way
 
 _TOKEN_BYTES = 32
 _WILDCARDS = ("0.0.0.0", "*", "[::]")
@@ -63,6 +63,7 @@ def _directory(config: Config) -> Path:
     if not config.runtime_dir:
         return runtime_dir()
     directory = Path(config.runtime_dir).expanduser().absolute()
+    require_safe_way(directory)  # before anything is made in a directory of another user
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

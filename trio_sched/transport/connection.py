@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from trio_sched.errors import ConfigError, ConnectionFileError, NoSchedulerError
-from trio_sched.transport.private import names_in, private_directory, read_private, require_private
+from trio_sched.transport.private import names_in, private_directory, read_private, require_private, require_safe_way
 
 Role: TypeAlias = Literal["client", "engine"]
 ROLES: tuple[Role, ...] = ("client", "engine")
@@ -95,7 +95,8 @@ def runtime_dir() -> Path:
 
     $TRIO_SCHED_RUNTIME_DIR, else $XDG_RUNTIME_DIR/trio_sched, else <temporary directory>/trio_sched-<uid>.
 
-    :raises ConfigError: it is a link, belongs to another user, is open to others, or cannot be made.
+    :raises ConfigError: it is a link, belongs to another user, is open to others, or cannot be made; or another user
+        could exchange a directory on the way to it.
     """
     directory = _made_runtime_path()
     require_private(directory)
@@ -112,6 +113,7 @@ def _opened(directory: Path | None) -> Iterator[tuple[Path, int]]:
 
 def _made_runtime_path() -> Path:
     directory = _runtime_path()
+    require_safe_way(directory)  # before anything is made in a directory of another user
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

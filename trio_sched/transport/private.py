@@ -4,6 +4,9 @@ A path can name one thing when it is checked and another when it is opened: whoe
 way can exchange a link or a name in between. A descriptor cannot. Every check here is made on what was opened, files of
 a runtime directory are opened relative to its descriptor, and links in it are not followed.
 
+A socket has no descriptor before it is connected: it is reached by its path. Hence every directory and symbolic link on
+the way to a runtime directory must be one that only this user and root can exchange (`require_safe_way`).
+
 Imports little: every worker reads a connection file at its start.
 """
 
@@ -26,6 +29,13 @@ _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
 _NO_BLOCK = getattr(os, "O_NONBLOCK", 0)
 _IS_LINK = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
 """What systems answer to O_NOFOLLOW where a link is."""
+_ROOT = 0
+_MAX_LINKS = 40
+"""Symbolic links that are followed in one path, as in Linux."""
+_SYSTEM_PLACES = frozenset(
+    map(Path, ("/", "/dev", "/dev/shm", "/home", "/run", "/run/user", "/tmp", "/var", "/var/run", "/var/tmp"))
+)
+"""What only root can have made, on every system."""
 
 
 @contextmanager
@@ -49,7 +59,7 @@ def private_directory(path: Path) -> Iterator[int]:
             raise ConfigError(f"the directory {path} belongs to user {found.st_uid}, not to us ({os.geteuid()})")
         if found.st_mode & OTHERS:
             raise ConfigError(f"the directory {path} is open to other users; chmod 700 {path}")
-        _require_safe_parents(path)
+        require_safe_way(path)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -61,15 +71,104 @@ def require_private(path: Path) -> None:
         pass
 
 
-def _require_safe_parents(path: Path) -> None:
-    """Sockets can be reached by path only, so nobody else may be able to rename a directory on the way to them."""
-    for parent in Path(os.path.realpath(path)).parents:
-        mode = parent.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise ConfigError(
-                f"the directory {path} is in {parent}, where every user can rename it (no sticky bit); "
-                f"chmod o-w {parent}, or choose another directory"
-            )
+def require_safe_way(path: Path) -> None:
+    """Check that no other user than root can make `path` lead elsewhere. What does not exist yet is not checked.
+
+    Every directory above it, and every symbolic link that its lookup follows, must belong to this user or root. A
+    directory that others may write to needs the sticky bit, as /tmp has it. Exempt is a directory of this user that
+    only the user's private group may write to, which is what a umask of 002 makes.
+
+    :raises ConfigError: it does not hold; the message says for which directory or link, and what to do.
+    """
+    try:
+        for place, found in _way_to(path):
+            if weakness := _weakness(place, found):
+                raise ConfigError(f"the directory {path} cannot be used: {weakness}")
+    except OSError as error:
+        raise ConfigError(f"cannot use the directory {path}: {error}") from error
+
+
+def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Each directory in which a part of `path` is looked up, and each symbolic link that is followed, from the root.
+
+    In this order nothing can change behind the check: who could exchange an entry of a directory is known before the
+    entry is looked at.
+    """
+    path = path.absolute()
+    here = Path(path.anchor)
+    yield here, os.lstat(here)
+    parts = list(reversed(path.parts[1:]))
+    links = 0
+    while parts:
+        part = parts.pop()
+        if part == os.pardir:
+            here = here.parent
+            continue
+        place = here / part
+        try:
+            found = os.lstat(place)
+        except FileNotFoundError:
+            return
+        if stat.S_ISLNK(found.st_mode):
+            links += 1
+            if links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place))
+            yield place, found
+            target = Path(os.readlink(place))
+            if target.is_absolute():
+                here = Path(target.anchor)
+            parts += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+        elif parts:
+            yield place, found
+            here = place
+
+
+def _weakness(place: Path, found: os.stat_result) -> str:
+    """Why another user could exchange what a directory contains, or a symbolic link, with what to do; "": none can."""
+    us = os.geteuid()
+    if found.st_uid not in (us, _ROOT) and not (place in _SYSTEM_PLACES and found.st_uid == _unmapped_user()):
+        return (
+            f"{place} is on the way to it and belongs to user {found.st_uid}, not to us ({us}) or root, so that user "
+            "can put another directory in its place; set TRIO_SCHED_RUNTIME_DIR to a directory in one of our own"
+        )
+    if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX:
+        return ""
+    owner = f"{place} (of user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o})"
+    advice = f"of {place}, or set TRIO_SCHED_RUNTIME_DIR to another directory"
+    if found.st_mode & stat.S_IWOTH:
+        return f"it is in {owner}, where every user can rename it (no sticky bit); chmod o-w or +t {advice}"
+    if found.st_mode & stat.S_IWGRP and not (found.st_uid == us and _is_private_group(found.st_gid)):
+        return (
+            f"it is in {owner}, where the group {found.st_gid} can rename it (no sticky bit); chmod g-w or +t {advice}"
+        )
+    return ""
+
+
+def _unmapped_user() -> int | None:
+    """The user id that stands for root, and for other users, in a user namespace that does not map them, as in
+    containers that users start; None: root has its own id here."""
+    try:
+        with open("/proc/self/uid_map") as mapped, open("/proc/sys/kernel/overflowuid") as overflow:
+            is_mapped = any(int(line.split()[1]) == _ROOT for line in mapped)
+            return None if is_mapped else int(overflow.read())
+    except OSError:  # another system than Linux
+        return None
+
+
+def _is_private_group(group_id: int) -> bool:
+    """Whether a group is our primary group and ours alone: it has our user's name, and no other members. Where users
+    have no names, as in some containers, the group must have the user's number."""
+    if group_id != os.getegid():
+        return False
+    import grp  # not on Windows
+    import pwd
+
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        group = grp.getgrgid(group_id)
+    except KeyError:
+        return group_id == os.geteuid()
+    return group.gr_name == user and set(group.gr_mem) <= {user}
 
 
 def names_in(directory: int, suffix: str) -> list[str]:
