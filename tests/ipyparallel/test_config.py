@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +15,12 @@ import pytest
 
 from trio_sched.core.events import Dependency
 from trio_sched.errors import AddressInUseError, ConfigError, WireError
-from trio_sched.ipyparallel.config import IppConfig
+from trio_sched.ipyparallel.config import SIDES, IppConfig
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.files import path_of, read_former, remove, write
 from trio_sched.ipyparallel.roster import Roster
 from trio_sched.ipyparallel.tasks import PLAIN, spec_of
+from trio_sched.transport.private import MAX_FILE_BYTES
 from trio_sched.transport.zmq_bound import SocketSet
 from trio_sched.wire.jupyter import Codec
 
@@ -88,7 +93,71 @@ def test_former_files_that_make_no_sense_are_left_alone(tmp_path: Path, inside: 
         path = path_of(config, side)  # type: ignore[arg-type]
         path.parent.mkdir(exist_ok=True)
         path.write_text(inside)
+        path.chmod(0o600)
     assert read_former(config) == {}
+
+
+def former_files(config: IppConfig) -> list[Path]:
+    """Connection files as a former run leaves them."""
+    inside = {"key": "k", "registration": 1, "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}
+    paths = [path_of(config, side) for side in SIDES]
+    for path in paths:
+        write(path, inside)
+    assert read_former(config) == {"client": inside, "engine": inside}
+    return paths
+
+
+def other_users(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.chown(path, 1_000_003, 1_000_003)
+
+
+def within_limit(future: Future[Any], unblock: Callable[[], None] | None) -> Any:
+    """The result; when it does not come, the thread is released, so that the test fails and does not hang."""
+    try:
+        return future.result(10)
+    except TimeoutError:
+        if unblock is not None:
+            unblock()
+        raise
+
+
+def unblock(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY))
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda path: path.chmod(0o666), "is open to other users"),
+        (other_users, "belongs to user 1000003"),
+        (fifo, "it is a FIFO, not a regular file"),
+        (lambda path: path.write_bytes(path.read_bytes().ljust(MAX_FILE_BYTES + 1)), "is larger than"),
+    ],
+    ids=["readable by others", "of another user", "FIFO", "large"],
+)
+@pytest.mark.parametrize("side", [0, 1])
+def test_former_files_that_others_may_have_written_are_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[Path], Any], reason: str, side: int
+) -> None:
+    config = IppConfig(profile_dir=str(tmp_path))
+    paths = former_files(config)
+    change(paths[side])
+    with ThreadPoolExecutor(1) as pool:
+        unblocked = partial(unblock, paths[side]) if paths[side].is_fifo() else None
+        assert within_limit(pool.submit(read_former, config), unblocked) == {}
+        within_limit(pool.submit(remove, paths[side], {"key": "k"}), unblocked)
+    assert "key and ports are new" in caplog.text
+    assert reason in caplog.text
+    write(paths[side], {"key": "new"})
+    assert json.loads(paths[side].read_text()) == {"key": "new"}
+    assert paths[side].stat().st_mode & 0o777 == 0o600
 
 
 def test_numbers_of_engines_count_up_and_a_free_one_is_granted() -> None:

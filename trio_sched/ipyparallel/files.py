@@ -1,8 +1,8 @@
 """The connection files, where clients and engines look for them: ipcontroller-client.json and -engine.json in the
 profile's `security`, with the cluster's id between if it has one.
 
-They hold the key, so they are ours alone from the first byte. They appear by a rename when every socket is bound:
-a peer that finds one can connect.
+They hold the key, so they are ours alone from the first byte, and files that are not are not read
+(transport/private.py). They appear by a rename when every socket is bound: a peer that finds one can connect.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trio_sched.errors import ConfigError
+from trio_sched.errors import ConfigError, ConnectionFileError
 from trio_sched.ipyparallel.config import IppConfig, Side
 from trio_sched.logs import get_logger
+from trio_sched.transport.private import read_private
 from trio_sched.wire.jupyter import Codec
 
 log = get_logger(__name__)
@@ -73,25 +74,28 @@ def write(path: Path, inside: Mapping[str, Any]) -> None:
 
 def remove(path: Path, inside: Mapping[str, Any]) -> None:
     """Remove a file of ours, unless another controller has put its own there."""
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(inside)):
+    with contextlib.suppress(OSError, ValueError, ConnectionFileError):
+        if json.loads(read_private(path)) == json.loads(json.dumps(inside)):
             path.unlink()
 
 
 def read_former(config: IppConfig) -> dict[Side, dict[str, Any]]:
-    """What the files of a former run say, to use its key and ports again; empty when they cannot be used."""
+    """Key and ports of a former run, from its connection files. Empty if they are missing or unusable: malformed, or
+    not private to this user, so that another user may have written them or knows the key."""
     former: dict[Side, dict[str, Any]] = {}
     sides: tuple[Side, Side] = ("client", "engine")
     for side in sides:
         path = path_of(config, side)
+        if not os.path.lexists(path):
+            return {}
         try:
-            inside = json.loads(path.read_text(encoding="utf-8"))
+            inside = json.loads(read_private(path))
             if not isinstance(inside, dict) or not all(name in inside for name in _SHARED):
                 raise ValueError("it lacks entries")
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            log.warning("cannot use the former connection file", path=str(path), reason=str(error))
+        except (ConnectionFileError, ValueError) as error:
+            log.warning(
+                "not using the former connection file; key and ports are new", path=str(path), reason=str(error)
+            )
             return {}
         former[side] = inside
     if any(former["client"][name] != former["engine"][name] for name in _SHARED):
