@@ -30,6 +30,7 @@ from trio_sched.server.hub import Hub, Inbox
 from trio_sched.server.identity import Identity, connections, new_identity
 from trio_sched.server.intake import Intake
 from trio_sched.server.links import Front
+from trio_sched.server.memory import BurstTrim
 from trio_sched.server.native import NativeFront
 from trio_sched.server.notifications import Notifications
 from trio_sched.server.outbox import Outbox
@@ -151,6 +152,7 @@ class Server:
         self._reception = Reception(
             config, guarded, self.hub, self.sessions, functions, self.outbox, self.budget, self.queries
         )
+        self._burst_trim = BurstTrim()
         self.auditor = Auditor(self.hub, config, self.sessions, self.outbox, self._tidy, now)
         self.actor = Actor(guarded, self._reception, self.inbox, self.outbox, self._after_turn)
         intake = Intake(self.hub, config, functions, self.outbox, self.budget, self.stop)
@@ -181,6 +183,7 @@ class Server:
         self._reception.sweep_departed()
         self.budget.recount()
         self.budget.trim()
+        self._burst_trim.check(self.hub.counters.total())
         for client in self.sessions.clients.values():
             if client.paused:
                 self.outbox.count_unread(client)  # the limit may have grown
