@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
 from trio_sched.client.functions import Functions
-from trio_sched.client.lookout import CLOSING_LOOK_S, QUIET_S, Lookout, version_problem
+from trio_sched.client.lookout import CLOSING_LOOK_S, QUIET_S, Lookout, hello, version_problem
 from trio_sched.client.news import News
 from trio_sched.client.session import Session
 from trio_sched.errors import NoSchedulerError, SchedulerClosed, VersionMismatch, WireError
@@ -34,6 +35,19 @@ def test_versions(theirs: list[str], problem: str, warning: str) -> None:
     assert [bool(text) for text in found] == [bool(problem), bool(warning)]
     assert problem in found[0]
     assert warning in found[1]
+
+
+def test_a_hello_fits_what_a_scheduler_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = Connection("far", "client", "tcp://far:1", "t", pid=os.getpid(), host=HERE)
+    entries = ["x" * 1000] * 300
+    monkeypatch.setattr(sys, "path", entries)
+    with pytest.warns(UserWarning, match="sys.path has 300 entries, .* get the first 262"):
+        made = hello(connection, name="", weight=1.0, cancel_on_leave=False)
+    assert made.path == entries[:262]
+    monkeypatch.setattr(sys, "path", ["x"] * 10_000)
+    assert len(hello(connection, name="", weight=1.0, cancel_on_leave=False).path) == 10_000
+    with pytest.raises(ValueError, match="name has 1,001 characters; the most is 1,000"):
+        hello(connection, name="x" * 1001, weight=1.0, cancel_on_leave=False)
 
 
 class Other:

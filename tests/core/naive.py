@@ -514,6 +514,8 @@ class Naive:
         edges = [id for dependency in (spec.after, spec.follow) if dependency for name in dependency.tasks]
         if len(edges) + len(spec.inputs) > self.settings.max_dependencies:
             return "too many dependencies"
+        if spec.targets is not None and len(spec.targets) > self.settings.max_targets:
+            return "too many targets"
         asks = edges or spec.inputs or spec.targets is not None or spec.resources or spec.retries or spec.timeout_s
         if self.settings.scheme == "pure" and asks:
             return "pure"

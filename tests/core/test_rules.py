@@ -391,6 +391,19 @@ def test_r06_a_lost_engine_counts_until_its_grace_is_over() -> None:
 # ---- R7: targets ----------------------------------------------------------------------------------------------------
 
 
+def test_r07_too_many_targets_are_refused_with_the_limit() -> None:
+    story = Story(max_targets=2)
+    assert story.submit("a", targets=["E", "F", "G"]) == [refused("a")]
+    assert "3 targets; the most is 2 (max_targets)" in story.words[0]
+
+
+def test_r07_a_reason_names_only_the_first_targets() -> None:
+    story = Story()
+    targets = [f"E{number:03}" for number in range(900)]
+    assert story.submit("a", targets=targets) == [accepted("a"), failed("a", "ImpossibleDependency")]
+    assert story.words[-1].endswith("(of E000, E001, E002, E003, E004 and 895 more)")
+
+
 def test_r07_only_the_targets() -> None:
     story = Story()
     story.engine("F")

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import trio
 
-from trio_sched.server import budget
+from trio_sched.server import budget, sessions
 from trio_sched.testing import FakeClient, FakeEngine, World, open_world, run_virtual
 from trio_sched.wire import native
+from trio_sched.wire.payload import digest
 
 MB = 1 << 20
 NOBODY: Any = {"resources": {"nobody has this": 1.0}}
@@ -255,5 +256,184 @@ def test_memory_goes_back_when_most_of_it_was_released(monkeypatch: pytest.Monke
             client.say(native.Cancel(tasks))
             await rounds(world)
             assert trimmed == [1]
+
+    run_virtual(main)
+
+
+# ---- limits on what one message may make the server keep ------------------------------------------------------------
+
+
+def test_fields_that_are_too_long_are_refused_without_being_quoted() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            for call, why in (
+                (native.Call(1, fn=bytes(MB)), "fn of task 1 has 1,048,576 bytes; a digest has 16"),
+                (native.Call(1, call="m:" + "x" * MB), "call of task 1 has 1,048,578 characters; the most is 1,000"),
+                (native.Call(1, call="m:x", inputs=[native.Value(bytes(MB))]), "only the scheduler sets"),
+                (native.Call(1, call="m:x", attached=[bytes(MB)]), "only the scheduler sets"),
+                (native.Call(1, call="m:x", resources={"x" * MB: 1.0}), "only the scheduler sets"),
+            ):
+                client.say(native.Submit([call]))
+                error = await client.hear(native.Error)
+                assert error.kind == "malformed"
+                assert why in error.message
+            for number, (options, why) in enumerate(
+                (
+                    (native.Options(label="x" * MB), "label has 1,048,576 characters; the most is 1,000"),
+                    (native.Options(resources={"x" * MB: 1.0}), "the name of a resource has 1,048,576 characters"),
+                    (native.Options(resources={str(n): 1.0 for n in range(101)}), "resources has 101 entries"),
+                    (native.Options(targets=list(range(1001))), "1001 targets; the most is 1000"),
+                ),
+                1,
+            ):
+                client.say(native.Submit([native.Call(number, call="m:x", options=options)]))
+                refused = await client.hear(native.Refused)
+                assert why in refused.reason
+                assert len(refused.reason) < 200
+            session = world.server.sessions.clients[client.number]
+            assert world.server.budget.held_bytes == 0
+            assert session.refusal_bytes < 2000
+            client.say(native.Ping())
+
+    run_virtual(main)
+
+
+def test_a_hello_that_is_too_large_is_answered_with_an_error() -> None:
+    async def main() -> None:
+        async with open_world() as world:
+            for hello, why in (
+                ({"path": ["x" * MB]}, "path has 1,048,576 characters in all; the most is 262,144"),
+                ({"path": [""] * 10_001}, "path has 10,001 entries; the most is 10,000"),
+                ({"cwd": "x" * MB}, "cwd has 1,048,576 characters; the most is 4,096"),
+                ({"name": "x" * MB}, "name has 1,048,576 characters; the most is 1,000"),
+            ):
+                stranger = await world.stranger()
+                token = world.running.connection.token
+                stranger.say(native.Hello(role="client", token=token, **hello))  # type: ignore[arg-type]
+                error = await stranger.hear(native.Error)
+                assert error.kind == "malformed"
+                assert why in error.message
+            assert world.server.sessions.clients == {}
+
+    run_virtual(main)
+
+
+def test_refusals_that_are_kept_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "REFUSALS_KEPT_BYTES", 10_000)
+
+    async def main() -> None:
+        async with open_world() as world:
+            client = await world.client()
+            session = world.server.sessions.clients[client.number]
+            for number in range(1, 101):
+                client.say(native.Submit([native.Call(number, call="m:x", options=native.Options(retries=-1))]))
+            await world.settle()
+            assert 5_000 < session.refusal_bytes <= 10_000
+            assert 0 < len(session.refusals) < 50
+            assert session.refusals[-1][1].id == client.full(100)
+
+    run_virtual(main)
+
+
+def test_ids_in_options_and_functions_without_tasks_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "OVERDRAFT_BYTES", 0)
+
+    async def main() -> None:
+        async with open_world(client_bytes=MB, window_bytes=MB) as world:
+            client = await world.client()
+            first = await client.submit("x", **NOBODY)
+            second = await client.submit("x", after=[first] * 1000)
+            await world.settle()
+            assert world.server.sessions.clients[client.number].payloads == {second: 1000 * native.NAMED_BYTES}
+            for number in range(5):
+                body = bytes([number]) * MB
+                client.say(native.Submit([], functions={digest(body): body}))
+            await world.settle()
+            assert len(world.server.sessions.clients[client.number].functions) < 4
+            assert world.server.hub.counters["over_credit_bytes"] > 0
+
+    run_virtual(main)
+
+
+def test_clients_that_ignore_their_credit_do_not_exceed_the_total_by_an_overdraft_each() -> None:
+    async def main() -> None:
+        async with open_world(total_bytes=64 * MB) as world:
+            clients = []
+            for _ in range(20):
+                clients.append(await world.client())
+                for _ in range(16):
+                    submit(clients[-1], **NOBODY)
+                await world.settle()
+            slack = budget.OVERDRAFT_BYTES
+            assert world.server.budget.held_bytes <= 64 * MB * 5 // 4 + slack + len(clients) * MB
+            assert world.server.hub.counters["over_credit_bytes"] > 0
+
+    run_virtual(main)
+
+
+def test_a_client_may_have_under_way_what_it_was_promised_before_others_exceeded_the_total() -> None:
+    async def main() -> None:
+        async with open_world(total_bytes=64 * MB) as world:
+            honest = await world.client()
+            promised = honest.welcome.credit_bytes
+            assert promised == 32 * MB
+            for _ in range(8):
+                client = await world.client()
+                for _ in range(32):
+                    submit(client, **NOBODY)
+                await world.settle()
+            assert world.server.budget.free_bytes() < 0
+            submit(honest, **NOBODY)
+            await world.settle()
+            told = honest.unheard(native.Accepted)[-1].credit_bytes
+            assert told is not None
+            assert told < 4 * MB
+            for _ in range(promised // MB - 1):  # sent before it heard that
+                submit(honest, **NOBODY)
+            await world.settle()
+            assert honest.unheard(native.Refused) == []
+
+    run_virtual(main)
+
+
+def test_what_departed_clients_leave_behind_is_bounded() -> None:
+    async def main() -> None:
+        async with open_world(total_bytes=64 * MB) as world:
+            for _ in range(60):
+                client = await world.client(path=["x" * 1000])
+                submit(client, 8 * MB, **NOBODY)
+                await world.settle()
+                client.leave()
+                await world.settle()
+            held = world.server.budget
+            assert held.held_bytes <= 64 * MB * 5 // 4 + budget.OVERDRAFT_BYTES
+            assert 0 < held.departed_bytes <= held.held_bytes
+            other = await world.client()
+            assert other.welcome.credit_bytes is not None
+            assert 0 < other.welcome.credit_bytes <= MB
+
+    run_virtual(main)
+
+
+def test_clients_that_left_while_their_tasks_go_on_count_against_max_clients() -> None:
+    async def main() -> None:
+        async with open_world(max_clients=2) as world:
+            engine = await world.engine()
+            for _ in range(2):
+                client = await world.client()
+                await client.submit("x")
+                client.leave()
+                await world.settle()
+            stranger = await world.stranger()
+            token = world.running.connection.token
+            stranger.say(native.Hello(role="client", token=token))
+            error = await stranger.hear(native.Error)
+            assert error.kind == "too_many"
+            assert "2 clients left while their tasks go on; max_clients is 2" in error.message
+            for _ in range(2):
+                await engine.finish(await engine.next_call())
+            await rounds(world)
+            await world.client()
 
     run_virtual(main)

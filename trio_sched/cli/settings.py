@@ -86,6 +86,7 @@ SETTINGS = (
     Setting("max_message_bytes", int, "Largest message. [1 GiB]"),
     Setting("max_tasks_per_message", int, "Most tasks in one message. [10000]"),
     Setting("max_dependencies", int, "Most tasks that one task depends on. [100000]"),
+    Setting("max_targets", int, "Most engines that one task names as targets. [1000]"),
     Setting("max_clients", int, "Most clients at once. [1000]"),
     Setting("max_admins", int, "Most commands (status, stop, ...) at once, beside the clients. [16]"),
     Setting("max_engines", int, "Most engines at once. [100000]"),

@@ -30,7 +30,7 @@ from trio_sched.errors import (
 from trio_sched.transport.connection import Connection, host_name, is_stale
 from trio_sched.transport.reach import describe_unanswered
 from trio_sched.wire import native
-from trio_sched.wire.ranges import RANGES
+from trio_sched.wire.ranges import LENGTHS, MOST_PATH_CHARACTERS, RANGES, check_length
 
 CLOSING_LOOK_S = 0.2
 """How often to look whether a scheduler that said it closes has gone."""
@@ -219,22 +219,38 @@ def hello(connection: Connection, *, name: str, weight: float, cancel_on_leave: 
         raise ValueError(f"name={name!r}: must be text")
     if not isinstance(weight, numbers.Real) or weight not in RANGES["weight"]:
         raise ValueError(f"weight={weight!r}: must be a number {RANGES['weight']}")
+    check_length("name", native.sendable(name))
     try:
         cwd = os.getcwd()
     except OSError:  # it was removed
         cwd = ""
+    path = [place for entry in sys.path if _can_be_sent(place := entry or cwd)]
     return native.Hello(
         role="client",
         token=connection.token,
         name=native.sendable(name),
-        host=native.sendable(platform.node()),
+        host=native.sendable(platform.node())[: LENGTHS["host"]],
         pid=os.getpid(),
         python=platform.python_version(),
         weight=float(weight),
-        cwd=cwd if _can_be_sent(cwd) else "",
-        path=[place for entry in sys.path if _can_be_sent(place := entry or cwd)],
+        cwd=cwd if _can_be_sent(cwd) and len(cwd) <= LENGTHS["cwd"] else "",
+        path=_shortened(path),
         cancel_on_leave=bool(cancel_on_leave),
     )
+
+
+def _shortened(path: list[str]) -> list[str]:
+    """The first entries of sys.path, as many as a Hello may have. Warns of those that are left out."""
+    characters = 0
+    for count, entry in enumerate(path):
+        characters += len(entry)
+        if count == LENGTHS["path"] or characters > MOST_PATH_CHARACTERS:
+            warnings.warn(
+                f"sys.path has {len(path):,} entries, too many or too long to be sent: engines get the first {count:,}",
+                stacklevel=3,
+            )
+            return path[:count]
+    return path
 
 
 def _can_be_sent(path: object) -> bool:

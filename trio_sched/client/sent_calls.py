@@ -29,12 +29,17 @@ class SentCalls(Struct):
         skipped = sum(call.frames for call in self.message.tasks[:done])
         message = replace(self.message, tasks=self.message.tasks[done:])
         frames = self.frames[skipped:]
-        size = sum([TASK_BYTES + len(call.body) for call in message.tasks]) + sum(map(len, frames))
+        size = sum([TASK_BYTES + call_bytes(call) for call in message.tasks]) + sum(map(len, frames))
         return SentCalls(self.first + done, self.last, message, frames, size)
 
     def calls(self) -> list[Call | Attached]:
         """Its calls as they were queued, each with its frames."""
         return native.attach(self.message.tasks, self.frames)  # type: ignore[return-value]  # calls in, calls out
+
+
+def call_bytes(call: Call) -> int:
+    """What a call counts for in `credit_bytes`, without its frames and `TASK_BYTES`."""
+    return len(call.body) if call.options is None else len(call.body) + native.options_bytes(call.options)
 
 
 def counter_of(entry: Call | Attached) -> int:

@@ -28,7 +28,7 @@ from msgspec.structs import replace
 from trio_sched.client.functions import Functions
 from trio_sched.client.liveness import Liveness
 from trio_sched.client.news import H, News
-from trio_sched.client.sent_calls import SentCalls, counter_of
+from trio_sched.client.sent_calls import SentCalls, call_bytes, counter_of
 from trio_sched.errors import WireError
 from trio_sched.wire import native
 from trio_sched.wire.native import COUNTER_MASK, TASK_BYTES, Attached, Call, Frame
@@ -253,19 +253,21 @@ class Session(Generic[H]):
             entry = queue[0]
             if type(entry) is Attached:
                 call: Call = entry.record  # type: ignore[assignment]  # only calls are in the queue
-                its_size = sum(map(len, entry.frames)) + len(call.body)
+                its_size = sum(map(len, entry.frames)) + call_bytes(call)
             else:
                 call = entry  # type: ignore[assignment]
-                its_size = len(call.body)
+                its_size = call_bytes(call)
+            function = self._functions.by_digest[call.fn] if call.fn else None
+            if function is not None and not function.sent:
+                its_size += TASK_BYTES + len(function.data)
             if tasks and size + its_size > most_bytes:
                 break
             queue.popleft()
             if type(entry) is Attached:
                 frames.extend(entry.frames)
-            if call.fn and not (function := self._functions.by_digest[call.fn]).sent:
+            if function is not None and not function.sent:
                 function.sent = True
                 functions[call.fn] = function.data
-                its_size += len(function.data)
             tasks.append(call)
             size += its_size + CALL_OVERHEAD_BYTES
         submit = native.Submit(tasks, functions=functions, received=self._acknowledge())

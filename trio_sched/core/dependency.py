@@ -26,6 +26,8 @@ AFTER: Final = 1
 FOLLOW: Final = 2
 INPUT: Final = 4
 NO_DEPENDENCY: Final = Dependency()
+MOST_LISTED: Final = 5
+"""Items that one reason or explanation names; further ones are only counted."""
 
 
 class Needs(Struct, gc=False):
@@ -127,3 +129,9 @@ def name(task: TaskId) -> str:
     if isinstance(task, int) and task >> SESSION_SHIFT:
         return f"{task >> SESSION_SHIFT}-{task & ((1 << SESSION_SHIFT) - 1)}"
     return str(task)
+
+
+def listed(items: list[str], joint: str = ", ") -> str:
+    """The first `MOST_LISTED` items in words, and the number of the others."""
+    more = len(items) - MOST_LISTED
+    return joint.join(items[:MOST_LISTED]) + (f" and {more:,} more" if more > 0 else "")

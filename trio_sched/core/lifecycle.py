@@ -17,7 +17,7 @@ from msgspec import Struct
 from trio_sched.core import dependency
 from trio_sched.core.archive import Archive
 from trio_sched.core.deadlines import Deadlines
-from trio_sched.core.dependency import FOLLOW, Needs, name
+from trio_sched.core.dependency import FOLLOW, Needs, listed, name
 from trio_sched.core.effects import AssignTask, DeliverResult, Effect, Publish, RecallTask
 from trio_sched.core.engines import Engine
 from trio_sched.core.events import MOST_BACKOFF_S, SESSION_SHIFT, ClientId, EngineId, Outcome, PayloadRef, TaskId
@@ -46,6 +46,8 @@ class Settings(Struct, frozen=True):
     """How many ended tasks are remembered (R22)."""
     max_dependencies: int = 100_000
     """The most tasks that one submission may name."""
+    max_targets: int = 1_000
+    """The most engines that one submission may name (R7)."""
 
 
 class Lifecycle:
@@ -340,8 +342,8 @@ class Lifecycle:
         self._end(task, now, "unreachable", error="ImpossibleDependency", reason=reason)
 
     def _no_target_left(self, task: Task, now: float) -> None:
-        place = sorted(map(str, self._place_of(task) or ()))
-        self._impossible(task, now, f"none of the engines it may run on is left (of {', '.join(place) or 'none'})")
+        place = listed(sorted(map(str, self._place_of(task) or ())))
+        self._impossible(task, now, f"none of the engines it may run on is left (of {place or 'none'})")
 
     # ---- going back, and being called off ---------------------------------------------------------------------------
 

@@ -219,6 +219,8 @@ class Scheduler(Lifecycle):
                     return f"{what} counts neither success nor failure: set at least one of them"
         if count > self.settings.max_dependencies:
             return f"it names {count} tasks; the most is {self.settings.max_dependencies}"
+        if spec.targets is not None and len(spec.targets) > self.settings.max_targets:
+            return f"it names {len(spec.targets)} targets; the most is {self.settings.max_targets} (max_targets)"
         if spec.retries < 0 or (spec.timeout_s or 0) < 0 or spec.backoff_s < 0:
             return "retries, timeout and backoff must not be negative"
         if self._pure and (count or spec.targets is not None or spec.resources or spec.retries or spec.timeout_s):

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_sched.core.dependency import name
+from trio_sched.core.dependency import listed, name
 from trio_sched.core.engines import UNLIMITED, Engine, fits
 from trio_sched.core.events import TaskId
 from trio_sched.core.ready import Pool
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.core.task import ASSIGNED, CANCELLING, DELAYED, READY, RECALLING, WAITING, Ended, Task
-
-_MOST_NAMED = 5
-"""Tasks or engines that an explanation names before it only counts them."""
 
 
 def status(scheduler: Scheduler, now: float) -> dict[str, Any]:
@@ -122,9 +119,9 @@ def _waiting(scheduler: Scheduler, task: Task, now: float) -> str:
     for what, tasks, all_ in named:
         unfinished = [other for other in tasks if other in scheduler.tasks]
         if unfinished and (all_ or len(unfinished) == len(tasks) or what == "follow"):
-            listed = _listed([f"{name(other)} ({scheduler.tasks[other].state.value})" for other in unfinished])
+            states = listed([f"{name(other)} ({scheduler.tasks[other].state.value})" for other in unfinished])
             any_ = "" if all_ else ", any of which will do"
-            parts.append(f"{len(unfinished)} of {len(tasks)} dependencies ({what}{any_}): {listed}")
+            parts.append(f"{len(unfinished)} of {len(tasks)} dependencies ({what}{any_}): {states}")
     return "it waits for " + "; and for ".join(parts or ["dependencies that are being settled"])
 
 
@@ -205,7 +202,7 @@ def _asked(pool: Pool) -> str:
     parts = [f"a kind of {pool.kind!r}"] if pool.kind else []
     parts += [f"{what}={amount:g}" for what, amount in pool.resources]
     if pool.targets is not None:
-        parts.append(f"engine {_listed(sorted(map(str, pool.targets)), ' or ')}")
+        parts.append(f"engine {listed(sorted(map(str, pool.targets)), ' or ')}")
     return " and ".join(parts) or "anything"
 
 
@@ -219,8 +216,3 @@ def _most_offered(scheduler: Scheduler, pool: Pool) -> str:
 
 def _capacity(engine: Engine) -> str:
     return "any number" if engine.capacity == UNLIMITED else str(engine.capacity)
-
-
-def _listed(items: list[str], joint: str = ", ") -> str:
-    more = len(items) - _MOST_NAMED
-    return joint.join(items[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -14,6 +14,8 @@ Only payloads larger than `TASK_BYTES` are counted one by one; every task counts
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from trio_sched.core.events import ClientPaused, ClientResumed
 from trio_sched.server.config import Config
 from trio_sched.server.memory import memory_bytes, return_free_memory
@@ -23,7 +25,7 @@ from trio_sched.wire.native import TASK_BYTES, Attached, TaskEnd
 LEAST_WINDOW_BYTES = 1 << 20
 """What a client may always have under way where it may hold so much: a message of its."""
 OVERDRAFT_BYTES = 32 << 20
-"""What is taken from a client beyond what it was told, at least: it may have sent that before it heard."""
+"""What is taken from a client beyond its promise, at least, while the clients together do not exceed the total."""
 CREDIT_STEPS = 8
 """Credit is told again when it has changed by an eighth."""
 MEMORY_SHARE = 4
@@ -32,6 +34,8 @@ MINIMUM_SHARE = 4
 """A quarter of the total, dealt out evenly, is each client's whatever others take,"""
 FEWEST_SHARES = 16
 """in at least so many shares."""
+PLACE = b"place"
+"""The key of a departed client's place among its payloads; digests are longer."""
 TRIM_BYTES = 32 << 20
 """When so much was released, and half of what there was, free memory goes back to the operating system."""
 
@@ -50,6 +54,10 @@ class ByteBudget:
         """What tasks count besides, as of the last `recount`."""
         self.released_bytes = 0
         """What was released in all: to find out whether anything was since."""
+        self.departed_bytes = 0
+        """The part of `held_bytes` that clients left behind, whose tasks go on."""
+        self._rounds = 0
+        """Recounts so far."""
         self._peak_bytes = 0
         """The most that was held since free memory was returned."""
 
@@ -85,8 +93,17 @@ class ByteBudget:
     def release_all(self, client: ClientSession) -> None:
         """Nothing of the client is left."""
         self._release(client.payload_bytes)
-        client.payload_bytes = 0
+        self.departed_bytes -= client.departed_bytes
+        client.payload_bytes = client.departed_bytes = 0
         client.payloads.clear()
+
+    def depart(self, client: ClientSession) -> None:
+        """The client left and its tasks go on: its place is kept for them."""
+        place = len(client.place.cwd) + sum(map(len, client.place.path))
+        if place > TASK_BYTES:
+            self.hold(client, PLACE, place)
+        client.departed_bytes = client.payload_bytes
+        self.departed_bytes += client.departed_bytes
 
     def count_unread(self, client: ClientSession) -> ClientPaused | ClientResumed | None:
         """Results were sent to the client, wait for it, or were acknowledged: what the core must hear of it."""
@@ -115,7 +132,13 @@ class ByteBudget:
         return None
 
     def recount(self) -> None:
-        """Once in a while: what small tasks add up to."""
+        """Every heartbeat: what small tasks add up to, and which promises a client has heard of since."""
+        self._rounds += 1
+        if self._rounds % self._config.missed_heartbeats == 0:
+            for client in self._sessions.clients.values():
+                if client.link is not None:  # one that is away sends what it was promised when it comes back
+                    client.former_promise_bytes = client.highest_promise_bytes
+                    client.highest_promise_bytes = client.promised_bytes
         sessions = self._sessions
         tasks = sum(client.unfinished for client in sessions.clients.values())
         tasks += sum(client.unfinished for client in sessions.departed.values())
@@ -135,7 +158,11 @@ class ByteBudget:
         return self.total_bytes - self.held_bytes - self.task_bytes
 
     def _minimum(self) -> int:
-        return self.total_bytes // (MINIMUM_SHARE * max(FEWEST_SHARES, len(self._sessions.clients)))
+        return self.total_bytes // (MINIMUM_SHARE * max(FEWEST_SHARES, self._shares()))
+
+    def _shares(self) -> int:
+        """Clients among which memory is divided: those that left while their tasks go on count as well."""
+        return len(self._sessions.clients) + len(self._sessions.departed)
 
     def _limit(self) -> int:
         """The bytes of payloads, and the bytes of unread results, that each client may have held now."""
@@ -147,11 +174,15 @@ class ByteBudget:
         room = self._limit() - held_for(client)
         if client.paused:
             room += window  # an acknowledgement may wait until a call that needs the result is accepted
-        fair = max(self.free_bytes() // (1 + len(self._sessions.clients)), self._minimum())
+        fair = max(self.free_bytes() // (1 + self._shares()), self._minimum())
         credit = max(0, min(window, room, fair))
         if not credit and not client.unfinished and client.received == client.accepted:
             return 1  # one call, whatever its size
         return credit
+
+    def _exempt(self, size: int) -> int:
+        """How much of the largest part of a message does not count against a promise."""
+        return 0 if self.departed_bytes > self.total_bytes // 2 else size
 
     def limit_name(self, client: ClientSession) -> str:
         """The setting that keeps the client's credit down."""
@@ -169,12 +200,25 @@ class ByteBudget:
         """The client hears what was accepted, and what it was told last counts from there."""
         if client.credit_bytes:
             client.promised_bytes = held_for(client) + client.credit_bytes
+            client.highest_promise_bytes = max(client.highest_promise_bytes, client.promised_bytes)
 
-    def overdrawn(self, client: ClientSession) -> str:
-        """Why nothing more is taken from the client, which ignores its credit; "" if it may send. What an honest one
-        sent before it heard that its credit shrank is less than a window."""
+    def overdrawn(self, client: ClientSession, sizes: Mapping[int, int], functions: Mapping[bytes, bytes]) -> str:
+        """Why a message with calls of these sizes is not taken from the client, which ignores its credit; "" if it is.
+
+        What a client may have held is the highest promise of the last `missed_heartbeats` heartbeats or more, since it
+        may send before it learns of a lower one, and a slack of a window, which shrinks to nothing as the clients
+        together exceed the total. The largest call and function of a message may exceed that, unless clients that have
+        left hold half of the total.
+        """
         held = held_for(client)
-        if held <= client.promised_bytes + max(self._window_bytes, OVERDRAFT_BYTES):
+        if sizes:
+            held += sum(sizes.values()) - self._exempt(max(sizes.values()))
+        if functions:
+            each = [len(body) for body in functions.values()]
+            held += sum(each) + TASK_BYTES * len(each) - self._exempt(TASK_BYTES + max(each))
+        promised = max(client.promised_bytes, client.highest_promise_bytes, client.former_promise_bytes)
+        slack = max(self._window_bytes, OVERDRAFT_BYTES)
+        if held <= promised + max(0, slack + min(0, self.free_bytes())):
             return ""
         name = self.limit_name(client)
         limit = self._config.client_bytes if name == "client_bytes" else self.total_bytes

@@ -72,6 +72,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     max_message_bytes: int = 1 << 30
     max_tasks_per_message: int = 10_000
     max_dependencies: int = 100_000
+    max_targets: int = 1_000
     max_clients: int = 1_000
     """When there are so many, those that nothing is lost with and that are not there give way to newcomers."""
     max_admins: int = 16
@@ -127,6 +128,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
             grace_s=self.grace_s,
             keep_finished=self.keep_finished,
             max_dependencies=self.max_dependencies,
+            max_targets=self.max_targets,
         )
 
 
@@ -173,6 +175,7 @@ RULES: dict[str, Rule] = {
     "max_message_bytes": _at_least(1 << 16),
     "max_tasks_per_message": _at_least(1),
     "max_dependencies": _at_least(1),
+    "max_targets": _at_least(1),
     "max_clients": _at_least(1),
     "max_admins": _at_least(1),
     "max_engines": _at_least(1),

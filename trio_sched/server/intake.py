@@ -31,6 +31,8 @@ from trio_sched.server.reader import Reader
 from trio_sched.server.sessions import ClientSession
 from trio_sched.wire.native import (
     COUNTER_MASK,
+    FUNCTION_DIGEST_BYTES,
+    INLINE_BYTES,
     TASK_BYTES,
     Attached,
     Bye,
@@ -45,8 +47,9 @@ from trio_sched.wire.native import (
     Watch,
     attach,
     encode,
+    options_bytes,
 )
-from trio_sched.wire.ranges import RANGES, check
+from trio_sched.wire.ranges import RANGES, check, check_length
 
 CREDIT_SLACK = 2
 """A client that has so many times its credit under way does not count, and is not listened to."""
@@ -90,18 +93,18 @@ class Intake(Reader):
         sizes = self._check(client, calls)
         _check_received(client, message.received)
         payloads = attach(calls, frames)
-        refusal = self._budget.overdrawn(client) if calls else ""
-        if refusal:
-            self._reject(client, calls, refusal)
-            if message.received:
-                self._received(client, message.received)
-            return
         if frames:
             for payload in payloads:
                 if type(payload) is Attached:
                     task = payload.record.id
                     sizes[task] = sizes.get(task, 0) + sum([len(frame) for frame in payload.frames])
-        for digest, body in message.functions.items():
+        functions_sent = message.functions
+        if (calls or functions_sent) and (refusal := self._budget.overdrawn(client, sizes, functions_sent)):
+            self._reject(client, calls, refusal)
+            if message.received:
+                self._received(client, message.received)
+            return
+        for digest, body in functions_sent.items():
             self._learn(client, digest, body)
         number = client.number
         base = number << SESSION_SHIFT
@@ -155,12 +158,23 @@ class Intake(Reader):
         for call in calls:
             if not 0 < call.id <= COUNTER_MASK:
                 raise WireError(f"a task has the id {call.id}; ids count from 1 to {COUNTER_MASK}")
-            if len(call.body) > TASK_BYTES:
-                sizes[call.id] = len(call.body)
+            if call.fn and len(call.fn) != FUNCTION_DIGEST_BYTES:
+                raise WireError(
+                    f"fn of task {call.id} has {len(call.fn):,} bytes; a digest has {FUNCTION_DIGEST_BYTES}"
+                )
+            if call.inputs is not None or call.resources is not None or call.attached is not None:
+                raise WireError(f"task {call.id} has inputs, resources or attached, which only the scheduler sets")
+            size = len(call.body)
+            if call.call:
+                _check_name(call)
             if call.args is not None or call.kwargs is not None:
                 size = _check_depth(call)
-                if size > TASK_BYTES:
-                    sizes[call.id] = size
+            if size <= TASK_BYTES:
+                size = 0
+            if call.options is not None:
+                size += options_bytes(call.options)
+            if size:
+                sizes[call.id] = size
         return sizes
 
     def _spec(self, client: ClientSession, options: Options) -> TaskSpec:
@@ -168,7 +182,8 @@ class Intake(Reader):
         if client.spec is not None and client.options == options:
             return client.spec
         spec = spec_of(options, client.number << SESSION_SHIFT)
-        client.options, client.spec = options, spec
+        if options_bytes(options) <= INLINE_BYTES:
+            client.options, client.spec = options, spec
         return spec
 
     def _learn(self, client: ClientSession, digest: bytes, body: bytes) -> None:
@@ -177,7 +192,7 @@ class Intake(Reader):
             self.hub.note("bad_digest", session=client.number)
         else:
             client.functions[shared] = shared
-            self._budget.hold(client, shared, len(body))
+            self._budget.hold(client, shared, TASK_BYTES + len(body))
 
     def _forget(self, client: ClientSession, digest: bytes) -> None:
         self._budget.release(client, digest)
@@ -239,6 +254,14 @@ def _check_depth(call: Call) -> int:
         raise WireError(f"the arguments of task {call.id} cannot be sent on: {error}") from None
 
 
+def _check_name(call: Call) -> None:
+    """Raises WireError for a name that no call has."""
+    try:
+        check_length("call", call.call, f"call of task {call.id} has")
+    except ValueError as error:
+        raise WireError(str(error)) from None
+
+
 def _check_received(client: ClientSession, seq: int) -> None:
     """Raises WireError for a count of results that the client cannot have."""
     if not 0 <= seq <= client.seq:
@@ -276,7 +299,9 @@ def _dependency(name: str, tasks: Sequence[int], flags: tuple[bool, bool, bool],
 
 def amounts(resources: dict[str, float]) -> tuple[tuple[str, float], ...]:
     """Resources as the core has them. Raises ValueError for an amount outside of its range."""
+    check_length("resources", resources)
     for name, amount in resources.items():
+        check_length("resource name", name, "the name of a resource has")
         check("resource", amount, f"resource {name!r} is")
     return tuple(sorted((name, amount) for name, amount in resources.items() if amount))
 
@@ -285,6 +310,7 @@ def spec_of(options: Options, base: int) -> TaskSpec:
     """Wire options as the core's. Raises ValueError that says what is wrong with them."""
     if options.timeout_s is not None:
         check("timeout_s", options.timeout_s)
+    check_length("label", options.label)
     check("backoff_s", options.backoff_s)
     check("retries", options.retries)
     check("priority", options.priority)

@@ -22,7 +22,7 @@ from trio_sched.server.reader import Reader
 from trio_sched.server.sessions import LANES, NannySession, Sessions
 from trio_sched.transport.connection import Role
 from trio_sched.wire.native import VERSION, Bye, Died, Frame, Hello, Ping
-from trio_sched.wire.ranges import check
+from trio_sched.wire.ranges import MOST_PATH_CHARACTERS, check, check_length
 
 
 class Notifications(Reader):
@@ -108,7 +108,7 @@ class Notifications(Reader):
 
 
 def _check(hello: Hello) -> None:
-    """Raises ValueError that says which number in it makes no sense."""
+    """Raises ValueError that says which number or text in it is out of its range."""
     check("weight", hello.weight)
     check("slots", hello.slots)
     check("received", hello.received)
@@ -117,3 +117,8 @@ def _check(hello: Hello) -> None:
     if hello.hwm is not None:
         check("hwm", hello.hwm)
     amounts(hello.resources)
+    for name in ("name", "host", "python", "cwd", "path", "secret", "scheduler"):
+        check_length(name, getattr(hello, name))
+    characters = sum(map(len, hello.path))
+    if characters > MOST_PATH_CHARACTERS:
+        raise ValueError(f"path has {characters:,} characters in all; the most is {MOST_PATH_CHARACTERS:,}")

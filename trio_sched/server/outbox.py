@@ -59,6 +59,8 @@ LAZY_S = 0.02
 LONE_ACK_BYTES = 1 << 20
 """An engine is told by itself that its results arrived when it holds so many bytes of them for nothing."""
 CALL_OVERHEAD_BYTES = 64
+MOST_REASON = 1_000
+"""Characters of the reason of a refusal."""
 
 
 class Outbox:
@@ -173,8 +175,8 @@ class Outbox:
         client.accepted += 1
         self._budget.release(client, effect.task)  # type: ignore[arg-type]
         self._clients[client.number] = client
-        refused = Refused(effect.task, effect.reason)  # type: ignore[arg-type]
-        client.refusals.append((client.seq + 1, refused))
+        refused = Refused(effect.task, effect.reason[:MOST_REASON])  # type: ignore[arg-type]
+        client.keep_refusal(refused)
         self._send(client, refused)
 
     def _recall(self, effect: RecallTask) -> None:

@@ -156,6 +156,10 @@ class Reception:
             limit, name = (
                 (self._config.max_admins, "max_admins") if hello.admin else (self._config.max_clients, "max_clients")
             )
+            departed = len(self._sessions.departed)
+            if departed >= limit and not hello.admin:
+                why = f"{departed} clients left while their tasks go on; {name} is {limit}"
+                return [Decline(link, "too_many", why)]
             count = len(self._sessions.admins) if hello.admin else self._sessions.ordinary_clients()
             if count >= limit:
                 idle = self._idlest_admin() if hello.admin else self._idlest_client(now)
@@ -256,6 +260,7 @@ class Reception:
                 self._release_functions(session)
             else:
                 self._sessions.departed[session.number] = session
+                self._budget.depart(session)
                 self.sweep_departed()
             return effects
         return []

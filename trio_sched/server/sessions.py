@@ -28,8 +28,10 @@ from trio_sched.wire.native import Attached, Call, Frame, Hello, Options, Place,
 
 Role: TypeAlias = Literal["client", "engine", "nanny"]
 _SECRET_BYTES = 16
-REFUSALS_KEPT = 100_000
+REFUSALS_KEPT_BYTES = 16 << 20
 """Refusals of one client that are sent again when it comes back."""
+REFUSAL_OVERHEAD_BYTES = 256
+"""What each of them takes beside its reason."""
 LANES = {"client": CLIENTS, "engine": ENGINES, "nanny": STRANGERS}
 
 
@@ -105,10 +107,13 @@ class ClientSession(Session):
         "cancel_on_leave",
         "counted_ends",
         "credit_bytes",
+        "departed_bytes",
         "ends",
         "flushed_at",
+        "former_promise_bytes",
         "functions",
         "heard_watching",
+        "highest_promise_bytes",
         "options",
         "paused",
         "payload_bytes",
@@ -116,6 +121,7 @@ class ClientSession(Session):
         "place",
         "promised_bytes",
         "received",
+        "refusal_bytes",
         "refusals",
         "seq",
         "spec",
@@ -157,6 +163,12 @@ class ClientSession(Session):
         """What it was told last."""
         self.promised_bytes = 0
         """What may be held for it by what it was told."""
+        self.highest_promise_bytes = 0
+        """The highest `promised_bytes` of the current period of recounts."""
+        self.former_promise_bytes = 0
+        """The same of the period before."""
+        self.departed_bytes = 0
+        """What it left behind, once it has left."""
         self.paused = False
         """Whether the core was told to pause it (R34)."""
         # the outbox's
@@ -170,8 +182,10 @@ class ClientSession(Session):
         self.seq = 0
         self.unacked: deque[Parcel] = deque()
         self.unacked_bytes = 0
-        self.refusals: deque[tuple[int, Refused]] = deque(maxlen=REFUSALS_KEPT)
+        self.refusals: deque[tuple[int, Refused]] = deque()
         """Refusals that may not have arrived, with the seq whose receipt will prove that they have."""
+        self.refusal_bytes = 0
+        """Of `refusals`, at most `REFUSALS_KEPT_BYTES`: the oldest are dropped."""
         self.flushed_at = float("-inf")
         self.watching = 0
         """Bytes of events sent since `heard_watching`, when it was last heard: all that tells how it keeps up."""
@@ -195,8 +209,23 @@ class ClientSession(Session):
             self.unacked_bytes -= parcel.size
             tasks += [end.record.id if isinstance(end, Attached) else end.id for end in parcel.ends]
         while self.refusals and self.refusals[0][0] <= seq:
-            self.refusals.popleft()
+            self._drop_refusal()
         return tuple(tasks)
+
+    def keep_refusal(self, refused: Refused) -> None:
+        """Keep a refusal, to send it again if the client comes back without it."""
+        self.refusals.append((self.seq + 1, refused))
+        self.refusal_bytes += _refusal_bytes(refused)
+        while self.refusal_bytes > REFUSALS_KEPT_BYTES:
+            self._drop_refusal()
+
+    def _drop_refusal(self) -> None:
+        _, refused = self.refusals.popleft()
+        self.refusal_bytes -= _refusal_bytes(refused)
+
+
+def _refusal_bytes(refused: Refused) -> int:
+    return REFUSAL_OVERHEAD_BYTES + len(refused.reason)
 
 
 class EngineSession(Session):

@@ -38,6 +38,8 @@ INLINE_BYTES = 16 * 1024
 FUNCTION_DIGEST_BYTES = 16
 TASK_BYTES = 512
 """What a call counts for in `credit_bytes`, beside its body and frames."""
+NAMED_BYTES = 64
+"""What each task or engine counts for that the options of a call name."""
 COUNTER_MASK = 0xFFFF_FFFF
 """The part of a task id that its session counts. An id of a message with no session part is one of the sender's own."""
 
@@ -71,6 +73,16 @@ class Options(Struct, omit_defaults=True):
     backoff_s: float = 0.0
     same_engine: bool = True
     label: str = ""
+
+
+def options_bytes(options: Options) -> int:
+    """What a call counts for in `credit_bytes` because of its options: `NAMED_BYTES` for each task, engine or resource
+    that they name, and the label. 0 if that is less than `TASK_BYTES`, which cover it."""
+    named = len(options.after) + len(options.follow) + len(options.inputs) + len(options.resources)
+    if options.targets is not None:
+        named += len(options.targets)
+    size = NAMED_BYTES * named + len(options.label)
+    return size if size > TASK_BYTES else 0
 
 
 class RemoteError(Struct, omit_defaults=True):

@@ -6,6 +6,8 @@ the core stays finite and exact enough (R32).
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 from msgspec import Struct
 
 from trio_sched.core.events import MOST_BACKOFF_S
@@ -47,6 +49,23 @@ RANGES: dict[str, Range] = {
 }
 """By name. "resource": an amount of a resource; "id": of a task; "received": a count of messages."""
 
+LENGTHS: dict[str, int] = {
+    "call": 1_000,
+    "label": 1_000,
+    "resources": 100,
+    "resource name": 200,
+    "cwd": 4_096,
+    "path": 10_000,
+    "name": 1_000,
+    "host": 1_000,
+    "python": 100,
+    "secret": 1_000,
+    "scheduler": 1_000,
+}
+"""The most characters of texts, and entries of collections, by name. "path": entries of sys.path."""
+MOST_PATH_CHARACTERS = 1 << 18
+"""Of all entries of sys.path together."""
+
 
 def check(name: str, value: float, said: str = "") -> None:
     """Check a number against its range.
@@ -56,6 +75,17 @@ def check(name: str, value: float, said: str = "") -> None:
     """
     if value not in RANGES[name]:
         raise ValueError(f"{said or name + ' is'} {quoted(value)}; it must be {RANGES[name]}")
+
+
+def check_length(name: str, value: Sized, said: str = "") -> None:
+    """Check how long a text is, or how many items a collection has.
+
+    :raises ValueError: it is longer than `LENGTHS` allows; the message has its name (or begins with `said` instead),
+        its length and the limit, and does not quote it.
+    """
+    if len(value) > LENGTHS[name]:
+        unit = "characters" if isinstance(value, str) else "entries"
+        raise ValueError(f"{said or name + ' has'} {len(value):,} {unit}; the most is {LENGTHS[name]:,}")
 
 
 def quoted(value: object) -> str:
