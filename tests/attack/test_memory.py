@@ -50,3 +50,12 @@ def test_results_that_nobody_reads_pause_their_client() -> None:
     outcome, _ = attack("results")
     assert outcome.rss_peak < outcome.rss_before + CLIENT_BYTES + BESIDE_BYTES
     outcome.check()
+
+
+@pytest.mark.attack
+def test_many_clients_that_ignore_their_credit_exceed_the_total_by_one_overdraft() -> None:
+    total = 128 << 20
+    with Server("-n", "2", "--total-bytes", str(total)) as server, HonestClient(server) as honest:
+        outcome = honest.during(Attacker("overdrafts.py", server.client_file, 20, 40, MB))
+    assert outcome.rss_peak < outcome.rss_before + total * 5 // 4 + BESIDE_BYTES
+    outcome.check(10.0)
