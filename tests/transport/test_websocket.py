@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +23,8 @@ from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import websocket
 from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
 from trio_sched.transport.websocket import Handshake, Limits, Refusal, WebSocketPeer
-from trio_sched.transport.websocket_meter import Rates
+from trio_sched.transport.websocket_meter import FrameMeter, Rates, Unfinished
+from trio_sched.transport.websocket_stream import MeteredStream
 
 WAIT_S = 30.0
 TLS = Path(__file__).parent / "tls"
@@ -241,6 +243,72 @@ def test_one_that_may_not_connect_is_told_why() -> None:
             assert await server.noted("refused") == "not you"
             server.refusal = None
             await answers(server)
+
+    run(main)
+
+
+# ---- how many may connect in a second -------------------------------------------------------------------------------
+
+
+ONE_HANDSHAKE: dict[str, Any] = {"handshakes_per_s": 1 / websocket.HANDSHAKE_BURST_S}
+"""And none more for seconds."""
+
+
+def test_connections_without_a_request_use_up_no_handshake() -> None:
+    async def main() -> None:
+        async with serving(**ONE_HANDSHAKE) as server:
+            for _ in range(50):
+                await (await trio.open_tcp_stream("127.0.0.1", server.port)).aclose()
+            silent = [await trio.open_tcp_stream("127.0.0.1", server.port) for _ in range(50)]
+            await answers(server)
+            for stream in silent:
+                await trio.aclose_forcefully(stream)
+            assert server.notes == []
+
+    run(main)
+
+
+def test_peers_that_show_a_token_do_not_wait_for_those_that_show_none() -> None:
+    async def main() -> None:
+        async with serving(handshake_s=20.0, **ONE_HANDSHAKE) as server:
+            await answers(server)
+            waiting = [await trio.open_tcp_stream("127.0.0.1", server.port) for _ in range(6)]
+            for stream in waiting:
+                await stream.send_all(REQUEST)
+            async with connected(server.url + "?token=shown"), connected(server.url + "?token=shown") as page:
+                await page.send_message("in")
+                assert await page.get_message() == "in"
+            for stream in waiting:
+                await trio.aclose_forcefully(stream)
+
+    run(main)
+
+
+def test_beyond_those_that_may_wait_the_oldest_is_refused() -> None:
+    async def main() -> None:
+        async with serving(handshake_s=4.0, **ONE_HANDSHAKE) as server:  # one may wait
+            await answers(server)
+            oldest = await trio.open_tcp_stream("127.0.0.1", server.port)
+            await oldest.send_all(REQUEST)
+            newest = await trio.open_tcp_stream("127.0.0.1", server.port)
+            await newest.send_all(REQUEST)
+            assert await read_to_the_end(oldest) == b""
+            assert "handshakes a second without a token" in await server.noted("no_handshake")
+            await trio.aclose_forcefully(newest)
+
+    run(main)
+
+
+@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="the system does not tell")
+def test_a_peer_that_has_hung_up_is_noticed_whatever_it_sent_before() -> None:
+    async def main() -> None:
+        here, there = trio.socket.socketpair()
+        async with trio.SocketStream(here) as stream:
+            metered = MeteredStream(stream, 1.0, FrameMeter(stream.receive_some, Rates(1 << 20), Unfinished(1 << 20)))
+            await there.send(b"a request")
+            assert not metered.has_hung_up
+            there.close()
+            assert metered.has_hung_up
 
     run(main)
 

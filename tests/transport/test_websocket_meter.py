@@ -15,6 +15,7 @@ from trio_sched.transport.websocket_meter import (
     FRAMES_AT_ONCE,
     HANDSHAKE_BYTES,
     HELLO_FRAMES,
+    SMALL_BYTES,
     Budget,
     FrameMeter,
     FrameScanner,
@@ -169,7 +170,7 @@ def test_a_stranger_that_says_too_much_is_refused_and_not_read(pieces: list[byte
 
 def test_a_request_without_end_is_not_read_to_its_end() -> None:
     async def main() -> None:
-        for piece in (b"x" * 1000, b"x"):
+        for piece in (b"X" * 1000, b"X"):
             peer = Peer(*[piece] * 100_000)
             with pytest.raises(trio.BrokenResourceError):
                 await peer.reads_all()
@@ -221,16 +222,111 @@ def test_a_message_that_is_too_large_is_refused_at_its_header_and_ignored() -> N
     run_virtual(main)
 
 
-def test_the_oldest_unfinished_message_gives_way() -> None:
+def pieces_of(data: bytes, size: int = 60_000) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.5])
+def test_many_large_messages_at_once_wait_for_each_other_and_all_end(pause_s: float) -> None:
     async def main() -> None:
-        unfinished = Unfinished(100_000)
-        peers = [await admitted(frame(60_000)[:-1], frame(5), unfinished=unfinished) for _ in range(3)]
-        for peer in peers[:2]:
-            await peer.meter.read(1 << 16)
-        assert [len(peer.refused) for peer in peers] == [1, 0, 0]
-        peers[1].meter.end()
-        await peers[2].meter.read(1 << 16)
-        assert [len(peer.refused) for peer in peers] == [1, 0, 0]
-        assert await peers[0].meter.read(1 << 16) == b""
+        limit, size, count = 2_000_000, 900_000, 20
+        unfinished = Unfinished(limit, stall_s=10.0)
+        most = 0
+        ended: list[Peer] = []
+
+        async def upload(peer: Peer) -> None:
+            nonlocal most
+            while await peer.meter.read(1 << 16):
+                most = max(most, unfinished._bytes)
+                await trio.sleep(pause_s)
+            ended.append(peer)
+
+        peers = [await admitted(*pieces_of(frame(size)), unfinished=unfinished) for _ in range(count)]
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(upload, peer)
+        assert len(ended) == count
+        assert [peer.refused for peer in peers] == [[]] * count
+        assert limit / 2 < most <= limit + size + count * SMALL_BYTES
+        assert not unfinished._bytes
+        assert not unfinished._held
+
+    run_virtual(main)
+
+
+class StallingPeer(Peer):
+    """Sends its pieces and then nothing more."""
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
+        if not self.pieces:
+            await trio.sleep_forever()
+        return await super()._receive(max_bytes)
+
+
+async def stalling(unfinished: Unfinished, size: int) -> StallingPeer:
+    """Admitted; has sent `size` bytes of a message."""
+    peer = StallingPeer(REQUEST, *pieces_of(frame(1 << 20)[:size]), unfinished=unfinished)
+    await peer.meter.read(1 << 16)
+    peer.meter.admit()
+    return peer
+
+
+def test_those_that_stall_give_way_when_others_wait_and_only_as_many_as_must() -> None:
+    async def main() -> None:
+        unfinished = Unfinished(2_000_000, stall_s=10.0)
+        stalled = [await stalling(unfinished, 600_000) for _ in range(3)]
+        async with trio.open_nursery() as nursery:
+            for peer in stalled:
+                nursery.start_soon(peer.reads_all)
+            await trio.sleep(1000)
+            assert not any(peer.refused for peer in stalled), "nobody waits"
+            honest = await admitted(*pieces_of(frame(300_000)), unfinished=unfinished)
+            heard: list[float] = []
+            honest.meter.heard = lambda: heard.append(trio.current_time())
+            began = trio.current_time()
+            assert sum(map(len, await honest.reads_all())) == len(frame(300_000))
+            assert trio.current_time() - began < 2
+            assert sorted(len(peer.refused) for peer in stalled) == [0, 0, 1]
+            assert "less than 65536 bytes of yours in 10 s" in next(
+                peer.refused[0][1] for peer in stalled if peer.refused
+            )
+            nursery.cancel_scope.cancel()
+
+    run_virtual(main)
+
+
+def test_one_that_waits_is_alive_and_what_comes_is_a_sign_of_life() -> None:
+    async def main() -> None:
+        unfinished = Unfinished(500_000, stall_s=100.0)
+        stalled = await stalling(unfinished, 480_000)
+        heard: list[float] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stalled.reads_all)
+            await trio.testing.wait_all_tasks_blocked()
+            waiting = await admitted(*pieces_of(frame(300_000)), unfinished=unfinished)
+            waiting.meter.heard = lambda: heard.append(trio.current_time())
+            nursery.start_soon(waiting.reads_all)
+            await trio.sleep(50)
+            assert waiting.pieces
+            assert 40 < len(heard) < 60
+            stalled.meter.end()
+            await trio.sleep(1)
+            assert not waiting.pieces
+            nursery.cancel_scope.cancel()
+
+    run_virtual(main)
+
+
+def test_one_that_gave_way_holds_nothing_when_more_of_it_arrives() -> None:
+    async def main() -> None:
+        unfinished = Unfinished(1_000_000)
+        peer = await admitted(*pieces_of(frame(1 << 20)), unfinished=unfinished)
+        await peer.meter.read(1 << 16)
+        await peer.meter.read(1 << 16)
+        peer.meter.give_up("enough")
+        unfinished.hold(peer.meter, 0)
+        assert await peer.meter.read(1 << 16) == b""
+        assert unfinished._bytes == 0
+        assert not peer.pieces, "it must be able to finish, or it would not read why"
 
     run_virtual(main)

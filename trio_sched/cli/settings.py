@@ -67,7 +67,7 @@ SETTINGS = (
     Setting("websocket_frames_per_s", int, "Frames of one WebSocket client that are read in a second. [5000]"),
     Setting("websocket_bytes_per_s", int, "Bytes of one WebSocket client that are read in a second. [32 MiB]"),
     Setting("websocket_unfinished_bytes", int, "Unfinished messages of all WebSocket clients. [64 MiB]"),
-    Setting("websocket_handshakes_per_s", int, "WebSocket handshakes in a second. [50]"),
+    Setting("websocket_handshakes_per_s", int, "WebSocket handshakes in a second that show no token. [50]"),
     Setting(
         "log_level",
         str,

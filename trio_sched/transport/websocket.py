@@ -22,6 +22,7 @@ import math
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
+from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,7 +33,8 @@ from wsproto.utilities import LocalProtocolError
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport.connection_limits import ConnectionLimits, TrackedConnection, address_group
-from trio_sched.transport.websocket_meter import Budget, FrameMeter, Rates, Unfinished
+from trio_sched.transport.handshake_queue import HandshakeQueue
+from trio_sched.transport.websocket_meter import FrameMeter, Rates, Unfinished
 from trio_sched.transport.websocket_stream import PIECE_BYTES, MeteredStream
 
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, NOT_TEXT, POLICY, TOO_LARGE = 1000, 1001, 1002, 1007, 1008, 1009
@@ -98,8 +100,8 @@ class Shared:
     """What all connections of a server share."""
 
     def __init__(self, limits: Limits) -> None:
-        self.unfinished = Unfinished(limits.unfinished_bytes)
-        self.handshakes = Budget(limits.handshakes_per_s, HANDSHAKE_BURST_S)
+        self.unfinished = Unfinished(limits.unfinished_bytes, limits.stall_s)
+        self.handshakes = HandshakeQueue(limits.handshakes_per_s, HANDSHAKE_BURST_S, limits.handshake_s)
 
 
 Admit: TypeAlias = Callable[[Handshake], Refusal | None]
@@ -176,8 +178,10 @@ async def serve(
 
     With `connections`, each connection counts there from its first byte on. Closes the listeners at the end.
     """
-    connection = partial(_connection, limits, Shared(limits), admit, handle, note)
+    shared = Shared(limits)
+    connection = partial(_connection, limits, shared, admit, handle, note)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(shared.handshakes.run)
         for listener in listeners:
             nursery.start_soon(_accept, listener, connections, connection, note, nursery)
         task_status.started()
@@ -271,20 +275,16 @@ async def _connection(
     accepted: AcceptedConnection,
 ) -> None:
     """One connection, from its first byte to its last; whatever goes wrong with it ends here."""
-    wait_s = shared.handshakes.take(1.0, trio.current_time())
-    if wait_s > limits.handshake_s:
-        shared.handshakes.take(-1.0, trio.current_time())
-        note("no_handshake", f"more than {limits.handshakes_per_s:g} handshakes a second")
-        await trio.aclose_forcefully(stream)
-        return
-    await trio.sleep(wait_s)
     metered = MeteredStream(stream, limits.stall_s, FrameMeter(stream.receive_some, limits.rates, shared.unfinished))
     try:
+        handshake = await _read_request(metered, limits, shared, admit, note, accepted)
+        if handshake is None:
+            return
         async with trio.open_nursery() as nursery:
             peer = None
             with trio.move_on_after(limits.handshake_s) as patience:
                 metered.meter.refuse = partial(_refuse_early, note, patience)
-                peer = await _shake_hands(nursery, metered, limits, admit, note, accepted)
+                peer = await _shake_hands(nursery, metered, handshake, limits, note, accepted)
             if patience.cancelled_caught and trio.current_time() >= patience.deadline:
                 note("no_handshake", f"no WebSocket handshake within {limits.handshake_s:g} s")
             if peer is not None:
@@ -318,14 +318,56 @@ def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-async def _shake_hands(
-    nursery: trio.Nursery,
+async def _read_request(
     stream: MeteredStream,
     limits: Limits,
+    shared: Shared,
     admit: Admit,
     note: Note,
     accepted: AcceptedConnection,
-) -> WebSocketPeer | None:
+) -> Handshake | None:
+    """What the peer says in its request, once it may connect; None: it may not, or it is gone.
+
+    A peer that shows a token does not wait for a turn. With TLS the token arrives after the costly part, so all peers
+    wait, before it.
+    """
+
+    async def has_turn() -> bool:
+        is_granted = await shared.handshakes.wait_turn(accepted.address, lambda: stream.has_hung_up)
+        if not is_granted and not stream.has_hung_up:
+            note("no_handshake", f"more than {limits.handshakes_per_s:g} handshakes a second without a token")
+        return is_granted
+
+    with trio.move_on_after(limits.handshake_s) as patience:
+        if stream.is_encrypted:
+            await stream.wait_until_heard()
+            if not await has_turn():
+                return None
+        request = await stream.meter.request()
+        if not request:
+            return None
+        handshake = _parse_request(request)
+        if not (handshake.token or stream.is_encrypted) and not await has_turn():
+            return None
+        refusal = admit(handshake)
+        if refusal is None:
+            return handshake
+        note("refused", refusal.text)
+        await stream.send_all(_refusal_response(refusal))
+    if patience.cancelled_caught:
+        note("no_handshake", f"no WebSocket handshake within {limits.handshake_s:g} s")
+    return None
+
+
+async def _shake_hands(
+    nursery: trio.Nursery,
+    stream: MeteredStream,
+    handshake: Handshake,
+    limits: Limits,
+    note: Note,
+    accepted: AcceptedConnection,
+) -> WebSocketPeer:
+    """Answer the request of a peer that may connect."""
     request = await trio_websocket.wrap_server_stream(
         nursery,
         stream,
@@ -333,26 +375,29 @@ async def _shake_hands(
         max_message_size=limits.rates.message_bytes,
         receive_buffer_size=PIECE_BYTES,
     )
-    handshake = _read_handshake(request)
-    refusal = admit(handshake)
-    if refusal is not None:
-        note("refused", refusal.text)
-        body = refusal.text.encode() + b"\n"
-        await request.reject(refusal.status, extra_headers=[(b"Content-Type", b"text/plain; charset=utf-8")], body=body)
-        return None
     if handshake.token:
         accepted.establish()
     return WebSocketPeer(await request.accept(), stream, handshake, limits, note, accepted.establish)
 
 
-def _read_handshake(request: trio_websocket.WebSocketRequest) -> Handshake:
-    headers = {name.lower(): value for name, value in request.headers}
-    target = urlsplit(request.path)
-    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+def _parse_request(request: bytes) -> Handshake:
+    """What is asked in the head of an HTTP request; whether it is a valid one is for trio-websocket to say."""
+    first, *lines = request.decode("latin-1").splitlines()
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    target = urlsplit("".join(first.split(" ")[1:2]))
+    scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         token = parse_qs(target.query).get("token", [""])[0]
-    origin = headers.get(b"origin")
-    return Handshake(target.path, None if origin is None else origin.decode("latin-1"), token.strip())
+    return Handshake(target.path, headers.get("origin"), token.strip())
+
+
+def _refusal_response(refusal: Refusal) -> bytes:
+    body = refusal.text.encode() + b"\n"
+    head = (
+        f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n"
+        f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 # ---- one peer -------------------------------------------------------------------------------------------------------

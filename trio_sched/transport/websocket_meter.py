@@ -3,8 +3,8 @@
 Frames are parsed in Python, at some 25 us a frame, and an empty one takes 6 bytes of a sender. So the stream below the
 parser looks at the headers of frames first, at a tenth of that cost, and hands on few frames at a time:
 
-* during the handshake `HANDSHAKE_BYTES` are read, and what follows the request in the same packet is not parsed with
-  it;
+* during the handshake `HANDSHAKE_BYTES` are read, nothing is parsed before the request is complete, and what follows
+  the request in the same packet is not parsed with it;
 * until the peer is admitted one message is read, of at most `hello_bytes` in at most `HELLO_FRAMES` frames. What
   follows it stays in the system's buffers;
 * then at most `FRAMES_AT_ONCE` frames between two checkpoints, at most `frames_per_s` and `bytes_per_s`. A peer that
@@ -13,6 +13,7 @@ parser looks at the headers of frames first, at a tenth of that cost, and hands 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
@@ -27,9 +28,18 @@ EARLY_READS = 256
 FRAMES_AT_ONCE = 32
 BURST_S = 0.1
 """A connection that was idle may send for so long at any speed."""
+SMALL_BYTES = 64 * 1024
+"""Of an unfinished message are read without asking for room."""
+RESERVED_BYTES = 64 * 1024
+"""Room for the bytes of one read."""
+PROGRESS_BYTES = 64 * 1024
+"""A connection that sends so much of its message in the time of a stall makes progress."""
+_CHECK_S = 1.0
+"""How often one that waits for room looks for connections that stall."""
 _SMALL_READ = 4096
 _LARGE_READ = 64 * 1024
 _END_OF_REQUEST = re.compile(rb"\n\r?\n")
+_FIRST_BYTE = re.compile(rb"[A-Z]")
 _LONGEST_END = 2
 """Bytes before the last one of the end of a request."""
 
@@ -64,25 +74,81 @@ class Budget:
 
 
 class Unfinished:
-    """The messages of all connections of which a part has arrived. The oldest gives way when they are too large."""
+    """The memory that messages take of which a part has arrived, on all connections.
 
-    def __init__(self, most_bytes: int) -> None:
+    A connection asks for room before it reads more of such a message. While there is no room, only the connection whose
+    message began first is read; the others wait, the oldest message first. So each message ends, however many there
+    are, and memory exceeds the limit by one message at most, and by `SMALL_BYTES` for each connection.
+
+    A connection that waits is not closed. While others wait, those are closed that keep the scheduler waiting:
+    `stall_s` in all for the last `PROGRESS_BYTES`.
+    """
+
+    def __init__(self, most_bytes: int, stall_s: float = 10.0) -> None:
         self._most_bytes = most_bytes
+        self._stall_s = stall_s
         self._held: dict[FrameMeter, int] = {}
+        """Bytes by connection, the oldest message first."""
         self._bytes = 0
+        self._waiting: dict[FrameMeter, trio.Event] = {}
 
     def hold(self, meter: FrameMeter, size: int) -> None:
-        """So many bytes of a message have arrived on this connection; 0: it has no unfinished one."""
+        """Count `size` bytes of an unfinished message for this connection; 0: it has no unfinished message."""
         before = self._held.get(meter, 0)
         self._bytes += size - before
         if size:
             self._held[meter] = size
         elif before:
             del self._held[meter]
-        while self._bytes > self._most_bytes:
-            oldest = next(iter(self._held))
-            self._bytes -= self._held.pop(oldest)
-            oldest.give_up(f"{self._most_bytes} bytes of unfinished messages are held, and this is the oldest")
+        if size < before and self._waiting:
+            self._grant()
+
+    async def reserve(self, meter: FrameMeter) -> None:
+        """Wait until there is room for `RESERVED_BYTES` more of this connection's message, and count them as held."""
+        if self._has_room(meter):
+            self._hold_more(meter)
+            return
+        self._waiting[meter] = granted = trio.Event()
+        try:
+            self._close_stalled()
+            while not granted.is_set():
+                with trio.move_on_after(_CHECK_S):
+                    await granted.wait()
+                    return
+                meter.heard()  # it may be sending: nobody looks
+                self._close_stalled()
+        finally:
+            self._waiting.pop(meter, None)
+
+    def _has_room(self, meter: FrameMeter) -> bool:
+        return self._bytes + RESERVED_BYTES <= self._most_bytes or next(iter(self._held)) is meter
+
+    def _hold_more(self, meter: FrameMeter) -> None:
+        self._held[meter] += RESERVED_BYTES
+        self._bytes += RESERVED_BYTES
+
+    def _grant(self) -> None:
+        """Wake those for which there is room now."""
+        for meter in [meter for meter in self._held if meter in self._waiting]:
+            if not self._has_room(meter):
+                return
+            self._hold_more(meter)
+            self._waiting.pop(meter).set()
+
+    def _close_stalled(self) -> None:
+        """Close connections that keep the scheduler waiting, the oldest message first, until somebody has room."""
+        now = trio.current_time()
+        for meter in [meter for meter in self._held if meter not in self._waiting]:
+            if meter.stalled_s(now) < self._stall_s:
+                continue
+            meter.give_up(
+                f"{self._most_bytes} bytes of unfinished messages are held, and you sent less than {PROGRESS_BYTES} "
+                f"bytes of yours in {self._stall_s:g} s"
+            )
+            waiting = len(self._waiting)
+            self.hold(meter, 0)
+            if len(self._waiting) < waiting:
+                return
 
 
 class FrameScanner:
@@ -170,6 +236,8 @@ class FrameMeter:
     def __init__(self, receive: Receive, rates: Rates, unfinished: Unfinished) -> None:
         self.refuse: Callable[[bool, str], None] = lambda _too_large, _reason: None
         """Closes the connection: (whether it said too much at once, why). Nothing is read from it afterwards."""
+        self.heard: Callable[[], None] = lambda: None
+        """Called when the admitted peer has sent bytes, and while it is not read because others are."""
         self._receive = receive
         self._rates = rates
         self._unfinished = unfinished
@@ -180,8 +248,13 @@ class FrameMeter:
         self._data: bytes | bytearray = b""
         self._at = 0
         """How much of `_data` was handed on."""
-        self._tail = b""
-        """The last bytes of the request so far."""
+        self._request = bytearray()
+        """As far as it has arrived."""
+        self._stalled_s = 0.0
+        """How long the bytes since the last `PROGRESS_BYTES` of a message were waited for."""
+        self._stalled_bytes = 0
+        self._receiving_since = math.inf
+        self._has_request = False
         self._is_upgraded = False
         self._early_bytes = 0
         self._early_reads = 0
@@ -191,16 +264,43 @@ class FrameMeter:
         """The peer has proved who it is."""
         self._admitted.set()
 
+    async def request(self) -> bytes:
+        """The request of the handshake, once it is complete; `read` hands it on first. Empty: the peer closed before.
+
+        :raises trio.BrokenResourceError: it is too long, or not HTTP.
+        """
+        request = self._request
+        while not self._has_request:
+            if not await self._fill(_SMALL_READ):
+                return b""
+            searched = max(0, len(request) - _LONGEST_END)
+            before = len(request)
+            request += self._data
+            if not _FIRST_BYTE.match(request):
+                raise trio.BrokenResourceError("this is not HTTP")
+            end = _END_OF_REQUEST.search(request, searched)
+            if end is not None:
+                self._has_request = True
+                self._at = end.end() - before
+                del request[end.end() :]
+            elif self._early_bytes > HANDSHAKE_BYTES or self._early_reads > EARLY_READS:
+                raise trio.BrokenResourceError("the request is too long")
+        return bytes(request)
+
     async def read(self, max_bytes: int) -> bytes | bytearray:
         """Some bytes for the parser; none at the end of the stream."""
         if self._is_refused:
             return await self._ignore()
+        if not self._is_upgraded:
+            request = await self.request()
+            self._is_upgraded = True
+            return request
         if self._at < len(self._data):
             await trio.lowlevel.checkpoint()
         elif not await self._fill(max_bytes):
             return b""
-        if not self._is_upgraded:
-            return self._request()
+        if self._is_refused:
+            return await self._ignore()
         if self._admitted.is_set():
             return await self._frames_at_a_rate()
         if self._early_reads > EARLY_READS:
@@ -213,13 +313,35 @@ class FrameMeter:
             await trio.sleep(self._bytes.take(len(self._data), trio.current_time()))
 
     async def _fill(self, max_bytes: int) -> bool:
-        is_early = not self._admitted.is_set()
-        self._data = await self._receive(min(max_bytes, _SMALL_READ) if is_early else max_bytes)
-        self._at = 0
-        if is_early:
+        if not self._admitted.is_set():
+            self._data = await self._receive(min(max_bytes, _SMALL_READ))
             self._early_reads += 1
             self._early_bytes += len(self._data)
+        elif self._scanner.unfinished_bytes:
+            await self._receive_more(max_bytes)
+        else:
+            self._data = await self._receive(max_bytes)
+            self._stalled_s, self._stalled_bytes = 0.0, 0
+        self._at = 0
+        if self._data and self._admitted.is_set():
+            self.heard()
         return bool(self._data)
+
+    async def _receive_more(self, max_bytes: int) -> None:
+        """More of an unfinished message, once there is room for it."""
+        if self._scanner.unfinished_bytes > SMALL_BYTES and not self._is_refused:
+            await self._unfinished.reserve(self)
+        self._receiving_since = trio.current_time()
+        self._data = await self._receive(min(max_bytes, RESERVED_BYTES))
+        self._stalled_s = self.stalled_s(trio.current_time())
+        self._receiving_since = math.inf
+        self._stalled_bytes += len(self._data)
+        if self._stalled_bytes >= PROGRESS_BYTES:
+            self._stalled_s, self._stalled_bytes = 0.0, 0
+
+    def stalled_s(self, now: float) -> float:
+        """Seconds that the peer's last bytes of a message were waited for, up to `PROGRESS_BYTES` of them."""
+        return self._stalled_s + max(0.0, now - self._receiving_since)
 
     def give_up(self, reason: str) -> None:
         """Read this connection no further; it ends with the reason."""
@@ -242,20 +364,6 @@ class FrameMeter:
         await self.discard()
         return b""
 
-    def _request(self) -> bytes | bytearray:
-        """What arrived of the request of the handshake, and nothing that follows it."""
-        seen = self._tail + self._data
-        end = _END_OF_REQUEST.search(seen)
-        if end is None:
-            self._tail = seen[-_LONGEST_END:]
-            self._at = len(self._data)
-            if self._early_bytes > HANDSHAKE_BYTES or self._early_reads > EARLY_READS:
-                raise trio.BrokenResourceError("the request is too long")
-            return self._data
-        self._is_upgraded = True
-        self._at = end.end() - len(self._tail)
-        return self._data[: self._at]
-
     async def _hello(self) -> bytes | bytearray:
         """What arrived of the first message; nothing behind it before the peer is admitted."""
         scanner, limit = self._scanner, self._rates.hello_bytes
@@ -277,8 +385,6 @@ class FrameMeter:
         if scanner.message_bytes > self._rates.message_bytes:
             return await self._refuse(True, f"a message has at most {self._rates.message_bytes} bytes")
         self._unfinished.hold(self, scanner.unfinished_bytes)
-        if self._is_refused:
-            return await self._ignore()
         now = trio.current_time()
         wait_s = max(
             self._frames.take(scanner.frames - before, now),

@@ -24,10 +24,25 @@ class MeteredStream(trio.abc.Stream):
     ) -> None:
         self.meter = meter
         self.progress: Callable[[], None] = lambda: None
+        meter.heard = lambda: self.progress()
         self.broken_because = ""
         self._stream = stream
         self._stall_s = stall_s
         self._socket = (stream.transport_stream if isinstance(stream, trio.SSLStream) else stream).socket
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether TLS is below the WebSocket."""
+        return isinstance(self._stream, trio.SSLStream)
+
+    @property
+    def has_hung_up(self) -> bool:
+        """Whether the other side has closed the connection; False where the system does not tell."""
+        return _has_hung_up(self._socket.fileno())
+
+    async def wait_until_heard(self) -> None:
+        """Wait for the first bytes, or the end of the connection, below TLS."""
+        await trio.lowlevel.wait_readable(self._socket)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """In pieces, each of which must be taken in `stall_s`."""
@@ -62,4 +77,13 @@ def _takes_more(descriptor: int) -> bool:
         return bool(select.select((), (descriptor,), (), 0)[1])
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _has_hung_up(descriptor: int) -> bool:
+    """Whether the other side will send no more, whatever it sent before."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(descriptor, getattr(select, "POLLRDHUP", 0))
     return bool(poll.poll(0))
