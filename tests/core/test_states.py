@@ -43,6 +43,10 @@ def a_follower_loses_its_engine_while_recalled() -> None:
     story.died("E", "x")
 
 
+def a_follower_loses_its_engine_while_assigned() -> None:
+    follower_of_a_or_b(hwm=2).died("E", "x")
+
+
 def a_recalled_task_is_cancelled() -> None:
     story = follower_of_a_or_b(hwm=2)
     story.drain("E")
@@ -65,6 +69,7 @@ SELDOM = [
     a_follower_loses_its_engine_while_ready,
     a_follower_loses_its_engine_in_a_backoff,
     a_follower_loses_its_engine_while_recalled,
+    a_follower_loses_its_engine_while_assigned,
     a_recalled_task_is_cancelled,
     a_recalled_task_fails_and_waits_for_its_retry,
     a_recalled_task_has_begun,

@@ -89,6 +89,24 @@ class Stand:
         trio.from_thread.run(trio.testing.wait_all_tasks_blocked, QUIET_S, trio_token=self._token)
         return self.counters
 
+    def until_disconnected(self, *sockets: str) -> None:
+        """Until every connection to these sockets ("engine task") was seen to end. An engine that comes back has seen
+        the end of its former connection, and so has the controller; a socket of a test that is closed may linger."""
+        assert self.front.desk is not None
+        admission = self.front.desk.admission
+        watched = [one for one in admission.watched if one.name in sockets]
+        assert len(watched) == len(sockets)
+
+        def have_ended() -> bool:
+            for one in watched:
+                admission._take_events(one)
+            return not any(one.accepted for one in watched)
+
+        until = time.monotonic() + PATIENCE_S
+        while not self.call(have_ended):
+            assert time.monotonic() < until
+            self.settle()
+
     def start_engines(self, count: int) -> list[subprocess.Popen[bytes]]:
         """Real engines; waiting for them is the client's business."""
         environment = {**os.environ, "IPYTHONDIR": str(Path(self.config.profile_dir, "ipython"))}

@@ -170,6 +170,7 @@ def test_r17_an_engine_that_registers_anew_under_its_old_name(raw: Raw) -> None:
         pass
     for socket in (raw.engine, raw.pong, raw.ping):
         socket.close()
+    raw.running.until_disconnected("engine task", "engine hb_pong")
     raw.join()
     lost = raw.tasks.receive(PATIENCE_S)
     assert lost is not None

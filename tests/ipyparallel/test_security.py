@@ -188,19 +188,11 @@ def test_an_engine_comes_back_while_its_former_messages_wait() -> None:
     with stand(ping_ms=60_000) as running, Peers() as peers:
         raw = Raw(running, peers)
         raw.join()
-        assert running.front.desk is not None
-        admission = running.front.desk.admission
-        [watched] = [one for one in admission.watched if one.name == "engine task"]
-
-        def has_ended() -> bool:
-            admission._take_events(watched)
-            return not watched.accepted
-
         for _ in range(20):
             for _ in range(50):
                 raw.engine.send([b"nobody", b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b"{}"])
             raw.engine.close()
-            until(has_ended, running)  # an engine that comes back has seen that its connection ended
+            running.until_disconnected("engine task")
             raw.engine = raw.connect("dealer", "engine", "task", raw.uuid)
             raw.run_a_task()
 
