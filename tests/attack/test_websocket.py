@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 
 import pytest
 
@@ -69,8 +68,9 @@ def newcomer(address: str, token: str) -> bool:
 def test_newcomers_get_in_beside_a_flood(kind: str) -> None:
     with Server("-n", "1", "--websocket-port", "0", "--log-level", "error") as server:
         address = server.connection.websocket.removeprefix("ws://").strip("/")
-        with Attacker("websocket.py", kind, address, 4):
-            time.sleep(6)  # what may be made at once is used up
+        with HonestClient(server) as honest, Attacker("websocket.py", kind, address, 4):
+            honest.round_trips(6.0)  # until the handshakes that may be made at once are used up
+            assert not honest.lost
             assert all(newcomer(address, server.connection.token) for _ in range(NEWCOMERS))
             without_token = sum(newcomer(address, "") for _ in range(NEWCOMERS))
             print(f"{kind}: {without_token} of {NEWCOMERS} without a token in their request")
