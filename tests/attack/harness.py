@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,15 @@ def poll(condition: Callable[[], Any], what: str, timeout_s: float = START_TIMEO
             raise TimeoutError(f"{what}: not within {timeout_s:g} s")
         time.sleep(POLL_S)
     return value
+
+
+def wait_or_kill(process: subprocess.Popen[Any], timeout_s: float) -> None:
+    """Wait for the end of a process that was told to end; kill it when that takes longer than `timeout_s`."""
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Server:
@@ -92,11 +101,7 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            wait_or_kill(self.process, 20)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _set_limits(self) -> None:
@@ -167,11 +172,7 @@ class Attacker:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        wait_or_kill(self.process, 10)
         assert self.process.stdout is not None
         self.output = self.process.stdout.read()
         self.process.stdout.close()
@@ -267,8 +268,3 @@ class HonestClient:
             rss_peak,
             self.server.rss_bytes(),
         )
-
-
-def alternate(first: Callable[[], Outcome], second: Callable[[], Outcome], rounds: int = 3) -> Sequence[Outcome]:
-    """Outcomes of two attacks by turns, for comparisons on a machine whose speed drifts."""
-    return [measure() for _ in range(rounds) for measure in (first, second)]

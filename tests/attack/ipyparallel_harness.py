@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from tests.attack.harness import HonestClient, poll
+from tests.attack.harness import HonestClient, poll, wait_or_kill
 from trio_sched.errors import TrioSchedError
 
 SECRETS = ("key", "curve_serverkey")
@@ -64,11 +64,7 @@ class IppServer:
             engine.wait()
         if self.is_running:
             self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            wait_or_kill(self.process, 20)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
