@@ -89,6 +89,19 @@ class Stand:
         trio.from_thread.run(trio.testing.wait_all_tasks_blocked, QUIET_S, trio_token=self._token)
         return self.counters
 
+    def until(self, condition: Callable[[], object]) -> None:
+        """Until it is true in the event loop's thread."""
+        limit = time.monotonic() + PATIENCE_S
+        while not self.call(condition):
+            assert time.monotonic() < limit
+            self.settle()
+
+    def is_subscribed(self, channel: str) -> bool:
+        """Whether a client that was not refused has subscribed to something. Call it in the event loop's thread."""
+        assert self.front.desk is not None
+        [watched] = [one for one in self.front.desk.admission.watched if one.name == f"client {channel}"]
+        return any(accepted.subscriptions and not accepted.refused for accepted in watched.accepted.values())
+
     def until_disconnected(self, *sockets: str) -> None:
         """Until every connection to these sockets ("engine task") was seen to end. An engine that comes back has seen
         the end of its former connection, and so has the controller; a socket of a test that is closed may linger."""
@@ -102,10 +115,7 @@ class Stand:
                 admission._take_events(one)
             return not any(one.accepted for one in watched)
 
-        until = time.monotonic() + PATIENCE_S
-        while not self.call(have_ended):
-            assert time.monotonic() < until
-            self.settle()
+        self.until(have_ended)
 
     def start_engines(self, count: int) -> list[subprocess.Popen[bytes]]:
         """Real engines; waiting for them is the client's business."""

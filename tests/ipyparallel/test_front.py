@@ -113,7 +113,9 @@ def test_r21_timeout(view: Any) -> None:
 
 
 def test_direct_and_broadcast_views_and_output(controller: Stand) -> None:
+    controller.until_disconnected("client iopub")  # the former client
     with client(controller, 2) as connected:
+        controller.until(lambda: controller.is_subscribed("iopub"))  # the protocol has no answer to a subscription
         direct = connected[:].apply_async(print, "hello")
         direct.get(PATIENCE_S)
         direct.wait_for_output(PATIENCE_S)

@@ -8,13 +8,13 @@ import socket as sockets
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.ipyparallel.stand import PATIENCE_S, QUIET_S, Raw, Stand, client, stand
+from trio_sched.transport import zmq_admission
 from trio_sched.transport.zmq_admission import reset, user_of_tcp
 from trio_sched.transport.zmq_peer import Peer, Peers
 from trio_sched.wire.jupyter import Codec
@@ -128,20 +128,6 @@ PEERS = {
 """What kind of socket connects there, if not a DEALER."""
 
 
-def until(condition: Any, running: Stand) -> None:
-    limit = time.monotonic() + PATIENCE_S
-    while not running.call(condition):
-        assert time.monotonic() < limit
-        running.settle()
-
-
-def is_subscribed(running: Stand, channel: str) -> bool:
-    """Whether a peer that was not refused has subscribed to something."""
-    assert running.front.desk is not None
-    [watched] = [one for one in running.front.desk.admission.watched if one.name == f"client {channel}"]
-    return any(accepted.subscriptions and not accepted.refused for accepted in watched.accepted.values())
-
-
 def break_engine_connections(running: Stand) -> None:
     """As a network may. Returns when engines have come back on every socket."""
     assert running.front.desk is not None
@@ -162,7 +148,7 @@ def break_engine_connections(running: Stand) -> None:
         )
 
     running.call(reset_all)
-    until(are_back, running)
+    running.until(are_back)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +183,21 @@ def test_an_engine_comes_back_while_its_former_messages_wait() -> None:
             raw.run_a_task()
 
 
+def test_a_subscriber_does_not_wait_for_the_former_one_to_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is published meanwhile would be lost to it: the output of a program's first task, right after another."""
+    with stand() as running:
+        inside = json.loads(Path(running.client_file).read_text())
+        with Peers() as peers:
+            peers.connect("sub", f"{inside['interface']}:{inside['iopub']}")
+            running.until(lambda: running.is_subscribed("iopub"))
+        running.until_disconnected("client iopub")
+        monkeypatch.setattr(zmq_admission, "SETTLE_ROUNDS", 1_000_000_000)
+        monkeypatch.setattr(zmq_admission, "_LONGEST_SETTLE_ROUNDS", 1_000_000_000)
+        with Peers() as peers:
+            peers.connect("sub", f"{inside['interface']}:{inside['iopub']}")
+            running.until(lambda: running.is_subscribed("iopub"))
+
+
 @pytest.mark.parametrize("channel", ENGINE_CHANNELS)
 def test_nobody_takes_the_place_of_a_connected_engine(channel: str) -> None:
     with stand(ping_ms=60_000) as running, Peers() as peers:
@@ -217,7 +218,7 @@ def test_only_registered_engines_receive() -> None:
         mux = raw.connect("dealer", "client", "mux")
         engine = raw.connect("dealer", "engine", "mux", raw.uuid)
         stranger.send([b"x"])
-        until(lambda: running.counters.get("malformed"), running)
+        running.until(lambda: running.counters.get("malformed"))
         mux.send([b"stranger", *raw.codec.message("apply_request", {})])
         mux.send([raw.uuid.encode(), *raw.codec.message("apply_request", {})])
         assert engine.receive(PATIENCE_S) is not None
@@ -275,11 +276,11 @@ def test_other_machines_prove_the_key_before_they_connect_elsewhere(monkeypatch:
         listener = connect("sub", "notification")
         registration = connect("dealer", "registration")
         registration.send(Codec(b"another key").message("connection_request", {}))
-        until(lambda: running.counters.get("unproven_address") and running.counters.get("wrongly_signed"), running)
-        assert not is_subscribed(running, "notification")
+        running.until(lambda: running.counters.get("unproven_address") and running.counters.get("wrongly_signed"))
+        assert not running.is_subscribed("notification")
         registration.send(Codec(inside["key"].encode()).message("connection_request", {}))
         assert registration.receive(PATIENCE_S) is not None
-        while not running.call(is_subscribed, running, "notification"):
+        while not running.call(running.is_subscribed, "notification"):
             assert listener.receive(QUIET_S) is None  # libzmq subscribes again when the socket is used
 
 
@@ -313,9 +314,9 @@ def test_a_connection_with_too_many_subscriptions_is_reset(channel: str) -> None
         greedy = raw.connect("xsub", "client", channel)
         for number in range(51):
             greedy.send([b"\x01%d" % number])
-        until(lambda: running.counters.get("too_many_subscriptions"), running)
+        running.until(lambda: running.counters.get("too_many_subscriptions"))
         modest = raw.connect("sub", "client", "notification")
-        until(lambda: is_subscribed(running, "notification"), running)
+        running.until(lambda: running.is_subscribed("notification"))
         raw.join()
         assert modest.receive(PATIENCE_S) is not None
 
@@ -328,7 +329,7 @@ def test_a_connection_that_sends_rubbish_is_reset(channel: str) -> None:
         flooder = raw.connect("dealer", "client", channel)
         for _ in range(1000):
             flooder.send([b"rubbish"])
-        until(lambda: running.counters.get("too_many_rejected"), running)
+        running.until(lambda: running.counters.get("too_many_rejected"))
         raw.run_a_task()
         assert raw.uuid in raw.ask("connection_request", {})["engines"].values()
 

@@ -17,7 +17,7 @@ queue is bounded by its receive high-water mark.
 `router_handover` is off for local addresses: nobody takes the routing id of a connected peer, not even a connection
 that is refused in the middle of its handshake. When a connection has ended, newcomers are admitted only once libzmq has
 let go of it and its last messages are read. Otherwise a ROUTER would ignore a peer that comes back, for good, and the
-descriptor of a message (SRCFD) could be that of the next connection.
+descriptor of a message (SRCFD) could be that of the next connection. Subscribers do not wait.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Accepted:
 class Watched:
     """One bound socket with its monitor."""
 
-    def __init__(self, name: str, socket: ZmqSocket, monitor: ConnectionMonitor, is_open: bool) -> None:
+    def __init__(
+        self, name: str, socket: ZmqSocket, monitor: ConnectionMonitor, is_open: bool, must_settle: bool
+    ) -> None:
         self.name = name
         self.socket = socket
         self.monitor = monitor
@@ -84,6 +86,9 @@ class Watched:
         """Anyone may connect from elsewhere, because a first proof comes here."""
         self.accepted: dict[int, Accepted] = {}
         """By descriptor."""
+        self.must_settle = must_settle
+        """Newcomers wait when a connection has ended. Not to an XPUB: they would miss what it publishes meanwhile, and
+        it has neither routing ids nor messages to reject."""
         self.is_settled = True
         """No connection has ended since the socket was idle."""
 
@@ -130,7 +135,7 @@ class Admission:
         monitor.seen = deque()
 
         def bound(made: ZmqSocket) -> None:
-            watched = Watched(name, made, monitor, is_open)
+            watched = Watched(name, made, monitor, is_open, must_settle=socket.type != zmq.XPUB)
             self._watched[domain] = self._of_socket[made] = watched
             made.on_reject = lambda descriptor: self._reject(watched, descriptor)
 
@@ -166,7 +171,7 @@ class Admission:
                 self._judge(watched, descriptor)
             else:
                 watched.accepted.pop(descriptor, None)
-                watched.is_settled = False
+                watched.is_settled = not watched.must_settle
 
     def _judge(self, watched: Watched, descriptor: int) -> None:
         """A connection was accepted: who is it?"""
