@@ -15,7 +15,17 @@ from typing import Any
 
 import msgspec
 
-from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Effect, Publish, RecallTask, Refuse
+from trio_sched.core.effects import (
+    Accept,
+    AssignTask,
+    DeliverResult,
+    Effect,
+    ForgetEngine,
+    ForgetSession,
+    Publish,
+    RecallTask,
+    Refuse,
+)
 from trio_sched.core.events import (
     SESSION_SHIFT,
     CancelRequested,
@@ -373,6 +383,7 @@ class Naive:
         else:
             self.effects += [task.end] * task.owed
         self.publish("finished", task, on, outcome)
+        self.forget_session(task.client.id)
         self.ended.append(task)
         self.to_settle.append(task)
         self.forget()
@@ -439,11 +450,17 @@ class Naive:
             return
         self.resume(client)
         client.left = True
+        self.forget_session(client.id)
         for task in list(self.tasks):
             if task.client is client:
                 task.received = task.received or task.state == "ended"
                 if event.cancel:
                     self.cancel(task)
+
+    def forget_session(self, client: ClientId) -> None:
+        """Once no session of this id is open and all of its tasks have ended."""
+        if self.find_client(client) is None and not any(task.client.id == client for task in self.unfinished()):
+            self.effects.append(ForgetSession(client))
 
     def client_paused(self, event: ClientPaused) -> None:
         client = self.find_client(event.client)
@@ -643,6 +660,7 @@ class Naive:
         """R20: its tasks in the order of assignment; then those that needed this engine (R6, R7)."""
         self.engines.remove(engine)
         self.line.remove(engine)
+        self.effects.append(ForgetEngine(engine.id))
         self.publish("engine_lost", engine=engine.id)
         known = engine.known_running
         ran = {task.id for task in engine.running} if known is None else known

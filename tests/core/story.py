@@ -16,7 +16,16 @@ from typing import Any
 from numpy.random import default_rng
 
 from trio_sched.core import invariants
-from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Effect, RecallTask, Refuse
+from trio_sched.core.effects import (
+    Accept,
+    AssignTask,
+    DeliverResult,
+    Effect,
+    ForgetEngine,
+    ForgetSession,
+    RecallTask,
+    Refuse,
+)
 from trio_sched.core.events import (
     CancelRequested,
     ClientId,
@@ -171,6 +180,14 @@ def sent(task: TaskId, engine: EngineId, attempt: int = FIRST, inputs: tuple[Any
 
 def recalled(task: TaskId, engine: EngineId, attempt: int = FIRST) -> RecallTask:
     return RecallTask(engine, task, attempt)
+
+
+def engine_forgotten(engine: EngineId) -> ForgetEngine:
+    return ForgetEngine(engine)
+
+
+def session_forgotten(client: ClientId = "me") -> ForgetSession:
+    return ForgetSession(client)
 
 
 def delivered(task: TaskId, outcome: Any, engine: EngineId, client: ClientId = "me") -> DeliverResult:

@@ -18,7 +18,7 @@ from trio_sched.core import dependency
 from trio_sched.core.archive import Archive
 from trio_sched.core.deadlines import Deadlines
 from trio_sched.core.dependency import FOLLOW, Needs, listed, name
-from trio_sched.core.effects import AssignTask, DeliverResult, Effect, Publish, RecallTask
+from trio_sched.core.effects import AssignTask, DeliverResult, Effect, ForgetSession, Publish, RecallTask
 from trio_sched.core.engines import Engine
 from trio_sched.core.events import MOST_BACKOFF_S, SESSION_SHIFT, ClientId, EngineId, Outcome, PayloadRef, TaskId
 from trio_sched.core.placement import SCHEMES, Scheme
@@ -66,6 +66,8 @@ class Lifecycle:
         """The unfinished tasks."""
         self.archive = Archive(settings.keep_finished)
         self.clients: dict[ClientId, Client] = {}
+        self.departed: dict[ClientId, int] = {}
+        """Unfinished tasks of sessions that ended for good: how many, by client."""
         self.highest: dict[ClientId, int] = {}
         """The highest native task id seen of each session (R1)."""
         make_room = SCHEMES[settings.scheme]
@@ -335,8 +337,20 @@ class Lifecycle:
         self.archive.add(task_id, ended)
         del self.tasks[task_id]
         task.payload = None  # its line may keep the task for a while
+        client.unfinished -= 1
         if client.gone:
             self.archive.received(client.id, (task_id,))
+            self._count_departed_end(client)
+
+    def _count_departed_end(self, client: Client) -> None:
+        """A task ended whose session has ended for good: the last one ends what is kept for the session."""
+        others = self.departed[client.id] - 1
+        if others:
+            self.departed[client.id] = others
+            return
+        if self.clients.get(client.id, client) is client:  # else another session has this id now
+            self._out.append(ForgetSession(client.id))
+        del self.departed[client.id]
 
     def _impossible(self, task: Task, now: float, reason: str) -> None:
         self._end(task, now, "unreachable", error="ImpossibleDependency", reason=reason)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trio_sched.core.deadlines import Deadlines
 from trio_sched.core.dependency import name
-from trio_sched.core.effects import Accept, Effect, Publish, RecallTask, Refuse
+from trio_sched.core.effects import Accept, Effect, ForgetEngine, ForgetSession, Publish, RecallTask, Refuse
 from trio_sched.core.engines import UNLIMITED, Engine
 from trio_sched.core.events import (
     DEFAULT_SPEC,
@@ -116,7 +116,11 @@ class Scheduler(Lifecycle):
         if unread is None:
             unread = tuple([task for task, ended in self.archive.items() if ended.client == client.id])
         self.archive.received(client.id, unread)
-        if event.cancel:
+        if client.unfinished:
+            self.departed[client.id] = self.departed.get(client.id, 0) + client.unfinished
+        elif client.id not in self.departed:
+            self._out.append(ForgetSession(client.id))
+        if event.cancel and client.unfinished:
             for task in [task for task in self.tasks.values() if task.client is client]:
                 self._cancel(task, now, "its client left")
         del self.clients[event.client]
@@ -162,6 +166,7 @@ class Scheduler(Lifecycle):
         self._submissions += 1
         task = Task(task_id, client, self._submissions, event.payload, spec, now)
         self.tasks[task_id] = task
+        client.unfinished += 1
         self._out.append(Accept(client.id, task_id))
         if self.monitored:
             self._out.append(Publish("submitted", task_id, None, client.id))
@@ -338,6 +343,7 @@ class Scheduler(Lifecycle):
         """The engine is gone for good: its tasks go back or fail (R20), and so do those that only it could run (R7)."""
         engine.lost_until = 0.0
         running = engine.presumed_running() if engine.lost_running is None else set(engine.lost_running)
+        self._out.append(ForgetEngine(engine.id))
         targeting = self.pools.leave(engine)
         if self.monitored:
             self._out.append(Publish("engine_lost", engine=engine.id))
