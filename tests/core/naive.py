@@ -27,9 +27,7 @@ from trio_sched.core.effects import (
     Refuse,
 )
 from trio_sched.core.events import (
-    SESSION_SHIFT,
     CancelRequested,
-    ClientId,
     ClientJoined,
     ClientLeft,
     ClientPaused,
@@ -37,7 +35,6 @@ from trio_sched.core.events import (
     Dependency,
     DependencyUnmet,
     DrainRequested,
-    EngineId,
     EngineJoined,
     EngineLost,
     EngineReturned,
@@ -45,11 +42,11 @@ from trio_sched.core.events import (
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
-    TaskId,
     TaskSpec,
     TaskSubmitted,
     TimePassed,
 )
+from trio_sched.core.ids import ClientId, EngineId, TaskId, is_native, session_of
 
 RANDOM_SCHEMES = frozenset({"plainrandom", "twobin", "weighted"})
 
@@ -481,8 +478,8 @@ class Naive:
     def task_submitted(self, event: TaskSubmitted) -> None:
         client, task = self.find_client(event.client), self.find(event.task)
         refused = self.why_refused(event)
-        if client is not None and isinstance(event.task, int) and event.task >> SESSION_SHIFT == event.client:
-            session = event.task >> SESSION_SHIFT
+        if client is not None and is_native(event.task) and session_of(event.task) == event.client:
+            session = session_of(event.task)
             self.seen[session] = max(self.seen.get(session, -1), event.task)
         if refused:
             self.effects.append(Refuse(event.client, event.task, refused))
@@ -517,8 +514,8 @@ class Naive:
             if task.client.id != event.client:
                 return "another session's"
             return "received and dropped" if task.dropped else ""
-        if isinstance(event.task, int) and isinstance(event.client, int):
-            session = event.task >> SESSION_SHIFT
+        if is_native(event.task) and is_native(event.client):
+            session = session_of(event.task)
             if session != event.client:
                 return "another session's"
             if event.task <= self.seen.get(session, -1):

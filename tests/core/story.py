@@ -28,7 +28,6 @@ from trio_sched.core.effects import (
 )
 from trio_sched.core.events import (
     CancelRequested,
-    ClientId,
     ClientJoined,
     ClientLeft,
     ClientPaused,
@@ -36,7 +35,6 @@ from trio_sched.core.events import (
     Dependency,
     DependencyUnmet,
     DrainRequested,
-    EngineId,
     EngineJoined,
     EngineLost,
     EngineReturned,
@@ -44,11 +42,11 @@ from trio_sched.core.events import (
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
-    TaskId,
     TaskSpec,
     TaskSubmitted,
     TimePassed,
 )
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 from trio_sched.core.scheduler import Scheduler, Settings
 
 from .naive import without_words

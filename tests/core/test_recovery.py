@@ -42,11 +42,11 @@ from trio_sched.core.events import (
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
-    TaskId,
     TaskSpec,
     TaskSubmitted,
     TimePassed,
 )
+from trio_sched.core.ids import TaskId, make_task_id, session_of
 from trio_sched.core.scheduler import Scheduler, Settings
 
 CORE = str(Path(recovery.__file__).parent)
@@ -182,7 +182,7 @@ class Outside:
         rng = self.rng
         client = rng.choice(self.clients)
         self.counter += 1
-        task = client << 32 | self.counter
+        task = make_task_id(client, self.counter)
         asks: dict[str, Any] = {}
         if self.submitted and rng.random() < 0.5:
             named = tuple(dict.fromkeys(rng.choice(self.submitted[-6:]) for _ in range(rng.randint(1, 3))))
@@ -224,7 +224,7 @@ class Outside:
         ended = [task for task in self.submitted if self.ends[task]]
         if ended:
             task = self.rng.choice(ended)
-            self.happens(ResultsReceived(task >> 32, (task,)))
+            self.happens(ResultsReceived(session_of(task), (task,)))
 
     def client_joins(self) -> None:
         self.client_number += 1
@@ -288,7 +288,7 @@ class Outside:
         assert self.blamed <= self.faults.total()
         for task in self.submitted:
             assert self.accepted[task] + self.refused[task] == 1, task
-            if task >> 32 not in self.left:
+            if session_of(task) not in self.left:
                 assert self.ends[task] == self.accepted[task], task
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trio_sched.core.events import SESSION_SHIFT, Dependency
+from trio_sched.core.events import Dependency
+from trio_sched.core.ids import make_task_id
 
 from .story import Story, accepted, delivered, engine_forgotten, failed, recalled, refused, sent
 
@@ -10,7 +11,7 @@ ANY, EITHER, FAILURES = {"all": False}, {"failure": True}, {"success": False, "f
 
 
 def native(counter: int, session: int = 1) -> int:
-    return session << SESSION_SHIFT | counter
+    return make_task_id(session, counter)
 
 
 def busy_story() -> Story:

@@ -6,7 +6,8 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from trio_sched.core.events import ClientId, EngineId, Outcome, PayloadRef, TaskId
+from trio_sched.core.events import Outcome, PayloadRef
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 
 
 class Accept(Struct, frozen=True, gc=False):

@@ -17,10 +17,11 @@ from msgspec import Struct
 from trio_sched.core import dependency
 from trio_sched.core.archive import Archive
 from trio_sched.core.deadlines import Deadlines
-from trio_sched.core.dependency import FOLLOW, Needs, listed, name
+from trio_sched.core.dependency import FOLLOW, Needs, listed
 from trio_sched.core.effects import AssignTask, DeliverResult, Effect, ForgetSession, Publish, RecallTask
 from trio_sched.core.engines import Engine
-from trio_sched.core.events import MOST_BACKOFF_S, SESSION_SHIFT, ClientId, EngineId, Outcome, PayloadRef, TaskId
+from trio_sched.core.events import MOST_BACKOFF_S, Outcome, PayloadRef
+from trio_sched.core.ids import ClientId, EngineId, TaskId, format_task_id, is_native, session_of
 from trio_sched.core.placement import SCHEMES, Scheme
 from trio_sched.core.pools import Pools
 from trio_sched.core.ready import Client, Pool, Turns
@@ -104,7 +105,7 @@ class Lifecycle:
         for other in spec.inputs:
             ended = archive.get(other)
             if ended is not None and ended.dropped and ended.outcome == "ok":
-                reason = f"the result of task {name(other)}, which it needs, is no longer kept"
+                reason = f"the result of task {format_task_id(other)}, which it needs, is no longer kept"
                 self._end(task, now, "unreachable", error="InvalidDependency", reason=reason)
                 return False
         task.needs = needs = dependency.open_needs(named, spec)
@@ -127,9 +128,9 @@ class Lifecycle:
     def _invalid(self, task: Task, other: TaskId) -> str:
         if other == task.id:
             return "it depends on itself"
-        if isinstance(other, int) and other <= self.highest.get(other >> SESSION_SHIFT, 0):
-            return f"task {name(other)}, which it depends on, ended so long ago that it is forgotten"
-        return f"task {name(other)}, which it depends on, was never submitted"
+        if is_native(other) and other <= self.highest.get(session_of(other), 0):
+            return f"task {format_task_id(other)}, which it depends on, ended so long ago that it is forgotten"
+        return f"task {format_task_id(other)}, which it depends on, was never submitted"
 
     # ---- waiting and ready ------------------------------------------------------------------------------------------
 
@@ -389,7 +390,7 @@ class Lifecycle:
             task.history += ((now, f"engine {engine.id} died {when}{why}"),)
             self._requeue(task, now, fresh_clock=False)
             return
-        reason = f"engine {engine.id} died while running task {name(task.id)}{why}"
+        reason = f"engine {engine.id} died while running task {format_task_id(task.id)}{why}"
         if task.retries_left:
             self._retry(task, now, reason, None)
         else:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 
 from trio_sched.core.engines import Engine, fits
-from trio_sched.core.events import ClientId, EngineId, TaskId
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 from trio_sched.core.placement import Room
 from trio_sched.core.task import NOBODY, READY, Task
 

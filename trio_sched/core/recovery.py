@@ -25,7 +25,7 @@ from typing import Any
 from msgspec import Struct
 
 from trio_sched.core import dependency, invariants
-from trio_sched.core.dependency import AFTER, INPUT, Needs, name
+from trio_sched.core.dependency import AFTER, INPUT, Needs
 from trio_sched.core.effects import (
     Accept,
     AssignTask,
@@ -39,19 +39,17 @@ from trio_sched.core.effects import (
 )
 from trio_sched.core.engines import Engine
 from trio_sched.core.events import (
-    ClientId,
     ClientJoined,
     ClientLeft,
     DependencyUnmet,
-    EngineId,
     EngineJoined,
     Event,
     Outcome,
     RecallAnswered,
     TaskFinished,
-    TaskId,
     TaskSubmitted,
 )
+from trio_sched.core.ids import ClientId, EngineId, TaskId, format_task_id
 from trio_sched.core.lifecycle import delivery
 from trio_sched.core.ready import Turns
 from trio_sched.core.scheduler import Scheduler
@@ -420,7 +418,10 @@ def _restore_edges(
         missing = [other for other in named if task.needs is None and other not in tasks and other not in known]
         kept = [archive.get(other) for other in task.spec.inputs]
         if missing:
-            impossible[task.id] = ("InvalidDependency", f"task {name(missing[0])}, which it depends on, is not known")
+            impossible[task.id] = (
+                "InvalidDependency",
+                f"task {format_task_id(missing[0])}, which it depends on, is not known",
+            )
         elif any(ended is not None and ended.dropped and ended.outcome == "ok" for ended in kept):
             impossible[task.id] = ("InvalidDependency", "a result that it needs is no longer kept")
         needs, why = _needs_again(task, {o: r for o, r in named.items() if o in tasks or o in known}, known)
