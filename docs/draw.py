@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from trio_sched.core.task import TRANSITIONS, State
+from trio_sched.core.states import TRANSITIONS, State
 
 HERE = Path(__file__).parent
 HEAD = (

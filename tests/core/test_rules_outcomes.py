@@ -14,7 +14,7 @@ from trio_sched.core.events import (
     TaskSubmitted,
     TimePassed,
 )
-from trio_sched.core.lifecycle import backoff
+from trio_sched.core.scheduler import backoff
 
 from .story import Story, accepted, delivered, engine_forgotten, failed, recalled, refused, sent, session_forgotten
 

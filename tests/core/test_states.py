@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from trio_sched.core import scheduler
+from trio_sched.core import records
 from trio_sched.core.events import Dependency
-from trio_sched.core.task import ENDED, TRANSITIONS, WAITING, State, Task
+from trio_sched.core.records import Task
+from trio_sched.core.states import ENDED, TRANSITIONS, WAITING, State
 
 from .story import Story
 from .test_property import check_walk
@@ -80,13 +81,14 @@ SELDOM = [
 def test_tasks_move_only_along_the_table_and_everywhere_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[tuple[State, State]] = set()
 
-    class Watched(Task, gc=False):
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name == "state" and value is not self.state:
-                seen.add((self.state, value))
-            super().__setattr__(name, value)
+    check = records.check_state
 
-    monkeypatch.setattr(scheduler, "Task", Watched)
+    def record(task: Task, state: State) -> None:
+        check(task, state)
+        if state is not task.state:
+            seen.add((task.state, state))
+
+    monkeypatch.setattr(records, "check_state", record)
     for seed in range(60):
         check_walk(seed, 300)
     for story in SELDOM:

@@ -11,10 +11,8 @@ import pytest
 
 from trio_sched.core import invariants
 from trio_sched.core.archive import Archive
-from trio_sched.core.engines import Engine
-from trio_sched.core.lifecycle import Lifecycle
 from trio_sched.core.pools import Pools
-from trio_sched.core.ready import Line, ReadyQueue
+from trio_sched.core.records import Engine, Line, ReadyQueue
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.server.actor import Actor
 from trio_sched.server.outbox import Outbox
@@ -39,8 +37,8 @@ def raising(method: Callable[..., Any], is_due: Callable[..., bool]) -> Callable
 
 
 PLACES = [
-    *((Lifecycle, name) for name in ("_depend", "_queue", "_enter", "_ready", "_wait", "_leave_place", "_requeue")),
-    *((Lifecycle, name) for name in ("_dispatch", "_assignment", "_cascade", "_end", "_retry", "_orphaned", "_cancel")),
+    *((Scheduler, name) for name in ("_depend", "_queue", "_enter", "_ready", "_wait", "_leave_place", "_requeue")),
+    *((Scheduler, name) for name in ("_dispatch", "_assignment", "_cascade", "_end", "_retry", "_orphaned", "_cancel")),
     *((Scheduler, name) for name in ("_held", "_unregister", "_recheck", "_what_is_wrong", "_seen")),
     *((Pools, name) for name in ("find", "tidy", "join", "leave", "changed", "push", "remove", "emptied", "next")),
     *((Archive, name) for name in ("add", "want", "release", "received")),
@@ -121,7 +119,7 @@ def test_r33_a_submission_that_raises_is_refused_and_the_batch_goes_on(monkeypat
             client, engine = await world.client(), await world.engine(eager=True)
             assert engine.number
             monkeypatch.setattr(
-                Lifecycle, "_ready", raising(Lifecycle._ready, lambda _self, task, *_: task.id & 0xFFFFFFFF == 2)
+                Scheduler, "_ready", raising(Scheduler._ready, lambda _self, task, *_: task.id & 0xFFFFFFFF == 2)
             )
             monkeypatch.setattr(
                 Scheduler, "_what_is_wrong", raising(Scheduler._what_is_wrong, lambda _self, spec: spec.label == "bad")
@@ -143,9 +141,9 @@ def test_r33_a_task_that_cannot_be_dispatched_is_ended_and_those_behind_it_go(mo
         async with open_world() as world:
             client = await world.client()
             monkeypatch.setattr(
-                Lifecycle,
+                Scheduler,
                 "_assignment",
-                raising(Lifecycle._assignment, lambda _self, task, *_: task.spec.label == "bad"),
+                raising(Scheduler._assignment, lambda _self, task, *_: task.spec.label == "bad"),
             )
             bad = await client.submit("bad", label="bad")
             good = await client.submit("good")

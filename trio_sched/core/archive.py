@@ -7,11 +7,33 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from trio_sched.core.ids import ClientId, TaskId
-from trio_sched.core.task import Ended
+from msgspec import Struct
+
+from trio_sched.core.events import Outcome, PayloadRef
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 
 _LOOKS = 2
 """How many of the oldest each new end looks at: more than one, so that a bound once passed is reached again."""
+
+
+class Ended(Struct, gc=False):
+    """What remains of an ended task: enough for later dependencies, repeats and its story."""
+
+    client: ClientId
+    outcome: Outcome
+    engine: EngineId | None
+    result: PayloadRef
+    error: str
+    reason: str
+    attempt: int
+    accepted_at: float
+    assigned_at: float
+    ended_at: float
+    received: bool = False
+    """Its client has the end in hand."""
+    dropped: bool = False
+    """The result is gone (R22)."""
+    history: tuple[tuple[float, str], ...] = ()
 
 
 class Archive:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from trio_sched.core.engines import fits
+from trio_sched.core.records import Task, fits
 from trio_sched.core.scheduler import Scheduler
-from trio_sched.core.task import DELAYED, ENDED, PLACED, READY, WAITING, Task
+from trio_sched.core.states import DELAYED, ENDED, PLACED, READY, WAITING
 from trio_sched.errors import InvariantError
 
 

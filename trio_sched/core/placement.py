@@ -12,10 +12,10 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from trio_sched.core.engines import Engine
 from trio_sched.core.ids import EngineId
+from trio_sched.core.records import Engine, Room
 
 if TYPE_CHECKING:
     import numpy
@@ -24,19 +24,6 @@ _TRIES = 32
 """Random draws that may hit barred engines before the others are listed."""
 WEIGHT_OFFSET = 1e-6
 """Added to the load by `weighted`, so that an idle engine has a finite weight."""
-
-
-class Room(Protocol):
-    """The engines of one pool that have room."""
-
-    def update(self, engine: Engine, has_room: bool) -> None:
-        """The engine's room, load or time of use may have changed."""
-
-    def pick(self, barred: frozenset[EngineId]) -> Engine | None:
-        """Choose an engine that is not barred; None if there is none. Changes nothing but the state of randomness."""
-
-    def any_but(self, barred: frozenset[EngineId]) -> bool:
-        """Whether `pick` would find one."""
 
 
 class Ordered:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from trio_sched.core.engines import Engine
+from trio_sched.core.fair_share import Client
 from trio_sched.core.ids import EngineId
-from trio_sched.core.placement import Room
-from trio_sched.core.ready import Client, Pool, ReadyQueue
-from trio_sched.core.task import NOBODY, Task
+from trio_sched.core.records import NOBODY, Engine, Pool, ReadyQueue, Room, Task
 
 _IDLE_POOLS = 256
 """Requirements on resources that are kept although nothing waits under them: finding their engines costs a walk over

@@ -25,6 +25,7 @@ from typing import Any
 from msgspec import Struct
 
 from trio_sched.core import dependency, invariants
+from trio_sched.core.archive import Ended
 from trio_sched.core.dependency import AFTER, INPUT, Needs
 from trio_sched.core.effects import (
     Accept,
@@ -37,7 +38,6 @@ from trio_sched.core.effects import (
     RecallTask,
     Refuse,
 )
-from trio_sched.core.engines import Engine
 from trio_sched.core.events import (
     ClientJoined,
     ClientLeft,
@@ -49,11 +49,11 @@ from trio_sched.core.events import (
     TaskFinished,
     TaskSubmitted,
 )
+from trio_sched.core.fair_share import Turns
 from trio_sched.core.ids import ClientId, EngineId, TaskId, format_task_id
-from trio_sched.core.lifecycle import delivery
-from trio_sched.core.ready import Turns
-from trio_sched.core.scheduler import Scheduler
-from trio_sched.core.task import ASSIGNED, CANCELLING, ENDED, PLACED, WAITING, Ended, Task
+from trio_sched.core.records import Engine, Task
+from trio_sched.core.scheduler import Scheduler, delivery
+from trio_sched.core.states import ASSIGNED, CANCELLING, ENDED, PLACED
 
 MOST_ATTEMPTS = 4
 """At a restoration that leaves tasks alive, before all of them are ended."""
@@ -330,10 +330,8 @@ def _lost_its_engine(scheduler: Scheduler, task: Task) -> bool:
     engine = task.engine
     if engine is not None and task.state in PLACED and scheduler.engines.get(engine.id) is engine:
         return False
-    cancelled = task.state is CANCELLING
-    task.engine = task.queue = task.bound = None
-    task.state = WAITING
-    return cancelled
+    task.engine = task.queue = task.bound = None  # its state stays until it is queued, as the table demands
+    return task.state is CANCELLING
 
 
 def _restore_engines(scheduler: Scheduler) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from trio_sched.core.archive import Ended
 from trio_sched.core.dependency import listed
-from trio_sched.core.engines import UNLIMITED, Engine, fits
 from trio_sched.core.ids import TaskId, format_task_id
-from trio_sched.core.ready import Pool
+from trio_sched.core.records import UNLIMITED, Engine, Pool, Task, fits
 from trio_sched.core.scheduler import Scheduler
-from trio_sched.core.task import ASSIGNED, CANCELLING, DELAYED, READY, RECALLING, WAITING, Ended, Task
+from trio_sched.core.states import ASSIGNED, CANCELLING, DELAYED, READY, RECALLING, WAITING
 
 
 def status(scheduler: Scheduler, now: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trio_sched.core.invariants import check
+from trio_sched.core.records import CheckedTask
 from trio_sched.errors import InvariantError
 from trio_sched.server.config import Config
 from trio_sched.server.identity import Identity
@@ -46,6 +47,7 @@ class Simulator:
         tokens = {"client": "client's", "engine": "engine's"}
         identity = Identity("simulated", str(seed), ADDRESS, Path(), tokens, None)  # type: ignore[arg-type]
         self.server = Server(self._config, identity, self.now)
+        self.server.scheduler.task_type = CheckedTask
         self.network = MemoryNetwork()
         self._front = NativeFront(self._config, self.network.open_router)
         self._router: Any = self._front.listen(self.server.hub)

@@ -1,90 +1,215 @@
-"""The ready queues: who goes next, at a cost that does not grow with how many wait (R12, R13, R15).
-
-Ready tasks sit by *requirement*: a `Pool` for each (targets, resources), which knows the engines that match and which
-of them have room, and in it a `ReadyQueue` for each set of exclusions. A queue holds per priority a heap of client
-lines by virtual time, refreshed lazily, since virtual times only grow; a line holds one client's tasks by submission
-number, a deque for those that came in order and a heap for those that came back. Tasks that leave from the middle
-(cancelled, timed out) are only marked and skipped later; a line that is mostly marks is swept.
-"""
+"""The records of the core that refer to one another."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import Any, Final, Protocol
 
-from trio_sched.core.engines import Engine, fits
-from trio_sched.core.ids import ClientId, EngineId, TaskId
-from trio_sched.core.placement import Room
-from trio_sched.core.task import NOBODY, READY, Task
+from msgspec import Struct
+
+from trio_sched.core.dependency import Needs
+from trio_sched.core.events import PayloadRef, TaskSpec
+from trio_sched.core.fair_share import Client
+from trio_sched.core.ids import EngineId, TaskId, format_task_id
+from trio_sched.core.states import READY, TRANSITIONS, WAITING, State
+from trio_sched.errors import InvariantError
 
 _SWEEP = 64
 """Marks that a line may hold beyond its live tasks before it is swept."""
+NOBODY: Final[frozenset[EngineId]] = frozenset()
 
 
-class Client:
-    """A session, and its turn (R15)."""
+# ---- tasks -----------------------------------------------------------------------------------------------------------
 
-    __slots__ = ("active", "gone", "id", "number", "pause_reason", "paused", "ready", "step", "unfinished", "vtime")
 
-    def __init__(self, client_id: ClientId, number: int, weight: float) -> None:
-        self.id = client_id
+class Task(Struct, gc=False):
+    """An accepted task that has not ended."""
+
+    id: TaskId
+    client: Client
+    seq: int
+    """Submission number: its place in the order (R12)."""
+    payload: PayloadRef
+    spec: TaskSpec
+    accepted_at: float
+    state: State = WAITING
+    retries_left: int = 0
+    attempt: int = 0
+    """Number of assignments so far."""
+    crashes: int = 0
+    """Engine deaths while it ran (R20)."""
+    copies: int = 1
+    """Accepted submissions of this id: so often is its end delivered (R1)."""
+    engine: Engine | None = None
+    ran_on: EngineId | None = None
+    """Where its last attempt ran, if that has ended."""
+    assigned_at: float = 0.0
+    deadline: float = 0.0
+    """When its timeout is over; 0: none."""
+    wake_at: float = 0.0
+    """When its backoff is over, in state DELAYED."""
+    refused: frozenset[EngineId] = NOBODY
+    """Engines that it will never run on: they declined it, or it failed there and may not return (R18, R19)."""
+    failed: frozenset[EngineId] = NOBODY
+    """Engines where it failed and runs again only when no other matches (R18)."""
+    needs: Needs | None = None
+    """What it waits for, while there is anything left to hear of."""
+    queue: ReadyQueue | None = None
+    """The ready queue it is in, in state READY."""
+    bound: Pool | None = None
+    """The requirement that can make it impossible while it is in no queue: WAITING or DELAYED, with targets (R7)."""
+    history: tuple[tuple[float, str], ...] = ()
+    """What happened beyond the ordinary, for its story."""
+
+
+class CheckedTask(Task, gc=False):
+    """A task whose state changes only along the table of transitions: assignments to `state` call `check_state`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "state":
+            check_state(self, value)
+        super().__setattr__(name, value)
+
+
+def check_state(task: Task, state: State) -> None:
+    """Check the change of a task's state against the table.
+
+    :raises InvariantError: the table has no such transition.
+    """
+    if state is not task.state and state not in TRANSITIONS[task.state]:
+        raise InvariantError(f"task {format_task_id(task.id)} is {task.state.value} and cannot become {state.value}")
+
+
+# ---- engines ---------------------------------------------------------------------------------------------------------
+
+UNLIMITED = 1 << 60
+_EPSILON = 1e-9
+"""Amounts like 0.1 + 0.2 must fit into 0.3."""
+
+
+def fits(asked: tuple[tuple[str, float], ...], amounts: dict[str, float]) -> bool:
+    """Whether every amount asked for is there."""
+    return all(amounts.get(name, 0.0) + _EPSILON >= amount for name, amount in asked)
+
+
+class Engine:
+    """A registered engine."""
+
+    __slots__ = (
+        "capacity",
+        "done",
+        "draining",
+        "free",
+        "hwm",
+        "id",
+        "joined_at",
+        "kind",
+        "load",
+        "lost_reason",
+        "lost_running",
+        "lost_until",
+        "number",
+        "open",
+        "outstanding",
+        "pools",
+        "resources",
+        "running",
+        "slots",
+        "used",
+    )
+
+    def __init__(
+        self,
+        engine_id: EngineId,
+        number: int,
+        slots: int,
+        hwm: int,
+        resources: tuple[tuple[str, float], ...],
+        joined_at: float,
+        kind: str = "",
+    ) -> None:
+        self.id = engine_id
         self.number = number
-        self.vtime = 0.0
-        self.step = 1.0 / weight
-        self.unfinished = 0
-        """Its accepted tasks that have not ended."""
-        self.ready = 0
-        """Its ready tasks; it is active while there are any and it is not paused."""
-        self.active = False
-        """Whether it stands in the heap of active clients."""
-        self.gone = False
-        self.paused = False
-        """Whether its tasks stay here (R34)."""
-        self.pause_reason = ""
+        """Counts engines in the order in which they joined."""
+        self.slots = slots
+        self.hwm = hwm
+        self.capacity = hwm * slots or UNLIMITED
+        self.resources = dict(resources)
+        self.free = dict(resources)
+        self.joined_at = joined_at
+        self.kind = kind
+        self.used = -number
+        """When it was last given a task, on a clock that counts assignments; new engines come first (R11)."""
+        self.load = 0
+        self.done = 0
+        self.open = True
+        """Whether it may be given tasks at all: neither lost nor draining."""
+        self.draining = False
+        self.lost_until = 0.0
+        """When its grace period is over; 0: it is not lost."""
+        self.lost_reason = ""
+        self.lost_running: tuple[TaskId, ...] | None = None
+        self.outstanding: dict[TaskId, Task] = {}
+        """In the order of assignment."""
+        self.running: dict[TaskId, Task] = {}
+        """Those that hold resources (R16); kept only by engines that have any."""
+        self.pools: list[Pool] = []
+
+    def take(self, task: Task) -> None:
+        """Put a task on the engine; it holds its resources if it can run at once."""
+        self.outstanding[task.id] = task
+        self.load += 1
+        if self.resources and len(self.running) < self.slots:
+            self._hold(task)
+
+    def give_back(self, task: Task) -> None:
+        """Take a task off the engine; the longest waiting one that fits runs in its place."""
+        del self.outstanding[task.id]
+        self.load -= 1
+        if self.resources and self.running.pop(task.id, None) is not None:
+            for name, amount in task.spec.resources:
+                self.free[name] += amount
+            if not self.running:
+                self.free = dict(self.resources)  # what rounding took away comes back
+            self._promote()
+
+    def restore(self, tasks: list[Task]) -> None:
+        """It has these tasks outstanding, in this order; it is in no pool yet."""
+        was_running = list(self.running.values())
+        self.outstanding = {task.id: task for task in tasks}
+        self.load = len(tasks)
+        self.free = dict(self.resources)
+        self.running = {}
+        self.pools = []
+        self.open = not self.lost_until and not self.draining
+        if self.resources:
+            for task in was_running:
+                if self.outstanding.get(task.id) is task and len(self.running) < self.slots:
+                    self._hold(task)
+            self._promote()
+
+    def presumed_running(self) -> set[TaskId]:
+        """What it runs, as far as the scheduler can tell (R20)."""
+        if self.resources:
+            return set(self.running)
+        return {task for task, _ in zip(self.outstanding, range(self.slots), strict=False)}
+
+    def _hold(self, task: Task) -> None:
+        self.running[task.id] = task
+        for name, amount in task.spec.resources:
+            self.free[name] -= amount
+
+    def _promote(self) -> None:
+        for task in self.outstanding.values():
+            if len(self.running) >= self.slots:
+                return
+            if task.id not in self.running and fits(task.spec.resources, self.free):
+                self._hold(task)
 
 
-class Turns:
-    """The active clients by virtual time: from where one that becomes active starts."""
-
-    __slots__ = ("_heap", "floor")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Client]] = []
-        self.floor = 0.0
-        """The largest virtual time at which a task was ever sent."""
-
-    def activate(self, client: Client) -> None:
-        """A client without ready tasks is about to have one."""
-        if client.active and len(self._heap) == 1:  # it stands there alone: a common case, and no comparison is needed
-            client.vtime = max(client.vtime, self.floor)
-            return
-        start = self._current()
-        if client.vtime < start:
-            client.vtime = start
-        if not client.active:
-            client.active = True
-            heappush(self._heap, (client.vtime, client.number, client))
-
-    def restore(self, active: list[Client]) -> None:
-        """These clients, and no others, are active."""
-        self._heap = [(client.vtime, client.number, client) for client in active]
-        heapify(self._heap)
-        for client in active:
-            client.active = True
-
-    def _current(self) -> float:
-        heap = self._heap
-        while heap:
-            vtime, number, client = heap[0]
-            if not client.ready or client.paused:
-                heappop(heap)
-                client.active = False
-            elif vtime != client.vtime:
-                heapreplace(heap, (client.vtime, number, client))
-            else:
-                return vtime
-        return self.floor
+# ---- ready tasks -----------------------------------------------------------------------------------------------------
 
 
 class Line:
@@ -295,6 +420,22 @@ class ReadyQueue:
             for line in [*level.lines.values(), *level.paused.values()]:
                 yield from (task for task in line.fresh if task.queue is self and task.state is READY)
                 yield from (task for _, task in line.back if task.queue is self and task.state is READY)
+
+
+# ---- requirements ----------------------------------------------------------------------------------------------------
+
+
+class Room(Protocol):
+    """The engines of one pool that have room."""
+
+    def update(self, engine: Engine, has_room: bool) -> None:
+        """The engine's room, load or time of use may have changed."""
+
+    def pick(self, barred: frozenset[EngineId]) -> Engine | None:
+        """Choose an engine that is not barred; None if there is none. Changes nothing but the state of randomness."""
+
+    def any_but(self, barred: frozenset[EngineId]) -> bool:
+        """Whether `pick` would find one."""
 
 
 class Pool:
