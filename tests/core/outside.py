@@ -308,6 +308,7 @@ def published(effects: Sequence[Effect]) -> list[tuple[Any, ...]]:
     return [(place, e.what, e.task, e.engine, e.outcome) for place, e in enumerate(effects) if isinstance(e, Publish)]
 
 
+#: What happens, and how often beside the others.
 ACTIONS: dict[str, int] = {
     "plain_tasks": 5,
     "careful_task": 5,
@@ -327,4 +328,3 @@ ACTIONS: dict[str, int] = {
     "time_passes": 3,
     "auditor_wakes": 3,
 }
-"""What happens, and how often beside the others."""

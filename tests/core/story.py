@@ -51,8 +51,8 @@ from trio_sched.core.scheduler import Scheduler, Settings
 
 from .naive import without_words
 
+#: The attempt of a task's first assignment.
 FIRST = 1
-"""The attempt of a task's first assignment."""
 
 
 class Story:

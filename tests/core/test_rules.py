@@ -399,7 +399,7 @@ def test_r06_a_lost_engine_counts_until_its_grace_is_over() -> None:
 def test_r07_too_many_targets_are_refused_with_the_limit() -> None:
     story = Story(max_targets=2)
     assert story.submit("a", targets=["E", "F", "G"]) == [refused("a")]
-    assert "3 targets; the most is 2 (max_targets)" in story.words[0]
+    assert "3 targets; the limit is 2 (max_targets)" in story.words[0]
 
 
 def test_r07_a_reason_names_only_the_first_targets() -> None:

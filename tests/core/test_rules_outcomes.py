@@ -14,7 +14,7 @@ from trio_sched.core.events import (
     TaskSubmitted,
     TimePassed,
 )
-from trio_sched.core.scheduler import backoff
+from trio_sched.core.scheduler import backoff_delay
 
 from .story import Story, accepted, delivered, engine_forgotten, failed, recalled, refused, sent, session_forgotten
 
@@ -160,8 +160,8 @@ def test_r18_backoff_is_at_most_a_day_whatever_the_number_of_retries() -> None:
 @pytest.mark.parametrize("first_s", [5e-324, 1e-9, 1.0, MOST_BACKOFF_S])
 def test_r18_backoff_is_finite_for_every_retry(first_s: float) -> None:
     for retry in (1, 2, 64, 65, 1025, 1_000_000):
-        assert 0.0 <= backoff(first_s, retry) <= MOST_BACKOFF_S
-    assert backoff(1.0, 4) == 8.0
+        assert 0.0 <= backoff_delay(first_s, retry) <= MOST_BACKOFF_S
+    assert backoff_delay(1.0, 4) == 8.0
 
 
 def test_r32_rounding_does_not_use_up_a_resource() -> None:

@@ -66,6 +66,7 @@ def a_recalled_task_has_begun() -> None:
     story.kept("c")
 
 
+#: What random walks come upon once in a thousand.
 SELDOM = [
     a_follower_loses_its_engine_while_ready,
     a_follower_loses_its_engine_in_a_backoff,
@@ -75,7 +76,6 @@ SELDOM = [
     a_recalled_task_fails_and_waits_for_its_retry,
     a_recalled_task_has_begun,
 ]
-"""What random walks come upon once in a thousand."""
 
 
 def test_tasks_move_only_along_the_table_and_everywhere_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

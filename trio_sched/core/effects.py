@@ -1,4 +1,12 @@
-"""What to do: the outputs of `Scheduler.handle`. Imperative, immutable, in the order in which they are to be done."""
+"""Effects: what `Scheduler.handle` returns.
+
+Rules:
+
+- An effect is imperative and immutable. It is data; the server carries it out.
+- Effects are complete: whatever the server has to send, to drop or to publish, an effect says. The server never looks
+  into the core for it.
+- Effects are carried out in the order in which they are returned.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +19,19 @@ from trio_sched.core.ids import ClientId, EngineId, TaskId
 
 
 class Accept(Struct, frozen=True, gc=False):
-    """The submission is taken: exactly one `DeliverResult` will follow for it. One Accept or Refuse per submission."""
+    """Tell the client that its submission is accepted.
+
+    Exactly one `DeliverResult` follows for it. Each submission has one `Accept` or one `Refuse`.
+    """
 
     client: ClientId
     task: TaskId
 
 
 class Refuse(Struct, frozen=True, gc=False):
-    """The submission is not taken and changes nothing. `reason` says why, with the value, and what to do."""
+    """Tell the client that its submission is refused, and changes nothing. `reason` has the value, the limit, the
+    remedy.
+    """
 
     client: ClientId
     task: TaskId
@@ -36,10 +49,11 @@ class AssignTask(Struct, frozen=True, gc=False):
 
 
 class DeliverResult(Struct, frozen=True, gc=False):
-    """Send the end of the task to its client (R17).
+    """Send the outcome of the task to its client (R17).
 
-    `engine` is the one on which the task last ran, None if it never ran. `result` is what the engine sent, None when
-    the scheduler itself ended the task; then `error` names the class in trio_sched.errors and `reason` says why.
+    `engine` is the one on which the task last ran, None if it never ran. `result` is the one that the engine sent. It
+    is None if the scheduler ended the task; then `error` is the name of a class in trio_sched.errors and `reason` says
+    why.
     """
 
     client: ClientId
@@ -52,7 +66,7 @@ class DeliverResult(Struct, frozen=True, gc=False):
 
 
 class RecallTask(Struct, frozen=True, gc=False):
-    """Ask the engine to give the task back if it has not begun it; it answers in any case."""
+    """Ask the engine to return the task if it has not begun it. The engine answers in any case (`RecallAnswered`)."""
 
     engine: EngineId
     task: TaskId
@@ -60,27 +74,28 @@ class RecallTask(Struct, frozen=True, gc=False):
 
 
 class ForgetEngine(Struct, frozen=True, gc=False):
-    """Drop what is kept for the engine: it is unregistered for good, and its id is not used again (R20).
+    """Drop what is kept for the engine: it is removed for good (R20).
 
-    Emitted once for each registered engine, before what follows from its removal. It is also the answer to an
-    `EngineJoined` that the core could not handle (R33).
+    Emitted once for each engine that joined, before the effects that follow from its removal. Also emitted for an
+    `EngineJoined` that could not be handled (R33).
     """
 
     engine: EngineId
 
 
 class ForgetSession(Struct, frozen=True, gc=False):
-    """Drop what is kept for the client's session: the session ended for good, and so has the last of its tasks.
+    """Drop what is kept for the client session: it ended for good, and the last of its tasks has ended (R27).
 
-    The core keeps ended tasks of the session (R22), but emits no further effect for it. It is also the answer to a
-    `ClientJoined` that the core could not handle (R33).
+    Emitted once for each session that joined; no other effect names the session later. Also emitted for a
+    `ClientJoined` that could not be handled (R33). If a later session has the same id, the last one of them is
+    forgotten.
     """
 
     client: ClientId
 
 
 class Publish(Struct, frozen=True, gc=False):
-    """Tell the monitors (R28); made only while the scheduler's `monitored` is set."""
+    """Tell the monitors (R28). Emitted only while `Scheduler.monitored` is set."""
 
     what: Literal["submitted", "assigned", "finished", "engine_joined", "engine_lost"]
     task: TaskId | None = None

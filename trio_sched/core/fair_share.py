@@ -1,4 +1,15 @@
-"""Clients and their turns (R15)."""
+"""Fair share between clients (R15): virtual times, and the one at which a client that becomes active starts.
+
+Rules:
+
+- Each client has a virtual time. A task that is sent to an engine adds 1/weight to the virtual time of its client.
+- At equal priority the client with the smallest virtual time goes first; among equals, the one that joined first.
+- A client is active while it has ready tasks and is not paused (R34). A client that becomes active starts at the
+  smallest virtual time of the active clients or at its own, whichever is larger. So a client gains nothing from idling.
+
+Virtual times only grow. The heap of active clients therefore holds entries that may be outdated; an entry is corrected
+when it reaches the top, which costs O(log n) for each task sent.
+"""
 
 from __future__ import annotations
 
@@ -7,66 +18,82 @@ from heapq import heapify, heappop, heappush, heapreplace
 from trio_sched.core.ids import ClientId
 
 
-class Client:
-    """A session, and its turn (R15)."""
+class ClientState:
+    """The record of a client session."""
 
-    __slots__ = ("active", "gone", "id", "number", "pause_reason", "paused", "ready", "step", "unfinished", "vtime")
+    __slots__ = (
+        "has_left",
+        "id",
+        "in_heap",
+        "number",
+        "pause_reason",
+        "paused",
+        "ready_count",
+        "unfinished_count",
+        "virtual_step",
+        "virtual_time",
+    )
 
     def __init__(self, client_id: ClientId, number: int, weight: float) -> None:
         self.id = client_id
+        #: Counts clients in the order in which they joined.
         self.number = number
-        self.vtime = 0.0
-        self.step = 1.0 / weight
-        self.unfinished = 0
-        """Its accepted tasks that have not ended."""
-        self.ready = 0
-        """Its ready tasks; it is active while there are any and it is not paused."""
-        self.active = False
-        """Whether it stands in the heap of active clients."""
-        self.gone = False
+        self.virtual_time = 0.0
+        #: What a task that is sent adds to the virtual time.
+        self.virtual_step = 1.0 / weight
+        #: Accepted tasks of the client that have not ended.
+        self.unfinished_count = 0
+        #: Ready tasks of the client, whether it is paused or not.
+        self.ready_count = 0
+        #: Whether the heap of active clients has an entry for it, perhaps an outdated one.
+        self.in_heap = False
+        #: Whether the session ended for good (R27).
+        self.has_left = False
+        #: Whether none of its tasks is sent to engines (R34).
         self.paused = False
-        """Whether its tasks stay here (R34)."""
+        #: Why it is paused, in words.
         self.pause_reason = ""
 
 
-class Turns:
-    """The active clients by virtual time: from where one that becomes active starts."""
+class FairShare:
+    """The active clients, by virtual time."""
 
     __slots__ = ("_heap", "floor")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Client]] = []
+        self._heap: list[tuple[float, int, ClientState]] = []
+        #: The largest virtual time that a client had when a task of it was sent.
         self.floor = 0.0
-        """The largest virtual time at which a task was ever sent."""
 
-    def activate(self, client: Client) -> None:
-        """A client without ready tasks is about to have one."""
-        if client.active and len(self._heap) == 1:  # it stands there alone: a common case, and no comparison is needed
-            client.vtime = max(client.vtime, self.floor)
+    def activate(self, client: ClientState) -> None:
+        """Make a client active that is about to get its first ready task."""
+        if client.in_heap and len(self._heap) == 1:  # a common case: it is compared with itself only
+            client.virtual_time = max(client.virtual_time, self.floor)
             return
         start = self._current()
-        if client.vtime < start:
-            client.vtime = start
-        if not client.active:
-            client.active = True
-            heappush(self._heap, (client.vtime, client.number, client))
+        if client.virtual_time < start:
+            client.virtual_time = start
+        if not client.in_heap:
+            client.in_heap = True
+            heappush(self._heap, (client.virtual_time, client.number, client))
 
-    def restore(self, active: list[Client]) -> None:
-        """These clients, and no others, are active."""
-        self._heap = [(client.vtime, client.number, client) for client in active]
+    def restore(self, active: list[ClientState]) -> None:
+        """Replace the active clients by these."""
+        self._heap = [(client.virtual_time, client.number, client) for client in active]
         heapify(self._heap)
         for client in active:
-            client.active = True
+            client.in_heap = True
 
     def _current(self) -> float:
+        """The smallest virtual time of the active clients; without active clients, `floor`."""
         heap = self._heap
         while heap:
-            vtime, number, client = heap[0]
-            if not client.ready or client.paused:
+            virtual_time, number, client = heap[0]
+            if not client.ready_count or client.paused:
                 heappop(heap)
-                client.active = False
-            elif vtime != client.vtime:
-                heapreplace(heap, (client.vtime, number, client))
+                client.in_heap = False
+            elif virtual_time != client.virtual_time:
+                heapreplace(heap, (client.virtual_time, number, client))
             else:
-                return vtime
+                return virtual_time
         return self.floor

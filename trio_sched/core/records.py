@@ -1,4 +1,22 @@
-"""The records of the core that refer to one another."""
+"""The records that refer to one another: tasks, engines, request classes and their ready queues (R10, R12, R13, R15,
+R16).
+
+Rules:
+
+- An unfinished task is a `Task`, as small as possible, since there may be a million. Its state, its engine and its
+  queue agree at all times; `invariants.check` verifies it.
+- Tasks with the same requirements on engines (targets, resources, kind) share a `RequestClass`. It knows the engines
+  that match and, by its placement policy, those that have room. So a change of an engine's load touches only the
+  classes that the engine matches, and the question whether a task can go is answered for the class.
+- Within a class there is a `ReadyQueue` for each set of exclusions (R18, R19), within that a `PriorityBand` for each
+  priority, within that a `ClientQueue` for each client. Only the first task of each queue is ever compared, so dispatch
+  does not cost the number of waiting tasks.
+- A task that leaves a queue from the middle (cancelled, timed out) only loses its reference to the queue and is skipped
+  later. A client queue that consists mostly of such tasks is swept.
+
+The records are in one module because each kind refers to the others. They keep their own counts and indexes consistent
+and decide nothing: which task moves when is decided by `Scheduler`.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +27,16 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
-from trio_sched.core.dependency import Needs
+from trio_sched.core.dependency import PendingDependencies
 from trio_sched.core.events import PayloadRef, TaskSpec
-from trio_sched.core.fair_share import Client
+from trio_sched.core.fair_share import ClientState
 from trio_sched.core.ids import EngineId, TaskId, format_task_id
 from trio_sched.core.states import READY, TRANSITIONS, WAITING, State
 from trio_sched.errors import InvariantError
 
+#: Removed tasks that a client queue may hold, beyond the number of its ready ones, before it is swept.
 _SWEEP = 64
-"""Marks that a line may hold beyond its live tasks before it is swept."""
-NOBODY: Final[frozenset[EngineId]] = frozenset()
+NO_ENGINES: Final[frozenset[EngineId]] = frozenset()
 
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------
@@ -28,40 +46,41 @@ class Task(Struct, gc=False):
     """An accepted task that has not ended."""
 
     id: TaskId
-    client: Client
+    client: ClientState
+    #: The number of the submission, which is the place of the task in the order (R12).
     seq: int
-    """Submission number: its place in the order (R12)."""
     payload: PayloadRef
     spec: TaskSpec
     accepted_at: float
     state: State = WAITING
     retries_left: int = 0
+    #: The number of assignments so far.
     attempt: int = 0
-    """Number of assignments so far."""
+    #: How many engines died while they ran the task (R20).
     crashes: int = 0
-    """Engine deaths while it ran (R20)."""
-    copies: int = 1
-    """Accepted submissions of this id: so often is its end delivered (R1)."""
+    #: Accepted submissions of this id. The result is delivered once for each (R1).
+    submissions: int = 1
+    #: The engine to which the task is assigned, in the states of `PLACED`.
     engine: Engine | None = None
+    #: The engine of the last attempt that ran and ended.
     ran_on: EngineId | None = None
-    """Where its last attempt ran, if that has ended."""
     assigned_at: float = 0.0
+    #: When the timeout is over (R21); 0: no timeout.
     deadline: float = 0.0
-    """When its timeout is over; 0: none."""
+    #: When the backoff is over, in state DELAYED (R18).
     wake_at: float = 0.0
-    """When its backoff is over, in state DELAYED."""
-    refused: frozenset[EngineId] = NOBODY
-    """Engines that it will never run on: they declined it, or it failed there and may not return (R18, R19)."""
-    failed: frozenset[EngineId] = NOBODY
-    """Engines where it failed and runs again only when no other matches (R18)."""
-    needs: Needs | None = None
-    """What it waits for, while there is anything left to hear of."""
+    #: Engines on which the task never runs: they declined it, or it failed there without `same_engine` (R18, R19).
+    excluded: frozenset[EngineId] = NO_ENGINES
+    #: Engines on which the task failed, and runs again only if no other engine matches (R18).
+    avoided: frozenset[EngineId] = NO_ENGINES
+    #: What is pending of its dependencies; None: it has no dependencies.
+    pending: PendingDependencies | None = None
+    #: The ready queue that holds the task, in state READY.
     queue: ReadyQueue | None = None
-    """The ready queue it is in, in state READY."""
-    bound: Pool | None = None
-    """The requirement that can make it impossible while it is in no queue: WAITING or DELAYED, with targets (R7)."""
+    #: The request class that has the task among its `target_watchers`, in the states WAITING and DELAYED.
+    watched: RequestClass | None = None
+    #: Times and descriptions of failures, retries, recalls and lost engines, for the story of the task.
     history: tuple[tuple[float, str], ...] = ()
-    """What happened beyond the ordinary, for its story."""
 
 
 class CheckedTask(Task, gc=False):
@@ -84,40 +103,43 @@ def check_state(task: Task, state: State) -> None:
 
 # ---- engines ---------------------------------------------------------------------------------------------------------
 
+#: The capacity of an engine without a high-water mark.
 UNLIMITED = 1 << 60
+#: Tolerance for sums of amounts: 0.1 + 0.2 fits into 0.3.
 _EPSILON = 1e-9
-"""Amounts like 0.1 + 0.2 must fit into 0.3."""
 
 
 def fits(asked: tuple[tuple[str, float], ...], amounts: dict[str, float]) -> bool:
-    """Whether every amount asked for is there."""
+    """Whether the amounts asked for are available (R16)."""
     return all(amounts.get(name, 0.0) + _EPSILON >= amount for name, amount in asked)
 
 
 class Engine:
-    """A registered engine."""
+    """The record of a registered engine: its capacity, its outstanding tasks, and the resources that they hold (R10,
+    R16).
+    """
 
     __slots__ = (
+        "accepts_tasks",
         "capacity",
-        "done",
         "draining",
+        "finished_count",
         "free",
         "hwm",
         "id",
         "joined_at",
         "kind",
+        "last_used",
         "load",
         "lost_reason",
         "lost_running",
         "lost_until",
         "number",
-        "open",
         "outstanding",
-        "pools",
+        "request_classes",
         "resources",
         "running",
         "slots",
-        "used",
     )
 
     def __init__(
@@ -131,8 +153,8 @@ class Engine:
         kind: str = "",
     ) -> None:
         self.id = engine_id
+        #: Counts engines in the order in which they joined.
         self.number = number
-        """Counts engines in the order in which they joined."""
         self.slots = slots
         self.hwm = hwm
         self.capacity = hwm * slots or UNLIMITED
@@ -140,50 +162,54 @@ class Engine:
         self.free = dict(resources)
         self.joined_at = joined_at
         self.kind = kind
-        self.used = -number
-        """When it was last given a task, on a clock that counts assignments; new engines come first (R11)."""
+        #: When a task was last assigned, on a clock that counts assignments. Engines that joined last come first (R11).
+        self.last_used = -number
+        #: The number of outstanding tasks.
         self.load = 0
-        self.done = 0
-        self.open = True
-        """Whether it may be given tasks at all: neither lost nor draining."""
+        #: The number of tasks that it answered for.
+        self.finished_count = 0
+        #: Whether it is neither lost nor draining.
+        self.accepts_tasks = True
         self.draining = False
+        #: When the grace period is over (R20); 0: the engine is not lost.
         self.lost_until = 0.0
-        """When its grace period is over; 0: it is not lost."""
         self.lost_reason = ""
+        #: The tasks that were running when it was lost, None if not known.
         self.lost_running: tuple[TaskId, ...] | None = None
+        #: The tasks assigned to it, in the order of assignment.
         self.outstanding: dict[TaskId, Task] = {}
-        """In the order of assignment."""
+        #: The outstanding tasks that hold resources (R16). Only engines that offer resources keep it.
         self.running: dict[TaskId, Task] = {}
-        """Those that hold resources (R16); kept only by engines that have any."""
-        self.pools: list[Pool] = []
+        #: The classes of which it is a member.
+        self.request_classes: list[RequestClass] = []
 
-    def take(self, task: Task) -> None:
-        """Put a task on the engine; it holds its resources if it can run at once."""
+    def assign(self, task: Task) -> None:
+        """Add an outstanding task. It holds its resources if a slot is free for it."""
         self.outstanding[task.id] = task
         self.load += 1
         if self.resources and len(self.running) < self.slots:
             self._hold(task)
 
-    def give_back(self, task: Task) -> None:
-        """Take a task off the engine; the longest waiting one that fits runs in its place."""
+    def release(self, task: Task) -> None:
+        """Remove an outstanding task. The first of the others that fits takes its slot and resources."""
         del self.outstanding[task.id]
         self.load -= 1
         if self.resources and self.running.pop(task.id, None) is not None:
             for name, amount in task.spec.resources:
                 self.free[name] += amount
             if not self.running:
-                self.free = dict(self.resources)  # what rounding took away comes back
+                self.free = dict(self.resources)  # undoes rounding errors (R32)
             self._promote()
 
     def restore(self, tasks: list[Task]) -> None:
-        """It has these tasks outstanding, in this order; it is in no pool yet."""
+        """Replace the outstanding tasks by these, in this order, and leave all request classes."""
         was_running = list(self.running.values())
         self.outstanding = {task.id: task for task in tasks}
         self.load = len(tasks)
         self.free = dict(self.resources)
         self.running = {}
-        self.pools = []
-        self.open = not self.lost_until and not self.draining
+        self.request_classes = []
+        self.accepts_tasks = not self.lost_until and not self.draining
         if self.resources:
             for task in was_running:
                 if self.outstanding.get(task.id) is task and len(self.running) < self.slots:
@@ -191,7 +217,7 @@ class Engine:
             self._promote()
 
     def presumed_running(self) -> set[TaskId]:
-        """What it runs, as far as the scheduler can tell (R20)."""
+        """The tasks that it runs, as far as the scheduler can tell (R20)."""
         if self.resources:
             return set(self.running)
         return {task for task, _ in zip(self.outstanding, range(self.slots), strict=False)}
@@ -212,246 +238,259 @@ class Engine:
 # ---- ready tasks -----------------------------------------------------------------------------------------------------
 
 
-class Line:
-    """One client's tasks at one priority in one queue, by submission number."""
+class ClientQueue:
+    """The tasks of one client in one priority band, by submission number.
 
-    __slots__ = ("back", "client", "fresh", "live")
+    Tasks that arrive in order are in a deque, tasks that come back (retry, recall) in a heap.
+    """
 
-    def __init__(self, client: Client) -> None:
+    __slots__ = ("client", "in_order", "ready_count", "returned")
+
+    def __init__(self, client: ClientState) -> None:
         self.client = client
-        self.fresh: deque[Task] = deque()
-        self.back: list[tuple[int, Task]] = []
-        self.live = 0
+        self.in_order: deque[Task] = deque()
+        self.returned: list[tuple[int, Task]] = []
+        self.ready_count = 0
 
     def push(self, task: Task) -> None:
-        """Add a task at its place."""
-        fresh = self.fresh
-        if not fresh or fresh[-1].seq < task.seq:
-            fresh.append(task)
+        """Add a task at the place of its submission number."""
+        in_order = self.in_order
+        if not in_order or in_order[-1].seq < task.seq:
+            in_order.append(task)
         else:
-            heappush(self.back, (task.seq, task))
-        self.live += 1
+            heappush(self.returned, (task.seq, task))
+        self.ready_count += 1
 
     def head(self, queue: ReadyQueue) -> Task:
-        """The next task; the line must have a live one."""
-        fresh, back = self.fresh, self.back
-        while fresh and fresh[0].queue is not queue:
-            fresh.popleft()
-        while back and back[0][1].queue is not queue:
-            heappop(back)
-        if back and not (fresh and fresh[0].seq < back[0][0]):
-            return back[0][1]
-        return fresh[0]
+        """The first task of the queue, of which there is at least one."""
+        in_order, returned = self.in_order, self.returned
+        while in_order and in_order[0].queue is not queue:
+            in_order.popleft()
+        while returned and returned[0][1].queue is not queue:
+            heappop(returned)
+        if returned and not (in_order and in_order[0].seq < returned[0][0]):
+            return returned[0][1]
+        return in_order[0]
 
     def drop(self, task: Task) -> None:
-        """Forget `task`, which is the head."""
-        if self.fresh and self.fresh[0] is task:
-            self.fresh.popleft()
+        """Remove `task`, which is the head."""
+        if self.in_order and self.in_order[0] is task:
+            self.in_order.popleft()
         else:
-            heappop(self.back)
-        self.live -= 1
+            heappop(self.returned)
+        self.ready_count -= 1
 
-    def mark(self, queue: ReadyQueue) -> None:
-        """A task left from the middle: its `queue` is no longer this one."""
-        self.live -= 1
-        if len(self.fresh) + len(self.back) > 2 * self.live + _SWEEP:
-            self.fresh = deque(task for task in self.fresh if task.queue is queue)
-            self.back = [entry for entry in self.back if entry[1].queue is queue]
-            heapify(self.back)
+    def count_removed(self, queue: ReadyQueue) -> None:
+        """Count a task whose reference to `queue` was removed; sweep the queue when most tasks in it are such."""
+        self.ready_count -= 1
+        if len(self.in_order) + len(self.returned) > 2 * self.ready_count + _SWEEP:
+            self.in_order = deque(task for task in self.in_order if task.queue is queue)
+            self.returned = [entry for entry in self.returned if entry[1].queue is queue]
+            heapify(self.returned)
 
 
-class Level:
-    """The lines of one priority in one queue, each once in the heap; the virtual times there may be outdated. Those of
-    paused clients are set apart and not counted."""
+class PriorityBand:
+    """The client queues of one priority in one ready queue, in the order of virtual time.
 
-    __slots__ = ("heap", "lines", "live", "paused")
+    Each is once in the heap. Virtual times in the heap may be outdated; an entry is corrected at the top. The queues of
+    paused clients are not in the heap and not counted (R34).
+    """
+
+    __slots__ = ("heap", "paused_queues", "queues", "ready_count")
 
     def __init__(self) -> None:
-        self.lines: dict[int, Line] = {}
-        self.paused: dict[int, Line] = {}
-        self.heap: list[tuple[float, int, Line]] = []
-        self.live = 0
+        self.queues: dict[int, ClientQueue] = {}
+        self.paused_queues: dict[int, ClientQueue] = {}
+        self.heap: list[tuple[float, int, ClientQueue]] = []
+        self.ready_count = 0
 
     def pause(self, number: int) -> int:
-        """Set the line of a client apart; returns how many tasks that are."""
-        line = self.lines.pop(number, None)
-        if line is None:
+        """Withhold the queue of a client; return the number of its tasks."""
+        client_queue = self.queues.pop(number, None)
+        if client_queue is None:
             return 0
-        self.heap = [entry for entry in self.heap if entry[2] is not line]
+        self.heap = [entry for entry in self.heap if entry[2] is not client_queue]
         heapify(self.heap)
-        if line.live:
-            self.paused[number] = line
-            self.live -= line.live
-        return line.live
+        if client_queue.ready_count:
+            self.paused_queues[number] = client_queue
+            self.ready_count -= client_queue.ready_count
+        return client_queue.ready_count
 
-    def resume(self, client: Client) -> int:
-        """Take the line of a client back; returns how many tasks that are."""
-        line = self.paused.pop(client.number, None)
-        if line is None:
+    def resume(self, client: ClientState) -> int:
+        """Add the withheld queue of a client again; return the number of its tasks."""
+        client_queue = self.paused_queues.pop(client.number, None)
+        if client_queue is None:
             return 0
-        self.lines[client.number] = line
-        heappush(self.heap, (client.vtime, client.number, line))
-        self.live += line.live
-        return line.live
+        self.queues[client.number] = client_queue
+        heappush(self.heap, (client.virtual_time, client.number, client_queue))
+        self.ready_count += client_queue.ready_count
+        return client_queue.ready_count
 
-    def first(self) -> Line:
-        """The line whose turn it is; the level must have a live task."""
+    def first(self) -> ClientQueue:
+        """The queue of the client whose turn it is. The band must have a ready task."""
         heap = self.heap
         while True:
-            vtime, number, line = heap[0]
-            if not line.live:
+            virtual_time, number, client_queue = heap[0]
+            if not client_queue.ready_count:
                 heappop(heap)
-                del self.lines[number]
-            elif len(heap) > 1 and vtime != line.client.vtime:
-                heapreplace(heap, (line.client.vtime, number, line))
+                del self.queues[number]
+            elif len(heap) > 1 and virtual_time != client_queue.client.virtual_time:
+                heapreplace(heap, (client_queue.client.virtual_time, number, client_queue))
             else:
-                return line
+                return client_queue
 
 
 class ReadyQueue:
-    """The ready tasks of one requirement: a pool's engines less these exclusions."""
+    """The ready tasks of one request class that have the same excluded and avoided engines (R18, R19)."""
 
-    __slots__ = ("failed", "held", "levels", "live", "pool", "refused", "top")
+    __slots__ = ("avoided", "bands", "excluded", "paused_count", "ready_count", "request_class", "top_priority")
 
-    def __init__(self, pool: Pool, refused: frozenset[EngineId], failed: frozenset[EngineId]) -> None:
-        self.pool = pool
-        self.refused = refused
-        self.failed = failed
-        self.levels: dict[int, Level] = {}
-        self.live = 0
-        """Tasks that can be dispatched."""
-        self.held = 0
-        """Tasks of paused clients."""
-        self.top = 0
-        """The highest priority with a live task; meaningless without one."""
+    def __init__(
+        self, request_class: RequestClass, excluded: frozenset[EngineId], avoided: frozenset[EngineId]
+    ) -> None:
+        self.request_class = request_class
+        self.excluded = excluded
+        self.avoided = avoided
+        self.bands: dict[int, PriorityBand] = {}
+        #: Tasks of clients that are not paused.
+        self.ready_count = 0
+        #: Tasks of paused clients.
+        self.paused_count = 0
+        #: The highest priority of a task of a client that is not paused; without such a task it means nothing.
+        self.top_priority = 0
 
     def push(self, task: Task) -> None:
-        """Add a ready task at its place."""
+        """Add a task, which is ready."""
         task.queue = self
         priority = task.spec.priority
-        level = self.levels.get(priority)
-        if level is None:
-            level = self.levels[priority] = Level()
+        band = self.bands.get(priority)
+        if band is None:
+            band = self.bands[priority] = PriorityBand()
         client = task.client
         if client.paused:
-            line = level.paused.get(client.number)
-            if line is None:
-                line = level.paused[client.number] = Line(client)
-            line.push(task)
-            self.held += 1
-            self.pool.held += 1
+            client_queue = band.paused_queues.get(client.number)
+            if client_queue is None:
+                client_queue = band.paused_queues[client.number] = ClientQueue(client)
+            client_queue.push(task)
+            self.paused_count += 1
+            self.request_class.paused_count += 1
             return
-        line = level.lines.get(client.number)
-        if line is None:
-            line = level.lines[client.number] = Line(client)
-            heappush(level.heap, (client.vtime, client.number, line))
-        line.push(task)
-        level.live += 1
-        if not self.live or priority > self.top:
-            self.top = priority
-        self.live += 1
-        self.pool.live += 1
+        client_queue = band.queues.get(client.number)
+        if client_queue is None:
+            client_queue = band.queues[client.number] = ClientQueue(client)
+            heappush(band.heap, (client.virtual_time, client.number, client_queue))
+        client_queue.push(task)
+        band.ready_count += 1
+        if not self.ready_count or priority > self.top_priority:
+            self.top_priority = priority
+        self.ready_count += 1
+        self.request_class.ready_count += 1
 
     def head(self) -> Task:
-        """The task whose turn it is; the queue must have a live one."""
-        return self.levels[self.top].first().head(self)
+        """The task whose turn it is. The queue must have a task of a client that is not paused."""
+        return self.bands[self.top_priority].first().head(self)
 
     def pop(self) -> Task:
-        """Take out the head."""
-        level = self.levels[self.top]
-        line = level.first()
-        task = line.head(self)
-        line.drop(task)
-        self._left(task, level)
+        """Remove the head and return it."""
+        band = self.bands[self.top_priority]
+        client_queue = band.first()
+        task = client_queue.head(self)
+        client_queue.drop(task)
+        self._count_removed(task, band)
         return task
 
     def remove(self, task: Task) -> None:
-        """Take out any task of the queue."""
-        level = self.levels[task.spec.priority]
+        """Remove any task of the queue."""
+        band = self.bands[task.spec.priority]
         number = task.client.number
         if task.client.paused:
-            line = level.paused[number]
+            client_queue = band.paused_queues[number]
             task.queue = None
-            self.held -= 1
-            self.pool.held -= 1
-            line.mark(self)
-            if not line.live:
-                del level.paused[number]
-                self._discard_empty_levels()
+            self.paused_count -= 1
+            self.request_class.paused_count -= 1
+            client_queue.count_removed(self)
+            if not client_queue.ready_count:
+                del band.paused_queues[number]
+                self._discard_empty_bands()
             return
-        line = level.lines[number]
-        self._left(task, level)
-        line.mark(self)
+        client_queue = band.queues[number]
+        self._count_removed(task, band)
+        client_queue.count_removed(self)
 
-    def _left(self, task: Task, level: Level) -> None:
+    def _count_removed(self, task: Task, band: PriorityBand) -> None:
         task.queue = None
-        self.live -= 1
-        self.pool.live -= 1
-        level.live -= 1
-        if not level.live and len(self.levels) > 1:
-            if not level.paused:
-                del self.levels[task.spec.priority]
-            self.top = max((priority for priority, other in self.levels.items() if other.live), default=0)
+        self.ready_count -= 1
+        self.request_class.ready_count -= 1
+        band.ready_count -= 1
+        if not band.ready_count and len(self.bands) > 1:
+            if not band.paused_queues:
+                del self.bands[task.spec.priority]
+            self.top_priority = max(
+                (priority for priority, other in self.bands.items() if other.ready_count), default=0
+            )
 
-    def _discard_empty_levels(self) -> None:
-        levels = {priority: level for priority, level in self.levels.items() if level.live or level.paused}
-        self.levels = levels
-        self.top = max((priority for priority, level in levels.items() if level.live), default=0)
+    def _discard_empty_bands(self) -> None:
+        bands = {priority: band for priority, band in self.bands.items() if band.ready_count or band.paused_queues}
+        self.bands = bands
+        self.top_priority = max((priority for priority, band in bands.items() if band.ready_count), default=0)
 
-    def pause(self, client: Client) -> None:
-        """Set the tasks of a client apart (R34)."""
-        self._count_held(sum(level.pause(client.number) for level in self.levels.values()))
+    def pause(self, client: ClientState) -> None:
+        """Withhold the tasks of a client (R34)."""
+        self._move_to_paused(sum(band.pause(client.number) for band in self.bands.values()))
 
-    def resume(self, client: Client) -> None:
-        """Take the tasks of a client back."""
-        self._count_held(-sum(level.resume(client) for level in self.levels.values()))
+    def resume(self, client: ClientState) -> None:
+        """Let the tasks of a client go again (R34)."""
+        self._move_to_paused(-sum(band.resume(client) for band in self.bands.values()))
 
-    def _count_held(self, count: int) -> None:
+    def _move_to_paused(self, count: int) -> None:
         if count:
-            self.live -= count
-            self.held += count
-            self.pool.live -= count
-            self.pool.held += count
-            self._discard_empty_levels()
+            self.ready_count -= count
+            self.paused_count += count
+            self.request_class.ready_count -= count
+            self.request_class.paused_count += count
+            self._discard_empty_bands()
 
     def tasks(self) -> Iterator[Task]:
-        """All tasks, in no particular order."""
-        for level in self.levels.values():
-            for line in [*level.lines.values(), *level.paused.values()]:
-                yield from (task for task in line.fresh if task.queue is self and task.state is READY)
-                yield from (task for _, task in line.back if task.queue is self and task.state is READY)
+        """All tasks, those of paused clients included, in no particular order."""
+        for band in self.bands.values():
+            for client_queue in [*band.queues.values(), *band.paused_queues.values()]:
+                yield from (task for task in client_queue.in_order if task.queue is self and task.state is READY)
+                yield from (task for _, task in client_queue.returned if task.queue is self and task.state is READY)
 
 
-# ---- requirements ----------------------------------------------------------------------------------------------------
+# ---- request classes -------------------------------------------------------------------------------------------------
 
 
-class Room(Protocol):
-    """The engines of one pool that have room."""
+class PlacementPolicy(Protocol):
+    """The engines of one request class that have room, and the choice among them (R11)."""
 
-    def update(self, engine: Engine, has_room: bool) -> None:
-        """The engine's room, load or time of use may have changed."""
+    def update(self, engine: Engine, available: bool) -> None:
+        """Take in that the engine has room or not, and that its load or time of use may have changed."""
 
-    def pick(self, barred: frozenset[EngineId]) -> Engine | None:
-        """Choose an engine that is not barred; None if there is none. Changes nothing but the state of randomness."""
+    def pick(self, excluded: frozenset[EngineId]) -> Engine | None:
+        """Choose an engine that is not excluded; None if there is none.
 
-    def any_but(self, barred: frozenset[EngineId]) -> bool:
+        A choice changes the state of random generators and of turns only.
+        """
+
+    def has_candidate(self, excluded: frozenset[EngineId]) -> bool:
         """Whether `pick` would find one."""
 
 
-class Pool:
-    """One requirement on engines (targets, resources, kind), the engines that match it, and the tasks that have it."""
+class RequestClass:
+    """Tasks with the same requirements on engines (targets, resources, kind), and the engines that match them."""
 
     __slots__ = (
-        "bound",
-        "held",
         "kind",
-        "live",
+        "main_queue",
         "members",
-        "plain",
+        "paused_count",
+        "policy",
         "queues",
+        "ready_count",
         "registered",
         "resources",
-        "room",
+        "target_watchers",
         "targets",
     )
 
@@ -460,62 +499,66 @@ class Pool:
         targets: frozenset[EngineId] | None,
         resources: tuple[tuple[str, float], ...],
         kind: str,
-        room: Room,
+        policy: PlacementPolicy,
         registered: Mapping[EngineId, Engine],
     ) -> None:
         self.registered = registered
         self.targets = targets
         self.resources = resources
         self.kind = kind
-        self.room = room
-        """The matching engines that have room now, by the scheme."""
+        #: The members that have room now, and the choice among them.
+        self.policy = policy
+        #: The registered engines that match, with and without room.
         self.members: dict[EngineId, Engine] = {}
-        """All registered engines that match, room or not."""
+        #: The ready queues by excluded and avoided engines.
         self.queues: dict[tuple[frozenset[EngineId], frozenset[EngineId]], ReadyQueue] = {}
-        self.plain = self.queue(NOBODY, NOBODY)
-        self.live = 0
-        """Ready tasks in all of its queues that can be dispatched."""
-        self.held = 0
-        """Ready tasks of paused clients."""
-        self.bound: dict[TaskId, Task] = {}
-        """Waiting tasks that need one of its targets, but are in no queue yet (R7)."""
+        #: The queue of tasks without excluded and avoided engines.
+        self.main_queue = self.queue(NO_ENGINES, NO_ENGINES)
+        #: Ready tasks in all queues, of clients that are not paused.
+        self.ready_count = 0
+        #: Ready tasks of paused clients.
+        self.paused_count = 0
+        #: Tasks in the states WAITING and DELAYED that end when the last of the targets goes (R7).
+        self.target_watchers: dict[TaskId, Task] = {}
 
     @property
     def key(self) -> tuple[frozenset[EngineId] | None, tuple[tuple[str, float], ...], str]:
-        """What it is found by."""
+        """The requirements, by which the class is found."""
         return self.targets, self.resources, self.kind
 
-    def queue(self, refused: frozenset[EngineId], failed: frozenset[EngineId]) -> ReadyQueue:
-        """The queue for these exclusions."""
-        queue = self.queues.get((refused, failed))
+    def queue(self, excluded: frozenset[EngineId], avoided: frozenset[EngineId]) -> ReadyQueue:
+        """The queue for these excluded and avoided engines; it is made if it does not exist."""
+        queue = self.queues.get((excluded, avoided))
         if queue is None:
-            queue = self.queues[refused, failed] = ReadyQueue(self, refused, failed)
+            queue = self.queues[excluded, avoided] = ReadyQueue(self, excluded, avoided)
         return queue
 
     def matches(self, engine: Engine) -> bool:
-        """Whether the engine could ever take a task of this pool."""
+        """Whether the engine meets the requirements by what it offers in total."""
         if engine.kind != self.kind or (self.targets is not None and engine.id not in self.targets):
             return False
         return not self.resources or fits(self.resources, engine.resources)
 
     def takes(self, engine: Engine) -> bool:
-        """Whether a matching engine could take a task of this pool now."""
+        """Whether an engine that matches has room for a task of the class now."""
         return (
-            engine.open and engine.load < engine.capacity and (not self.resources or fits(self.resources, engine.free))
+            engine.accepts_tasks
+            and engine.load < engine.capacity
+            and (not self.resources or fits(self.resources, engine.free))
         )
 
-    def barred(self, refused: frozenset[EngineId], failed: frozenset[EngineId]) -> frozenset[EngineId]:
-        """The engines that a task with these exclusions may not run on, among the members as they are (R18)."""
-        if not failed:
-            return refused
-        both = refused | failed
+    def effective_exclusions(self, excluded: frozenset[EngineId], avoided: frozenset[EngineId]) -> frozenset[EngineId]:
+        """The engines that a task may not go to now: avoided ones count only while another member remains (R18)."""
+        if not avoided:
+            return excluded
+        both = excluded | avoided
         members = self.members
         if len(members) > len(both) or any(engine not in both for engine in members):
             return both
-        return refused
+        return excluded
 
-    def hopeless(self, refused: frozenset[EngineId]) -> bool:
-        """Whether no target that counts is left (R7, R19). Without targets there is always hope."""
+    def is_unsatisfiable(self, excluded: frozenset[EngineId]) -> bool:
+        """Whether all targets are gone or excluded (R7, R19). A class without targets is always satisfiable."""
         return self.targets is not None and not any(
-            target in self.registered and target not in refused for target in self.targets
+            target in self.registered and target not in excluded for target in self.targets
         )

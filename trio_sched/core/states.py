@@ -9,18 +9,18 @@ from typing import Final
 class State(Enum):
     """Where a task is between its acceptance and its end."""
 
+    #: For dependencies (R3, R6).
     WAITING = "waiting"
-    """For dependencies (R3, R6)."""
+    #: For the backoff before a retry (R18).
     DELAYED = "delayed"
-    """For the backoff before a retry (R18)."""
+    #: In a ready queue: it can go as soon as an engine that may take it has room.
     READY = "ready"
-    """In a ready queue: it can go as soon as an engine that may take it has room."""
+    #: Sent to an engine, running there or queued behind others.
     ASSIGNED = "assigned"
-    """Sent to an engine, running there or queued behind others."""
+    #: Assigned, and asked back because its engine drains.
     RECALLING = "recalling"
-    """Assigned, and asked back because its engine drains."""
+    #: Assigned, cancelled, and keeping its place until the engine answers (R23).
     CANCELLING = "cancelling"
-    """Assigned, cancelled, and keeping its place until the engine answers (R23)."""
     ENDED = "ended"
 
 
@@ -32,6 +32,7 @@ RECALLING: Final = State.RECALLING
 CANCELLING: Final = State.CANCELLING
 ENDED: Final = State.ENDED
 
+#: Into WAITING from elsewhere: the task's `follow` (any) lost the engines known so far, and more may come (R6).
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     WAITING: frozenset({READY, ENDED}),
     DELAYED: frozenset({READY, WAITING, ENDED}),
@@ -41,6 +42,5 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     CANCELLING: frozenset({ENDED}),
     ENDED: frozenset(),
 }
-"""Into WAITING from elsewhere: the task's `follow` (any) lost the engines known so far, and more may come (R6)."""
 
 PLACED: Final = frozenset({ASSIGNED, RECALLING, CANCELLING})
