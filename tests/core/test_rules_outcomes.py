@@ -13,8 +13,8 @@ from trio_sched.core.events import (
     TaskFinished,
     TaskSubmitted,
     TimePassed,
+    backoff_delay,
 )
-from trio_sched.core.scheduler import backoff_delay
 
 from .story import Story, accepted, delivered, engine_forgotten, failed, recalled, refused, sent, session_forgotten
 

@@ -26,6 +26,13 @@ Outcome: TypeAlias = Literal["ok", "error", "unreachable", "timeout", "lost", "c
 
 #: The longest wait before a retry, in seconds (R18).
 MOST_BACKOFF_S = 86_400.0
+#: The most doublings of a backoff. More of them exceed MOST_BACKOFF_S, and could overflow.
+MAX_DOUBLINGS = 64
+
+
+def backoff_delay(first_s: float, retry: int) -> float:
+    """Seconds to wait before the n-th retry, n = `retry` from 1 (R18)."""
+    return min(first_s * 2.0 ** min(retry - 1, MAX_DOUBLINGS), MOST_BACKOFF_S)
 
 
 class Dependency(Struct, frozen=True, gc=False):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush, heapreplace
 
-from trio_sched.core.ids import ClientId
+from trio_sched.core.ids import MAX_COUNTER, ClientId, is_native, make_task_id
 
 
 class ClientState:
@@ -23,8 +23,10 @@ class ClientState:
 
     __slots__ = (
         "has_left",
+        "highest_task",
         "id",
         "in_heap",
+        "last_task",
         "number",
         "pause_reason",
         "paused",
@@ -34,8 +36,12 @@ class ClientState:
         "virtual_time",
     )
 
-    def __init__(self, client_id: ClientId, number: int, weight: float) -> None:
+    def __init__(self, client_id: ClientId, number: int, weight: float, highest_task: int) -> None:
         self.id = client_id
+        #: The highest native task id seen, the bound below which ids are not new (R1).
+        self.highest_task = highest_task
+        #: The largest native task id of the session; 0 for a foreign one.
+        self.last_task = make_task_id(client_id, MAX_COUNTER) if is_native(client_id) else 0
         #: Counts clients in the order in which they joined.
         self.number = number
         self.virtual_time = 0.0

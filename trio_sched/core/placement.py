@@ -64,8 +64,11 @@ class LowestKey:
         chosen: Engine | None = None
         while heap:
             load, last_used, engine = heap[0]
-            is_current = engine.last_used == last_used and (not by_load or engine.load == load)
-            if not is_current or candidates.get(engine.id) is not engine:
+            if (
+                engine.last_used != last_used
+                or (by_load and engine.load != load)
+                or candidates.get(engine.id) is not engine
+            ):
                 heappop(heap)
             elif engine.id in excluded:
                 passed.append(heappop(heap))

@@ -31,7 +31,7 @@ from trio_sched.core.dependency import PendingDependencies
 from trio_sched.core.events import PayloadRef, TaskSpec
 from trio_sched.core.fair_share import ClientState
 from trio_sched.core.ids import EngineId, TaskId, format_task_id
-from trio_sched.core.states import READY, TRANSITIONS, WAITING, State
+from trio_sched.core.states import DELAYED, ENDED, READY, TRANSITIONS, WAITING, State
 from trio_sched.errors import InvariantError
 
 #: Removed tasks that a client queue may hold, beyond the number of its ready ones, before it is swept.
@@ -81,6 +81,16 @@ class Task(Struct, gc=False):
     watched: RequestClass | None = None
     #: Times and descriptions of failures, retries, recalls and lost engines, for the story of the task.
     history: tuple[tuple[float, str], ...] = ()
+
+
+def timeout_due_at(task: Task) -> float:
+    """When the timeout of the task is due, 0 while it is not (R21)."""
+    return task.deadline if task.engine is None and task.state is not ENDED else 0.0
+
+
+def backoff_due_at(task: Task) -> float:
+    """When the backoff of the task is over, 0 without one (R18)."""
+    return task.wake_at if task.state is DELAYED else 0.0
 
 
 class CheckedTask(Task, gc=False):
@@ -233,6 +243,11 @@ class Engine:
                 return
             if task.id not in self.running and fits(task.spec.resources, self.free):
                 self._hold(task)
+
+
+def grace_due_at(engine: Engine) -> float:
+    """When the grace period of the engine is over, 0 without one (R20)."""
+    return engine.lost_until
 
 
 # ---- ready tasks -----------------------------------------------------------------------------------------------------

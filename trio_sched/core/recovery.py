@@ -221,6 +221,7 @@ def _end_session(scheduler: Scheduler, event: Event) -> None:
     client = scheduler.clients[event.client]
     if client.paused:
         scheduler._resume_client(client)
+    scheduler._keep_highest(client)
     del scheduler.clients[event.client]
     client.has_left = True
     _restore_departed(scheduler)

@@ -41,7 +41,6 @@ from trio_sched.core.effects import (
 )
 from trio_sched.core.events import (
     DEFAULT_SPEC,
-    MOST_BACKOFF_S,
     CancelRequested,
     ClientJoined,
     ClientLeft,
@@ -60,11 +59,12 @@ from trio_sched.core.events import (
     TaskFinished,
     TaskSubmitted,
     TimePassed,
+    backoff_delay,
 )
 from trio_sched.core.fair_share import ClientState, FairShare
-from trio_sched.core.ids import ClientId, EngineId, TaskId, format_task_id, is_native, session_of
+from trio_sched.core.ids import ClientId, EngineId, TaskId, format_task_id, is_native, session_base, session_of
 from trio_sched.core.placement import SCHEMES
-from trio_sched.core.records import UNLIMITED, Engine, RequestClass, Task
+from trio_sched.core.records import UNLIMITED, Engine, RequestClass, Task, backoff_due_at, grace_due_at, timeout_due_at
 from trio_sched.core.request_classes import RequestClasses
 from trio_sched.core.settings import Settings, find_refusal
 from trio_sched.core.states import ASSIGNED, CANCELLING, DELAYED, ENDED, READY, RECALLING, WAITING
@@ -73,9 +73,6 @@ if TYPE_CHECKING:
     import numpy
 
 __all__ = ["Scheduler", "Settings"]
-
-#: The most doublings of a backoff. More of them exceed MOST_BACKOFF_S, and could overflow.
-MAX_DOUBLINGS = 64
 
 
 class Scheduler:
@@ -104,16 +101,16 @@ class Scheduler:
         self.clients: dict[ClientId, ClientState] = {}
         #: Counts of unfinished tasks of sessions that ended for good, by client.
         self.departed: dict[ClientId, int] = {}
-        #: The highest native task id seen, by session (R1).
+        #: The highest native task id seen of each session that has ended (R1).
         self.highest: dict[ClientId, int] = {}
         make_policy = SCHEMES[settings.scheme]
         self.request_classes = RequestClasses(lambda: make_policy(rng, generator))
         self.engines = self.request_classes.engines
         #: By unfinished task: its dependents, each followed by the roles in which it names the task.
         self.waiters: dict[TaskId, list[Any]] = {}
-        self.timeout_deadlines: Deadlines[Task] = Deadlines(_timeout_of)
-        self.backoff_deadlines: Deadlines[Task] = Deadlines(_wake_of)
-        self.grace_deadlines: Deadlines[Engine] = Deadlines(_grace_of)
+        self.timeout_deadlines: Deadlines[Task] = Deadlines(timeout_due_at)
+        self.backoff_deadlines: Deadlines[Task] = Deadlines(backoff_due_at)
+        self.grace_deadlines: Deadlines[Engine] = Deadlines(grace_due_at)
         self._fair_share = FairShare()
         #: Ends of tasks whose dependents are not settled yet: id, dependents with roles, outcome, engine.
         self._settling: deque[tuple[TaskId, list[Any], Outcome, EngineId | None]] = deque()
@@ -175,7 +172,10 @@ class Scheduler:
             self._increment("client_joined_twice")
             return
         self._client_count += 1
-        self.clients[event.client] = ClientState(event.client, self._client_count, event.weight)
+        highest = self.highest.get(event.client)
+        if highest is None:
+            highest = session_base(event.client) - 1 if is_native(event.client) else 0
+        self.clients[event.client] = ClientState(event.client, self._client_count, event.weight, highest)
 
     def _client_left(self, event: ClientLeft, now: float) -> None:
         """Costs a walk over the completed tasks if the event does not name the unread ones, and over the unfinished
@@ -199,7 +199,13 @@ class Scheduler:
         if event.cancel and client.unfinished_count:
             for task in [task for task in self.tasks.values() if task.client is client]:
                 self._cancel_task(task, now, "its client left")
+        self._keep_highest(client)
         del self.clients[event.client]
+
+    def _keep_highest(self, client: ClientState) -> None:
+        """Keep the highest task id of a session that ends, if it had native ids."""
+        if client.last_task:
+            self.highest[client.id] = client.highest_task
 
     def _client_paused(self, event: ClientPaused, now: float) -> None:
         client = self.clients.get(event.client)
@@ -229,8 +235,8 @@ class Scheduler:
             self._refuse(event, f"no session {event.client!r} is open; say hello first")
             return
         task_id, spec = event.task, event.spec
-        if type(task_id) is int and task_id > self.highest.get(client.id, 0) and session_of(task_id) == client.id:
-            self.highest[client.id] = task_id
+        if type(task_id) is int and client.highest_task < task_id <= client.last_task:
+            client.highest_task = task_id
         elif self._answer_repeated(event, client):
             return
         if self.draining:
@@ -528,8 +534,10 @@ class Scheduler:
     def _explain_invalid(self, task: Task, other: TaskId) -> str:
         if other == task.id:
             return "the task depends on itself"
-        if is_native(other) and other <= self.highest.get(session_of(other), 0):
-            return f"its dependency, task {format_task_id(other)}, ended so long ago that it is forgotten"
+        if is_native(other):
+            client = self.clients.get(session_of(other))
+            if other <= (self.highest.get(session_of(other), 0) if client is None else client.highest_task):
+                return f"its dependency, task {format_task_id(other)}, ended so long ago that it is forgotten"
         return f"its dependency, task {format_task_id(other)}, was never submitted"
 
     # ---- waiting and ready ------------------------------------------------------------------------------------------
@@ -823,27 +831,10 @@ class Scheduler:
         )
 
 
-def backoff_delay(first_s: float, retry: int) -> float:
-    """Seconds to wait before the n-th retry, n = `retry` from 1 (R18)."""
-    return min(first_s * 2.0 ** min(retry - 1, MAX_DOUBLINGS), MOST_BACKOFF_S)
-
-
 def make_delivery(task: TaskId, end: CompletedTask) -> DeliverResult:
     """The effect that delivers the result of a completed task."""
     return DeliverResult(end.client, task, end.outcome, end.engine, end.result, end.error, end.reason)
 
 
-def _timeout_of(task: Task) -> float:
-    return task.deadline if task.engine is None and task.state is not ENDED else 0.0
-
-
-def _wake_of(task: Task) -> float:
-    return task.wake_at if task.state is DELAYED else 0.0
-
-
 def _sequence_of(task: Task) -> int:
     return task.seq
-
-
-def _grace_of(engine: Engine) -> float:
-    return engine.lost_until
