@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
@@ -26,6 +25,7 @@ from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.runner import Runner
 from trio_sched.errors import WireError
 from trio_sched.transport.connection import Connection, host_name
+from trio_sched.wire.hello import NO_SESSION, SessionKey, build_hello
 from trio_sched.wire.native import (
     Acked,
     Assign,
@@ -36,7 +36,6 @@ from trio_sched.wire.native import (
     Error,
     Finished,
     Frame,
-    Hello,
     Message,
     Ping,
     Pong,
@@ -94,7 +93,7 @@ class Link:
         self._posted: deque[News | Moved] = deque()
         self._news: News | None = None
         # the session
-        self._session, self._secret, self._scheduler = 0, "", ""
+        self._session = NO_SESSION
         self._told_nanny = 0
         self._welcomed = self._refused = False
         self._heartbeat_s = 2.0
@@ -208,9 +207,9 @@ class Link:
         self._count(acked.acked)
 
     def _on_welcome(self, welcome: Welcome, frames: list[Frame]) -> None:
-        if not welcome.resumed and self._session:
+        if not welcome.resumed and self._session.number:
             self._drop_everything()
-        self._session, self._secret, self._scheduler = welcome.session, welcome.secret, welcome.scheduler
+        self._session = SessionKey(welcome.session, welcome.secret, welcome.scheduler)
         self._welcomed = True
         self._drain_due = bool(self.leaving)
         self._heartbeat_s = welcome.heartbeat_s
@@ -266,16 +265,12 @@ class Link:
         self._pings_unanswered = 0
         self._told_nanny = self._news.nanny if self._news else 0
         self._send(
-            Hello(
-                role="engine",
-                token=self._connection.token,
-                session=self._session,
-                secret=self._secret,
-                scheduler=self._scheduler,
-                name=self._start.name,
+            build_hello(
+                "engine",
+                self._connection.token,
                 host=host_name(),
-                pid=os.getpid(),
-                python=sys.version.split()[0],
+                name=self._start.name,
+                session=self._session,
                 nanny=self._told_nanny,
                 slots=self._start.slots,
                 hwm=self._start.hwm,
@@ -309,13 +304,13 @@ class Link:
     def _watched(self) -> bool:
         """Whether the scheduler takes our nanny's beats for ours."""
         news = self._news
-        return news is not None and (news.nanny, news.scheduler) == (self._told_nanny, self._scheduler)
+        return news is not None and (news.nanny, news.scheduler) == (self._told_nanny, self._session.scheduler)
 
     def _introduce_nanny(self) -> None:
         """The scheduler was restarted, and we were back before our nanny: say hello again now that we know its new
         number. Through a new socket, since one that is welcomed need not say hello."""
         news = self._news
-        if self._welcomed and news is not None and news.scheduler == self._scheduler and not self._watched:
+        if self._welcomed and news is not None and news.scheduler == self._session.scheduler and not self._watched:
             self._reopen()
 
     # ---- staying in touch -------------------------------------------------------------------------------------------
@@ -374,7 +369,7 @@ class Link:
                 break
             self._dealer.wait(left_s)
             self.receive()
-        if self._session:
+        if self._session.number:
             self._send(Bye(reason=self.leaving))
         self._dealer.close()
 

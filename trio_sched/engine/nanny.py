@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +28,13 @@ from trio_sched.transport.connection import Connection, client_file_of, find, ho
 from trio_sched.transport.reach import describe_unanswered
 from trio_sched.transport.scratch import ScratchDirectory
 from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.wire.hello import NO_SESSION, SessionKey, build_hello
 from trio_sched.wire.native import (
     COUNTER_MASK,
     Bye,
     Closing,
     Died,
     Error,
-    Hello,
     Message,
     Ping,
     Pong,
@@ -138,12 +137,12 @@ class Nanny:
     @property
     def session(self) -> int:
         """Our session number; 0: not welcomed."""
-        return self._line.session
+        return self._line.session.number
 
     @property
     def workers(self) -> list[WorkerInfo]:
         """The workers as they are now."""
-        scheduler = self._line.scheduler
+        scheduler = self._line.session.scheduler
         return [
             WorkerInfo(ward.pid, ward.board.session_with(scheduler), ward.deaths, ward.board.tasks())
             for ward in self._wards
@@ -165,7 +164,7 @@ class Nanny:
     def _on_death(self, death: Death) -> None:
         if death.orderly or not death.pid:
             return
-        engine = death.board.session_with(self._line.scheduler)
+        engine = death.board.session_with(self._line.session.scheduler)
         running = death.board.tasks()
         names = [f"{task >> SESSION_SHIFT}-{task & COUNTER_MASK}" for task in running]
         _log.warning("worker died", engine=engine, pid=death.pid, reason=death.reason, running=names)
@@ -191,7 +190,7 @@ class _Line:
         self._tell_workers = tell
         self._on_beat = on_beat
         self._socket: ZmqSocket | None = None
-        self.session, self._secret, self.scheduler = 0, "", ""
+        self.session = NO_SESSION
         self._heartbeat_s = FIRST_HEARTBEAT_S
         self._welcomed = self._refused = False
         self._hello_at = 0.0
@@ -321,9 +320,9 @@ class _Line:
             self._on_error(message)
 
     def _on_welcome(self, welcome: Welcome) -> None:
-        if welcome.scheduler != self.scheduler:
+        if welcome.scheduler != self.session.scheduler:
             self._untold.clear()  # another scheduler knows nothing of those engines
-        self.session, self._secret, self.scheduler = welcome.session, welcome.secret, welcome.scheduler
+        self.session = SessionKey(welcome.session, welcome.secret, welcome.scheduler)
         self._heartbeat_s = welcome.heartbeat_s
         self._welcomed = True
         self._silences = 0
@@ -337,7 +336,7 @@ class _Line:
         if error.kind == "unknown_peer":
             if self._welcomed or trio.current_time() - self._hello_at > self._heartbeat_s:
                 self._hello()
-        elif error.kind == "unauthenticated" and self.session:
+        elif error.kind == "unauthenticated" and self.session.number:
             self._refused = True  # a scheduler that was restarted
             self._welcomed = False
         elif error.kind == "closing":
@@ -353,17 +352,7 @@ class _Line:
         self._welcomed = self._refused = False
         self._hello_at = trio.current_time()
         self._send(
-            Hello(
-                role="nanny",
-                token=self._connection.token,
-                session=self.session,
-                secret=self._secret,
-                scheduler=self.scheduler,
-                name=self._name,
-                host=host_name(),
-                pid=os.getpid(),
-                python=sys.version.split()[0],
-            )
+            build_hello("nanny", self._connection.token, host=host_name(), name=self._name, session=self.session)
         )
 
     def _send(self, message: Message) -> None:
