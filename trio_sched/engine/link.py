@@ -3,7 +3,7 @@
 Nothing that the scheduler assigned and nothing that came of it gets lost on the way: a result is kept until the
 scheduler has counted it (`acked`), and sent again after a reconnection. A reconnection is noticed in two ways. A
 scheduler that was restarted, or whose socket forgot us, answers our next message with the error "unknown_peer": we
-say hello again. One that does not answer at all for MISSED heartbeats gets a new socket. A scheduler that does not
+say hello again. One that does not answer at all for MISSED_HEARTBEATS gets a new socket. A scheduler that does not
 know our session any more is another one: all that we held for the former one is dropped, the result of what still
 runs included.
 
@@ -25,6 +25,7 @@ from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.runner import Runner
 from trio_sched.errors import WireError
 from trio_sched.transport.connection import Connection, host_name
+from trio_sched.wire.heartbeat import FIRST_PERIOD_S, MISSED_HEARTBEATS, Heartbeat
 from trio_sched.wire.hello import NO_SESSION, SessionKey, build_hello
 from trio_sched.wire.native import (
     Acked,
@@ -47,8 +48,6 @@ from trio_sched.wire.native import (
     encode,
 )
 
-MISSED = 5
-"""Heartbeats without a word after which a peer counts as gone."""
 BATCH_RESULTS, BATCH_BYTES = 256, 1 << 20
 """Where a message of results is closed and another begun."""
 FATAL = ("unauthenticated", "unknown_version")
@@ -96,14 +95,15 @@ class Link:
         self._session = NO_SESSION
         self._told_nanny = 0
         self._welcomed = self._refused = False
-        self._heartbeat_s = 2.0
+        self._heartbeat_s = FIRST_PERIOD_S
         # results: waiting to be sent, and sent but not counted by the scheduler
         self._unsent: list[Ended] = []
         self.unsent_since = 0.0
         self._unacked: deque[Ended] = deque()
         self._acked = 0
         # times
-        self._hello_at = self._ticked_at = self.next_tick_at = monotonic()
+        self._hello_at = monotonic()
+        self._heartbeat = Heartbeat(self._hello_at)
         self._unanswered_since: float | None = None
         self._pings_unanswered = 0
 
@@ -221,7 +221,7 @@ class Link:
             self._unsent = [*self._unacked, *self._unsent]
             self._unacked.clear()
             self.flush()
-        self.next_tick_at = 0.0
+        self._heartbeat.make_due()
         self._introduce_nanny()
 
     def _drop_everything(self) -> None:
@@ -315,20 +315,23 @@ class Link:
 
     # ---- staying in touch -------------------------------------------------------------------------------------------
 
+    @property
+    def next_tick_at(self) -> float:
+        """When to call `tick`, on the clock of `time.monotonic`."""
+        return self._heartbeat.due_at
+
     def tick(self) -> None:
-        """When `next_tick_at` has come: beat, and see whether the scheduler is still there. Call `receive` before.
+        """At `next_tick_at`: send a heartbeat, and see whether the scheduler is still there. Call `receive` before.
 
         Without a nanny our beats are all that the scheduler hears while we work; with one, we ask only now and then.
         """
         now = monotonic()
-        every_s = 2 * self._heartbeat_s if self._watched else self._heartbeat_s
-        paused = now - self._ticked_at > 2 * every_s
-        self._ticked_at = now
-        self.next_tick_at = now + every_s
-        if paused:
-            self._unanswered_since = None  # we were away: ask again before we conclude anything
-        silent_since = self._unanswered_since if self._welcomed else self._hello_at
-        if silent_since is not None and now - silent_since > MISSED * self._heartbeat_s:
+        heartbeat = self._heartbeat
+        heartbeat.period_s = 2 * self._heartbeat_s if self._watched else self._heartbeat_s
+        heartbeat.tick(now)
+        heartbeat.sent(now)
+        asked_at = self._unanswered_since if self._welcomed else self._hello_at
+        if asked_at is not None and heartbeat.silence_s(asked_at, now) > MISSED_HEARTBEATS * self._heartbeat_s:
             self._reopen()
         elif self._welcomed:
             self._ping()

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import trio
 
-from trio_sched.engine.link import FATAL, MISSED
+from trio_sched.engine.link import FATAL
 from trio_sched.engine.machine import cores, memory_used, oom_kills
 from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.runner import SESSION_SHIFT
@@ -28,6 +28,7 @@ from trio_sched.transport.connection import Connection, client_file_of, find, ho
 from trio_sched.transport.reach import describe_unanswered
 from trio_sched.transport.scratch import ScratchDirectory
 from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.wire.heartbeat import FIRST_PERIOD_S, Heartbeat
 from trio_sched.wire.hello import NO_SESSION, SessionKey, build_hello
 from trio_sched.wire.native import (
     COUNTER_MASK,
@@ -46,8 +47,6 @@ from trio_sched.wire.native import (
 LookUp: TypeAlias = Callable[[], Connection]
 SCRATCH_PREFIX = "trio_sched-engines-"
 """Of the directories in which nannies keep what they share with their workers."""
-FIRST_HEARTBEAT_S = 2.0
-"""Seconds between two beats until the scheduler has said how many it wants."""
 START_TIMEOUT_S = 10.0
 """How long the scheduler may take to answer the first hello."""
 _log = get_logger("trio_sched.engine")
@@ -191,7 +190,7 @@ class _Line:
         self._on_beat = on_beat
         self._socket: ZmqSocket | None = None
         self.session = NO_SESSION
-        self._heartbeat_s = FIRST_HEARTBEAT_S
+        self._heartbeat = Heartbeat(trio.current_time(), period_s=FIRST_PERIOD_S)
         self._welcomed = self._refused = False
         self._hello_at = 0.0
         self._untold: list[Died] = []
@@ -267,11 +266,13 @@ class _Line:
 
     async def _until_silent(self) -> None:
         assert self._socket is not None
+        heartbeat = self._heartbeat
         heard_at = trio.current_time()
-        beat_at = heard_at + self._heartbeat_s
+        heartbeat.tick(heard_at)
+        heartbeat.sent(heard_at)
         while True:
             messages = []
-            with trio.move_on_at(min(beat_at, trio.current_time() + self._heartbeat_s)):
+            with trio.move_on_at(heartbeat.due_at):
                 messages = await self._socket.receive()
             for frames in messages:
                 self._on_message(frames[0])
@@ -279,14 +280,12 @@ class _Line:
             now = trio.current_time()
             if messages:
                 heard_at = now
-                beat_at = min(beat_at, now + self._heartbeat_s)  # a welcome may have made it shorter
-            if now < beat_at:
+            if now < heartbeat.due_at:
                 continue
-            if now - beat_at > self._heartbeat_s:
-                heard_at = now  # we were away ourselves: give the scheduler another chance
-            if self._refused or now - heard_at > MISSED * self._heartbeat_s:
+            heartbeat.tick(now)
+            if self._refused or heartbeat.is_silent(heard_at, now):
                 return
-            beat_at = now + self._heartbeat_s
+            heartbeat.sent(now)
             self._beat()
 
     def _beat(self) -> None:
@@ -323,7 +322,7 @@ class _Line:
         if welcome.scheduler != self.session.scheduler:
             self._untold.clear()  # another scheduler knows nothing of those engines
         self.session = SessionKey(welcome.session, welcome.secret, welcome.scheduler)
-        self._heartbeat_s = welcome.heartbeat_s
+        self._heartbeat.period_s = welcome.heartbeat_s
         self._welcomed = True
         self._silences = 0
         self._told = 0
@@ -334,7 +333,7 @@ class _Line:
 
     def _on_error(self, error: Error) -> None:
         if error.kind == "unknown_peer":
-            if self._welcomed or trio.current_time() - self._hello_at > self._heartbeat_s:
+            if self._welcomed or trio.current_time() - self._hello_at > self._heartbeat.period_s:
                 self._hello()
         elif error.kind == "unauthenticated" and self.session.number:
             self._refused = True  # a scheduler that was restarted
