@@ -20,7 +20,6 @@ import trio
 from trio_sched.engine.link import FATAL
 from trio_sched.engine.machine import cores, memory_used, oom_kills
 from trio_sched.engine.orders import Moved, News, Start
-from trio_sched.engine.runner import SESSION_SHIFT
 from trio_sched.engine.ward import Death, Ward
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
 from trio_sched.logs import get_logger
@@ -30,8 +29,8 @@ from trio_sched.transport.scratch import ScratchDirectory
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.heartbeat import FIRST_PERIOD_S, Heartbeat
 from trio_sched.wire.hello import NO_SESSION, SessionKey, build_hello
+from trio_sched.wire.ids import format_task_id
 from trio_sched.wire.native import (
-    COUNTER_MASK,
     Bye,
     Closing,
     Died,
@@ -165,7 +164,7 @@ class Nanny:
             return
         engine = death.board.session_with(self._line.session.scheduler)
         running = death.board.tasks()
-        names = [f"{task >> SESSION_SHIFT}-{task & COUNTER_MASK}" for task in running]
+        names = [format_task_id(task) for task in running]
         _log.warning("worker died", engine=engine, pid=death.pid, reason=death.reason, running=names)
         self._line.report(Died(engine, death.reason, running, death.pid))
 

@@ -32,12 +32,11 @@ from trio_sched.engine import ends
 from trio_sched.engine.ends import Ended
 from trio_sched.transport.connection import host_name
 from trio_sched.wire import payload, source_stamps
-from trio_sched.wire.native import COUNTER_MASK, Call, Frame, Place, TaskEnd, Value
+from trio_sched.wire.ids import session_of
+from trio_sched.wire.native import Call, Frame, Place, TaskEnd, Value
 
 Function = Callable[..., Any]
 _fchdir, _set_umask = os.fchdir, os.umask
-SESSION_SHIFT = COUNTER_MASK.bit_length()
-"""The client's session is the part of a task id above its counter."""
 
 
 class Runner:
@@ -91,12 +90,13 @@ class Runner:
         """Run the call; never raises."""
         what = "the function"
         try:
-            if call.id >> SESSION_SHIFT != self._session:
-                self._move(call.id >> SESSION_SHIFT)
+            session = session_of(call.id)
+            if session != self._session:
+                self._move(session)
             try:
                 _fchdir(self._directory)
             except OSError:  # a task closed it
-                self._move(call.id >> SESSION_SHIFT)
+                self._move(session)
             _set_umask(self._umask)
             function = self._functions.get(call.fn) or self._find(call)
             what = "an argument"

@@ -29,6 +29,7 @@ import msgspec
 from msgspec import Struct
 
 from trio_sched.core.events import Outcome
+from trio_sched.core.ids import MAX_COUNTER
 from trio_sched.errors import WireError
 from trio_sched.wire.decoding import decode, tags
 
@@ -40,8 +41,7 @@ TASK_BYTES = 512
 """What a call counts for in `credit_bytes`, beside its body and frames."""
 NAMED_BYTES = 64
 """What each task or engine counts for that the options of a call name."""
-COUNTER_MASK = 0xFFFF_FFFF
-"""The part of a task id that its session counts. An id of a message with no session part is one of the sender's own."""
+COUNTER_MASK = MAX_COUNTER
 
 Frame: TypeAlias = bytes | bytearray | memoryview
 

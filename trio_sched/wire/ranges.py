@@ -11,8 +11,9 @@ from collections.abc import Sized
 from msgspec import Struct
 
 from trio_sched.core.events import MOST_BACKOFF_S
+from trio_sched.core.ids import MAX_ID
 
-MOST_ID = (1 << 62) - 1
+MOST_ID = MAX_ID
 """No id of a task, number of a session or count of messages is larger."""
 MOST_SECONDS = 1e12
 
