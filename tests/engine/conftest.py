@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sched.engine.orders import Start
+from trio_sched.engine.orders import StartWorker
 
 from .scripted import Gate, Peer, Scripted, Worker, address_in
 
@@ -51,7 +51,7 @@ def gate(short_dir: Path) -> Gate:
 @pytest.fixture(scope="package")
 def shared(short_dir: Path) -> Iterator[Line]:
     scheduler = Scripted(address_in(short_dir), heartbeat_s=2.0)
-    worker = Worker(Start(scheduler.connection, name="shared"))
+    worker = Worker(StartWorker(scheduler.connection, name="shared"))
     yield Line(scheduler, worker, scheduler.engine())
     said = worker.stop()
     scheduler.close()
@@ -61,7 +61,7 @@ def shared(short_dir: Path) -> Iterator[Line]:
 @pytest.fixture
 def own(scheduler: Scripted) -> Iterator[Line]:
     """A worker of the test's own, which it may end."""
-    worker = Worker(Start(scheduler.connection, name="own"))
+    worker = Worker(StartWorker(scheduler.connection, name="own"))
     yield Line(scheduler, worker, scheduler.engine())
     worker.stop()
 

@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from trio_sched.engine import orders
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.orders import NannyJoined, StartWorker
 from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire import native, payload
@@ -249,7 +249,7 @@ class Worker:
 
     started: ClassVar[list[Worker]] = []
 
-    def __init__(self, start: Start, *, argv: Sequence[str] = ()) -> None:
+    def __init__(self, start: StartWorker, *, argv: Sequence[str] = ()) -> None:
         self._said: str | None = None
         Worker.started.append(self)
         command = [sys.executable, "-m", "trio_sched.engine.worker", *argv]
@@ -258,7 +258,7 @@ class Worker:
         if not argv:
             self.tell(start)
 
-    def tell(self, order: Start | News) -> None:
+    def tell(self, order: StartWorker | NannyJoined) -> None:
         assert self.process.stdin
         self.process.stdin.write(orders.encode(order))
         self.process.stdin.flush()

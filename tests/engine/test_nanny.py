@@ -20,7 +20,7 @@ import trio
 
 from trio_sched.engine import nanny as nanny_module
 from trio_sched.engine import ward
-from trio_sched.engine.board import Board
+from trio_sched.engine.board import WorkerStatus
 from trio_sched.engine.nanny import Nanny, run_nanny
 from trio_sched.errors import NoSchedulerError
 from trio_sched.transport.connection import write_connection_files
@@ -233,7 +233,7 @@ def test_a_scheduler_that_is_suspended_is_waited_for(scheduler: Scripted, runtim
     for _ in range(3):  # which are ever further apart
         assert heard.came.acquire(timeout=WAIT_S)
     assert set(heard.events) == {
-        f"the scheduler does not answer; we keep trying address={scheduler.connection.address!r}"
+        f"the scheduler does not answer; the nanny keeps trying address={scheduler.connection.address!r}"
     }
     scheduler.deaf = False
     thread.started()
@@ -284,7 +284,7 @@ def test_a_nanny_that_is_refused_says_so(short_dir: Path) -> None:
     error = NannyThread(scheduler, workers=0).ended()
     scheduler.close()
     assert isinstance(error, NoSchedulerError)
-    assert "refuses us: the token is wrong" in str(error)
+    assert "refuses the nanny: the token is wrong" in str(error)
 
 
 def test_a_restarted_scheduler_with_new_secrets_is_found_by_its_file(short_dir: Path, runtime_dir: Path) -> None:
@@ -359,7 +359,7 @@ def test_workers_end_when_their_nanny_is_killed(scheduler: Scripted, runtime_dir
         engines = [scheduler.engine() for _ in range(2)]
         process.kill()
     for peer in engines:
-        assert scheduler.expect(Bye, peer).reason == "its nanny is gone"
+        assert scheduler.expect(Bye, peer).reason == "its nanny has exited"
 
 
 def test_a_worker_that_cannot_start_is_tried_again_ever_more_slowly(
@@ -376,9 +376,9 @@ def test_a_worker_that_cannot_start_is_tried_again_ever_more_slowly(
 
 
 def test_delays_before_the_next_worker() -> None:
-    def death(*, at_work: bool = False, orderly: bool = False) -> ward.Death:
-        return ward.Death(1, "", Board(None, 1), at_work, orderly)
+    def death(*, had_worked: bool = False, requested: bool = False) -> ward.WorkerExit:
+        return ward.WorkerExit(1, "", WorkerStatus(None, 1), had_worked, requested)
 
-    assert ward.delay_before_next_s(death(at_work=True), 0) == 0.0
-    assert ward.delay_before_next_s(death(orderly=True), 1) == 1.0
-    assert [ward.delay_before_next_s(death(), n) for n in (1, 2, 3, 50)] == [0.25, 0.5, 1.0, 30.0]
+    assert ward.delay_before_restart_s(death(had_worked=True), 0) == 0.0
+    assert ward.delay_before_restart_s(death(requested=True), 1) == 1.0
+    assert [ward.delay_before_restart_s(death(), n) for n in (1, 2, 3, 50)] == [0.25, 0.5, 1.0, 30.0]

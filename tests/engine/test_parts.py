@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from trio_sched.engine import capture, cause, ends, link, machine, orders, runner
-from trio_sched.engine.board import JOINED, LEAVING, STARTING, Board
-from trio_sched.engine.cause import Evidence
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.board import JOINED, LEAVING, STARTING, WorkerStatus
+from trio_sched.engine.cause import ExitInfo
+from trio_sched.engine.orders import NannyJoined, StartWorker
 from trio_sched.errors import ResultError
 from trio_sched.transport.connection import Connection
 from trio_sched.wire import payload
@@ -22,20 +22,20 @@ from trio_sched.wire.native import Call, TaskEnd
 
 
 def test_what_one_side_writes_on_the_board_the_other_reads(tmp_path: Path) -> None:
-    nanny = Board(tmp_path / "board", 2, create=True)
-    worker = Board(tmp_path / "board", 2)
-    assert (nanny.state, nanny.tasks(), nanny.session_with("one")) == (STARTING, [], 0)
-    worker.joined("one", 7)
-    assert not nanny.worked
-    worker.begin(1, 2**63 + 5)
-    assert nanny.worked
-    assert (nanny.state, nanny.tasks(), nanny.session_with("one")) == (JOINED, [2**63 + 5], 7)
+    nanny = WorkerStatus(tmp_path / "board", 2, create=True)
+    worker = WorkerStatus(tmp_path / "board", 2)
+    assert (nanny.state, nanny.running_tasks(), nanny.session_with("one")) == (STARTING, [], 0)
+    worker.mark_joined("one", 7)
+    assert not nanny.has_begun_a_task
+    worker.begin_task(1, 2**63 + 5)
+    assert nanny.has_begun_a_task
+    assert (nanny.state, nanny.running_tasks(), nanny.session_with("one")) == (JOINED, [2**63 + 5], 7)
     assert nanny.session_with("another") == 0
-    worker.state = LEAVING
-    worker.joined("one", 7)
+    worker.mark_leaving()
+    worker.mark_joined("one", 7)
     assert nanny.state == LEAVING
-    nanny.clear()
-    assert (worker.state, worker.tasks(), worker.session_with("")) == (STARTING, [], 0)
+    nanny.reset()
+    assert (worker.state, worker.running_tasks(), worker.session_with("")) == (STARTING, [], 0)
     nanny.close()
     worker.close()
 
@@ -55,31 +55,31 @@ Stack (most recent call first):
 @pytest.mark.parametrize(
     ("evidence", "words"),
     [
-        (Evidence(0), "the process ended with exit code 0, as os._exit(0) does"),
-        (Evidence(3), "the process ended with exit code 3, as os._exit(3) does"),
-        (Evidence(-15), "killed by signal SIGTERM (somebody asked it to end)"),
-        (Evidence(-10), "killed by signal SIGUSR1"),
-        (Evidence(-63), "killed by signal 63"),
-        (Evidence(-9), "killed by signal SIGKILL (from outside, or out of memory unnoticed)"),
+        (ExitInfo(0), "the process ended with exit code 0, as os._exit(0) does"),
+        (ExitInfo(3), "the process ended with exit code 3, as os._exit(3) does"),
+        (ExitInfo(-15), "killed by signal SIGTERM (another process asked it to end)"),
+        (ExitInfo(-10), "killed by signal SIGUSR1"),
+        (ExitInfo(-63), "killed by signal 63"),
+        (ExitInfo(-9), "killed by signal SIGKILL (by another process, or out of memory without a trace)"),
         (
-            Evidence(-9, oom_kills=(1, 1), rss_bytes=3 << 30),
+            ExitInfo(-9, oom_kills=(1, 1), rss_bytes=3 << 30),
             "out of memory: killed by the kernel, which counted 1 such kill(s) in this container; "
-            "it used 3,072 MiB when last seen",
+            "it used 3,072 MiB when last measured",
         ),
         (
-            Evidence(-9, oom_kills=(0, 2)),
-            "out of memory, it seems: killed when the kernel counted 2 out-of-memory kill(s)",
+            ExitInfo(-9, oom_kills=(0, 2)),
+            "probably out of memory: killed when the kernel counted 2 out-of-memory kill(s)",
         ),
-        (Evidence(-9, memory_used=0.97), "out of memory, it seems: killed with 97% of the memory in use"),
+        (ExitInfo(-9, memory_used=0.97), "probably out of memory: killed with 97% of the memory in use"),
         (
-            Evidence(-6, fault=FAULT.format(engine=Path(cause.__file__).parent)),
+            ExitInfo(-6, fault=FAULT.format(engine=Path(cause.__file__).parent)),
             "killed by signal SIGABRT (abort: compiled code found an error that it could not handle); "
             "it was in inner (/home/me/model.py:12) < fit (/home/me/model.py:20)",
         ),
     ],
 )
-def test_causes_of_death_in_words(evidence: Evidence, words: str) -> None:
-    assert cause.cause(evidence) == words
+def test_causes_of_death_in_words(evidence: ExitInfo, words: str) -> None:
+    assert cause.exit_reason(evidence) == words
 
 
 def test_evidence_can_be_gathered() -> None:
@@ -109,7 +109,7 @@ def test_a_cgroup_with_less_time_than_processors_counts(monkeypatch: pytest.Monk
 
 
 def test_the_middle_of_long_output_is_cut_once_and_counted() -> None:
-    text = capture._Text()
+    text = capture._BoundedText()
     text.add("a" * capture.LIMIT)
     assert text.take() == "a" * capture.LIMIT
     for letter in "abcdefg":
@@ -120,20 +120,21 @@ def test_the_middle_of_long_output_is_cut_once_and_counted() -> None:
 
 
 def test_what_nobody_s_task_prints_goes_to_the_real_stream(capsys: pytest.CaptureFixture[str]) -> None:
-    output = capture.Output()
+    output = capture.CapturedOutput()
     stream = capture.TaskStream(sys.stdout, 0, lambda: output)
     print("before", file=stream)
-    output.open = True
+    output.begin()
     print("during", file=stream)
     assert stream.buffer.write(b"\xff") == 1
-    output.open = False
+    result = TaskEnd(1)
+    output.end(result)
     print("after", file=stream)
     with pytest.raises(TypeError, match="must be str, not bytes"):
         stream.write(b"x")  # type: ignore[arg-type]
     stream.close()
     assert (stream.writable(), stream.isatty(), stream.encoding) == (True, False, "utf-8")
     assert capsys.readouterr().out == "before\nafter\n"
-    assert output.take() == ("during\n\N{REPLACEMENT CHARACTER}", "")
+    assert (result.stdout, result.stderr) == ("during\n\N{REPLACEMENT CHARACTER}", "")
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------
@@ -154,21 +155,21 @@ def test_a_buffer_that_nobody_else_knows_is_alone() -> None:
         lambda: bytearray(5) and np.frombuffer(bytearray(5), dtype="u1"),
     ):
         (frame,) = frames_of(fresh())
-        assert ends.alone(frame)
+        assert ends.is_unshared(frame)
     for shared in (lambda: kept, lambda: kept[2:4], lambda: kept.reshape(2, 5).T, lambda: holder, lambda: [kept[1:]]):
         (frame,) = frames_of(shared())
-        assert not ends.alone(frame)
+        assert not ends.is_unshared(frame)
 
 
 def test_a_result_of_its_own_travels_as_it_lies_and_a_shared_one_as_a_copy() -> None:
     kept = np.zeros(10)
     call = Call(1)
-    assert isinstance(ends.of_value(call, np.zeros(10), 0.1, 0)[1][0], memoryview)
-    assert isinstance(ends.of_value(call, kept, 0.1, 0)[1][0], bytes)
+    assert isinstance(ends.result_of_value(call, np.zeros(10), 0.1, 0)[1][0], memoryview)
+    assert isinstance(ends.result_of_value(call, kept, 0.1, 0)[1][0], bytes)
 
 
 def test_a_result_above_the_scheduler_s_limit_is_an_error() -> None:
-    end, frames = ends.of_value(Call(1, attempt=2), np.zeros(1000), 0.1, 5000)
+    end, frames = ends.result_of_value(Call(1, attempt=2), np.zeros(1000), 0.1, 5000)
     assert frames == ()
     assert (end.outcome, end.attempt, end.frames) == ("error", 2, 0)
     error = payload.loads(end.body)
@@ -178,7 +179,7 @@ def test_a_result_above_the_scheduler_s_limit_is_an_error() -> None:
 
 
 def test_long_messages_are_cut() -> None:
-    end, _ = ends.of_error(Call(1), ValueError("x" * 3_000_000), 0.0, 100_000)
+    end, _ = ends.result_of_error(Call(1), ValueError("x" * 3_000_000), 0.0, 100_000)
     assert end.body == b""  # too large for the scheduler
     assert end.error is not None
     assert len(end.error.message) < ends.TEXT_LIMIT + 100
@@ -186,11 +187,11 @@ def test_long_messages_are_cut() -> None:
 
 
 def test_answers_are_split_into_messages_of_a_bounded_size() -> None:
-    def ended(size: int) -> ends.Ended:
+    def ended(size: int) -> ends.FramedResult:
         return TaskEnd(1, body=b"x" * size), ()
 
-    def sizes(batch: list[ends.Ended]) -> list[int]:
-        return [len(part) for part in link.split(batch)]
+    def sizes(batch: list[ends.FramedResult]) -> list[int]:
+        return [len(part) for part in link.split_results(batch)]
 
     assert sizes([ended(1)] * 3) == [3]
     assert sizes([ended(1)] * 600) == [256, 256, 88]
@@ -207,9 +208,9 @@ def test_sys_path_is_extended_in_the_client_s_order(monkeypatch: pytest.MonkeyPa
     late.mkdir()
     monkeypatch.setattr(sys, "path", ["/lib", "/site"])
     entries = [str(script), "/lib", "/site", str(late), "/no/such", ""]
-    assert runner.extend_path(entries)
+    assert runner.extend_sys_path(entries)
     assert sys.path == [str(script), "/lib", "/site", str(late)]
-    assert not runner.extend_path(entries)
+    assert not runner.extend_sys_path(entries)
     assert sys.path == [str(script), "/lib", "/site", str(late)]
 
 
@@ -217,8 +218,8 @@ def test_sys_path_is_extended_in_the_client_s_order(monkeypatch: pytest.MonkeyPa
 
 
 def test_orders_are_lines() -> None:
-    start = Start(Connection("n", "engine", "ipc:///x", "secret\n"), name="a\nb", resources={"gpu": 1.0})
-    for order in (start, News(3, "one")):
+    start = StartWorker(Connection("n", "engine", "ipc:///x", "secret\n"), name="a\nb", resources={"gpu": 1.0})
+    for order in (start, NannyJoined(3, "one")):
         data = orders.encode(order)
         assert data.count(b"\n") == 1
         assert orders.decode(data) == order

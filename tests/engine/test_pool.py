@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.orders import NannyJoined, StartWorker
 from trio_sched.engine.pool import fits
 from trio_sched.wire.native import Bye, Closing, Hello, Recall, Recalled
 
@@ -22,7 +22,7 @@ from .scripted import Gate, Scripted, Worker, pass_gate
 @pytest.fixture(scope="module")
 def pool(short_dir: Path) -> Iterator[Line]:
     scheduler = Scripted(f"ipc://{short_dir}/pool.sock")
-    worker = Worker(Start(scheduler.connection, name="pool", slots=2, hwm=4, resources={"gpu": 1.0, "mem": 0.3}))
+    worker = Worker(StartWorker(scheduler.connection, name="pool", slots=2, hwm=4, resources={"gpu": 1.0, "mem": 0.3}))
     yield Line(scheduler, worker, scheduler.engine())
     said = worker.stop()
     scheduler.close()
@@ -124,7 +124,7 @@ def test_it_comes_back_holding_what_it_runs(pool: Line, gates: list[Gate]) -> No
 
 
 def test_closing_lets_running_tasks_end(scheduler: Scripted, gates: list[Gate]) -> None:
-    worker = Worker(Start(scheduler.connection, slots=2))
+    worker = Worker(StartWorker(scheduler.connection, slots=2))
     peer = scheduler.engine()
     one, two, _ = scheduler.assign(peer, *(gated(scheduler, gate) for gate in gates))
     gates[0].entered()
@@ -142,14 +142,14 @@ def test_closing_lets_running_tasks_end(scheduler: Scripted, gates: list[Gate]) 
 
 
 def test_the_lifeline_of_a_busy_pool(scheduler: Scripted, gate: Gate) -> None:
-    worker = Worker(Start(scheduler.connection, slots=2, nanny=True))
-    worker.tell(News(99, "one"))
+    worker = Worker(StartWorker(scheduler.connection, slots=2, nanny=True))
+    worker.tell(NannyJoined(99, "one"))
     peer = scheduler.engine()
     scheduler.assign(peer, gated(scheduler, gate))
     gate.entered()
     assert worker.process.stdin
     worker.process.stdin.close()
-    assert scheduler.expect(Bye, peer).reason == "its nanny is gone"
+    assert scheduler.expect(Bye, peer).reason == "its nanny has exited"
     worker.wait()
     worker.stop()
 

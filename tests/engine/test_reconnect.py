@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.orders import NannyJoined, StartWorker
 from trio_sched.transport.connection import write_connection_files
 from trio_sched.wire.native import Acked, Bye, Closing, Error, Finished, Hello, Recall, Recalled
 
@@ -97,7 +97,7 @@ def test_a_silent_scheduler_gets_a_new_socket(own: Line) -> None:
 
 def test_another_scheduler_gets_a_fresh_engine(short_dir: Path, gate: Gate) -> None:
     first = Scripted(f"ipc://{short_dir}/again.sock")
-    worker = Worker(Start(first.connection))
+    worker = Worker(StartWorker(first.connection))
     try:
         peer = first.engine()
         first.assign(peer, first.call(pass_gate, *gate.pipes), first.call(int))
@@ -163,8 +163,8 @@ def test_a_refused_worker_says_so_and_ends(own: Line) -> None:
 
 def test_the_lifeline(scheduler: Scripted, gate: Gate) -> None:
     for busy in (False, True):
-        worker = Worker(Start(scheduler.connection, nanny=True))
-        worker.tell(News(99, "one"))
+        worker = Worker(StartWorker(scheduler.connection, nanny=True))
+        worker.tell(NannyJoined(99, "one"))
         peer = scheduler.engine()
         assert peer.hello.nanny == 99
         if busy:
@@ -172,7 +172,7 @@ def test_the_lifeline(scheduler: Scripted, gate: Gate) -> None:
             gate.entered()
         assert worker.process.stdin
         worker.process.stdin.close()
-        assert scheduler.expect(Bye, peer).reason == "its nanny is gone"
+        assert scheduler.expect(Bye, peer).reason == "its nanny has exited"
         worker.wait()
         worker.stop()
 
@@ -180,7 +180,7 @@ def test_the_lifeline(scheduler: Scripted, gate: Gate) -> None:
 def test_a_worker_without_a_nanny_reads_the_connection_file_and_beats(scheduler: Scripted, runtime_dir: Path) -> None:
     client = msgspec.structs.replace(scheduler.connection, role="client")
     _, path = write_connection_files(client, scheduler.connection)
-    worker = Worker(Start(scheduler.connection), argv=[str(path)])
+    worker = Worker(StartWorker(scheduler.connection), argv=[str(path)])
     peer = scheduler.engine()
     assert peer.hello.nanny == 0
     assert scheduler.run(peer, os.getpid).value == worker.process.pid
