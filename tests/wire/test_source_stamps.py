@@ -181,7 +181,7 @@ def test_a_file_older_than_the_process_is_what_was_loaded(make: Make, tmp_path: 
 def test_an_engine_without_the_wanted_version_changes_nothing(make: Make) -> None:
     module = make("stamped_a", "")
     sources = LoadedSources()
-    with pytest.raises(CallError, match=r"'stamped_a' .*, from /x/a\.py, .* the file .*stamped_a\.py holds another"):
+    with pytest.raises(CallError, match=r"'stamped_a' .*, from /x/a\.py, .* the file .*stamped_a\.py has another"):
         sources.require([Stamp("stamped_a", "another", "/x/a.py")])
     assert sys.modules["stamped_a"] is module
     sources.require([Stamp("stamped_not_here", "another", "/x/b.py")])
