@@ -10,7 +10,7 @@ from trio_sched.wire.heartbeat import FIRST_PERIOD_S, MISSED_HEARTBEATS, NEVER, 
 
 
 def ticked(heartbeat: Heartbeat, until: float, every_s: float = 1.0) -> None:
-    """Tick regularly, from the time 0 until (and with) `until`."""
+    """Tick regularly from the time 0 to `until`, which is included."""
     for step in range(1, math.floor(until / every_s) + 1):
         assert not heartbeat.tick(step * every_s)
 
@@ -93,7 +93,7 @@ def test_after_a_suspension_a_peer_gets_as_many_periods_as_the_grace_says() -> N
 
 
 def test_grace_never_shortens_the_time_of_a_peer() -> None:
-    """Neither of one that sent a message lately, nor of one that is observed for a short time only."""
+    """Neither of a peer that has just sent a message, nor of a peer that is observed for a short time."""
     heartbeat = Heartbeat(100.0, period_s=1.0, missed=5, grace=1)
     assert heartbeat.tick(103.0)
     assert heartbeat.silence_s(NEVER, 103.0) == 3.0
