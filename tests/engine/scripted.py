@@ -1,6 +1,7 @@
-"""A scheduler that does what a test tells it: a real ROUTER in a thread of its own, and the protocol's bare manners.
+"""A scheduler that does what a test tells it: a real ROUTER in a thread, with a minimum of the protocol.
 
-It welcomes whoever says hello, answers beats, and puts everything else into an inbox; the test assigns and expects.
+It welcomes every peer, answers heartbeats, and puts all other messages into an inbox; the test assigns calls and waits
+for messages.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 import trio
 
 from trio_sched.engine import orders
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.orders import NannyJoined, StartWorker
 from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire import native, payload
@@ -31,30 +32,30 @@ WAIT_S = 20.0
 
 @dataclass
 class Peer:
-    """Who said hello: an engine or a nanny."""
+    """An engine or a nanny that has sent its hello."""
 
     session: int
     address: bytes
     hello: Hello
     known: set[bytes] = field(default_factory=set)
-    taken: int = 0
+    acked: int = 0
 
 
 @dataclass
-class Got:
-    """An answer, opened."""
+class Answer:
+    """A result with its frames."""
 
-    end: TaskEnd
+    result: TaskEnd
     frames: Sequence[Frame]
 
     @property
     def value(self) -> Any:
-        body, buffers = payload.unpack(self.end.body, self.frames)
-        return msgspec.msgpack.decode(body) if self.end.codec == "msgpack" else payload.loads(body, buffers)
+        body, buffers = payload.unpack(self.result.body, self.frames)
+        return msgspec.msgpack.decode(body) if self.result.codec == "msgpack" else payload.loads(body, buffers)
 
 
-class Scripted:
-    """The scheduler. Its methods are the test's thread's; `_main` runs in the other."""
+class ScriptedScheduler:
+    """The scheduler. The test's thread calls the methods; `_main` runs in another thread."""
 
     def __init__(
         self,
@@ -70,20 +71,20 @@ class Scripted:
         self._refusing = refusing
         self.instance = instance
         self.heartbeat_s = heartbeat_s
-        self.deaf = False
-        """Answer nobody."""
-        self.acking = True
+        #: Whether all messages are ignored.
+        self.is_silent = False
+        self.sends_acks = True
         self.limit_bytes = 0
         self.peers: dict[int, Peer] = {}
-        self.deaf_to: set[bytes] = set()
-        """Addresses that are not heard, as if the line were broken."""
-        self.beats = threading.Semaphore(0)
-        """Released at each beat."""
+        #: Addresses whose messages are ignored, as if the connection were broken.
+        self.ignored_addresses: set[bytes] = set()
+        #: Released at each heartbeat.
+        self.heartbeats = threading.Semaphore(0)
         self._by_address: dict[bytes, Peer] = {}
         self._next_session = first_session
         self._next_task = 1
         self._inbox: queue.SimpleQueue[tuple[Peer, Message, Sequence[Frame]]] = queue.SimpleQueue()
-        self._kept: list[tuple[Peer, Message, Sequence[Frame]]] = []
+        self._unread: list[tuple[Peer, Message, Sequence[Frame]]] = []
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
         self._thread.start()
@@ -101,7 +102,7 @@ class Scripted:
             self._ready.set()
             while True:
                 for frames in await self._socket.receive():
-                    if not self.deaf and bytes(frames[0]) not in self.deaf_to:
+                    if not self.is_silent and bytes(frames[0]) not in self.ignored_addresses:
                         self._on_message(bytes(frames[0]), native.decode_from_peer(frames[1]), frames[2:])
                 self._socket.flush()
 
@@ -117,13 +118,13 @@ class Scripted:
             self._reply(address, native.Error("unknown_peer", "say hello"))
             return
         if isinstance(message, Ping):
-            self.beats.release()
+            self.heartbeats.release()
             self._reply(address, Pong())
             return
         if isinstance(message, Finished):
-            peer.taken += len(message.results)
-            if self.acking:
-                self._reply(address, native.Acked(peer.taken))
+            peer.acked += len(message.results)
+            if self.sends_acks:
+                self._reply(address, native.Acked(peer.acked))
         self._inbox.put((peer, message, frames))
 
     def _welcome(self, address: bytes, hello: Hello) -> None:
@@ -142,7 +143,7 @@ class Scripted:
             secret="s",
             scheduler=self.instance,
             resumed=resumed,
-            accepted=peer.taken,
+            accepted=peer.acked,
             heartbeat_s=self.heartbeat_s,
             max_message_bytes=self.limit_bytes,
         )
@@ -164,8 +165,8 @@ class Scripted:
 
         self._call(send)
 
-    def forget(self, peer: Peer) -> None:
-        """As a ROUTER forgets whose connection broke; the session stays."""
+    def forget_address(self, peer: Peer) -> None:
+        """Forget the peer's address, as a ROUTER does when a connection breaks; the session stays."""
         self._call(self._by_address.pop, peer.address)
 
     def expect(self, kind: type[M], peer: Peer | None = None, where: Callable[[M], bool] = lambda m: True) -> M:
@@ -174,36 +175,36 @@ class Scripted:
     def expect_from(
         self, kind: type[M], peer: Peer | None = None, where: Callable[[M], bool] = lambda m: True
     ) -> tuple[Peer, M, Sequence[Frame]]:
-        """The next message of this kind (from this peer); what else comes is kept for later."""
-        for index, item in enumerate(self._kept):
+        """Wait for the next message of this kind (from this peer); other messages stay unread."""
+        for index, item in enumerate(self._unread):
             if self._fits(item, kind, peer, where):
-                return self._kept.pop(index)  # type: ignore[return-value]
+                return self._unread.pop(index)  # type: ignore[return-value]  # `_fits` has checked the type
         while True:
             try:
                 item = self._inbox.get(timeout=WAIT_S)
             except queue.Empty:
-                raise AssertionError(f"no {kind.__name__} came; kept: {self._kept}") from None
+                raise AssertionError(f"no {kind.__name__} arrived; unread: {self._unread}") from None
             if self._fits(item, kind, peer, where):
-                return item  # type: ignore[return-value]
-            self._kept.append(item)
+                return item  # type: ignore[return-value]  # likewise
+            self._unread.append(item)
 
     @staticmethod
     def _fits(item: Any, kind: type[Any], peer: Peer | None, where: Callable[[Any], bool]) -> bool:
         return isinstance(item[1], kind) and (peer is None or item[0].session == peer.session) and where(item[1])
 
     def engine(self, role: str = "engine") -> Peer:
-        """The next one that says hello."""
+        """Wait for the next hello of this role; returns the peer."""
         return self.expect_from(Hello, where=lambda hello: hello.role == role)[0]
 
-    def nothing_came(self) -> bool:
-        return self._inbox.empty() and not self._kept
+    def has_no_messages(self) -> bool:
+        return self._inbox.empty() and not self._unread
 
     # ---- calls ------------------------------------------------------------------------------------------------------
 
     def call(
         self, function: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> tuple[Call, dict[bytes, bytes], tuple[Frame, ...]]:
-        """(the call, its function by digest, its frames)."""
+        """Build a call: (the call, its function by digest, its frames)."""
         pickled = payload.dump_function(function)
         digest = payload.digest(pickled)
         body, frames = payload.pack(*payload.dumps((args, kwargs)))
@@ -215,81 +216,81 @@ class Scripted:
         return session << 32 | self._next_task
 
     def assign(self, peer: Peer, *calls: tuple[Call, dict[bytes, bytes], tuple[Frame, ...]], **more: Any) -> list[int]:
-        """Send the calls in one message; their ids."""
+        """Send the calls in one message; returns their ids."""
         functions = {d: f for _, fns, _ in calls for d, f in fns.items() if d not in peer.known}
         peer.known.update(functions)
         frames = [frame for _, _, frames in calls for frame in frames]
         self.send(peer, Assign([call for call, _, _ in calls], functions, **more), frames)
         return [call.id for call, _, _ in calls]
 
-    def answers(self, peer: Peer, *tasks: int) -> list[Got]:
-        """The answers for these tasks, in the order in which they come."""
+    def answers(self, peer: Peer, *tasks: int) -> list[Answer]:
+        """Wait for the results of these tasks; returns them in the order in which they arrive."""
         wanted = set(tasks)
-        got: list[Got] = []
+        answers: list[Answer] = []
         while wanted:
             _, finished, frames = self.expect_from(Finished, peer)
             at = 0
-            for end in finished.results:
-                if end.id in wanted:
-                    wanted.remove(end.id)
-                    got.append(Got(end, frames[at : at + end.frames]))
-                at += end.frames
-        return got
+            for result in finished.results:
+                if result.id in wanted:
+                    wanted.remove(result.id)
+                    answers.append(Answer(result, frames[at : at + result.frames]))
+                at += result.frames
+        return answers
 
-    def run(self, peer: Peer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Got:
+    def run(self, peer: Peer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Answer:
         (task,) = self.assign(peer, self.call(function, *args, **kwargs))
         return self.answers(peer, task)[0]
 
-    def value_of(self, got: Got) -> Value:
-        return Value(body=got.end.body, frames=got.end.frames, codec=got.end.codec)
+    def value_of(self, answer: Answer) -> Value:
+        return Value(body=answer.result.body, frames=answer.result.frames, codec=answer.result.codec)
 
 
 class Worker:
-    """A real worker process, started as a nanny would start it but for a nanny."""
+    """A real worker process without a nanny; the test sends the control messages."""
 
     started: ClassVar[list[Worker]] = []
 
-    def __init__(self, start: Start, *, argv: Sequence[str] = ()) -> None:
-        self._said: str | None = None
+    def __init__(self, start: StartWorker, *, argv: Sequence[str] = ()) -> None:
+        self._stderr: str | None = None
         Worker.started.append(self)
         command = [sys.executable, "-m", "trio_sched.engine.worker", *argv]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
         assert self.process.stdin
         if not argv:
-            self.tell(start)
+            self.send(start)
 
-    def tell(self, order: Start | News) -> None:
+    def send(self, message: StartWorker | NannyJoined) -> None:
         assert self.process.stdin
-        self.process.stdin.write(orders.encode(order))
+        self.process.stdin.write(orders.encode(message))
         self.process.stdin.flush()
 
     def wait(self) -> int:
         return self.process.wait(WAIT_S)
 
     def stop(self) -> str:
-        """End it whatever it does; what it wrote to its own standard error."""
-        if self._said is None:
+        """Kill the worker; returns what it has written to its own standard error."""
+        if self._stderr is None:
             self.process.kill()
             assert self.process.stdin
             assert self.process.stderr
             with self.process.stderr as stderr:
-                self._said = stderr.read().decode()
+                self._stderr = stderr.read().decode()
             self.process.stdin.close()
             self.process.wait(WAIT_S)
-        return self._said
+        return self._stderr
 
 
 class Gate:
-    """Where a task waits for the test, whichever process it runs in: a pair of named pipes."""
+    """A pair of named pipes, at which a task in any process waits for the test."""
 
     def __init__(self, directory: Path) -> None:
+        #: The arguments of `pass_gate`.
         self.pipes = [str(directory / f"{os.urandom(3).hex()}.pipe") for _ in range(2)]
-        """The arguments of `pass_gate`."""
         for pipe in self.pipes:
             os.mkfifo(pipe)
 
     def entered(self) -> None:
-        """Until the task is there."""
+        """Wait until the task has reached the gate."""
         with open(self.pipes[0]) as pipe:
             pipe.read()
 
@@ -298,18 +299,18 @@ class Gate:
             pipe.write(text)
 
 
-def whole(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a function pickled by value: workers cannot import the tests."""
+def by_value(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function pickled by value, because workers cannot import the tests."""
     function.__module__ = "__main__"
     return function
 
 
-@whole
-def pass_gate(came: str, go: str) -> str:
-    """A task: wait at the gate, return what the test releases it with."""
-    with open(came, "w"):
+@by_value
+def pass_gate(entered: str, released: str) -> str:
+    """A task: waits at the gate, and returns the text with which the test releases it."""
+    with open(entered, "w"):
         pass
-    with open(go) as pipe:
+    with open(released) as pipe:
         return pipe.read()
 
 

@@ -1,4 +1,4 @@
-"""The simulator with the real client's protocol core in place of fake clients: both sides of the wire under faults."""
+"""The simulator with the sessions of real clients in place of fake clients, so that both sides run under faults."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from trio_sched.wire.payload import digest
 
 
 class Handle:
-    """What a face keeps for a task."""
+    """The handle of a task in a client session."""
 
     def __init__(self, function: Function | None) -> None:
         self.function = function
 
 
 class RealClient(FakeClient):
-    """A face of `client.session.Session` that the simulator drives like one of its own clients."""
+    """A driver of `client.session.Session` with the interface of a fake client."""
 
     def __init__(self, connect: Callable[[], Any], token: str, now: Callable[[], float]) -> None:
         self.functions = Functions()
@@ -93,7 +93,7 @@ class RealClient(FakeClient):
 
 
 class RealClients(Simulator):
-    """With real clients."""
+    """The simulator with real clients."""
 
     def _make_client(self, token: str) -> FakeClient:
         return RealClient(self._connect, token, lambda: self.now)
@@ -101,7 +101,7 @@ class RealClients(Simulator):
     def _options(self, client: FakeClient) -> dict[str, Any]:
         assert isinstance(client, RealClient)
         options = super()._options(client)
-        if "inputs" in options:  # a future that is done travels as a value instead
+        if "inputs" in options:  # the value of a future that is done is sent instead
             options["inputs"] = [task for task in options["inputs"] if task in client.session.tasks]
         return options
 
@@ -114,6 +114,6 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_real_clients_lose_nothing_whatever_happens(seed: int) -> None:
+def test_real_clients_lose_nothing_under_faults(seed: int) -> None:
     server = RealClients(seed, steps=600).run()
     assert server.scheduler.ends["ok"] > 20

@@ -1,15 +1,15 @@
-"""The board: a small file in shared memory on which a worker notes what its nanny must know when it is dead (R20).
+"""Shared memory in which a worker records what its nanny must know after the worker's death (R20).
 
-Which tasks it was running (so that only those are blamed), which engine it was to which scheduler, and whether it
-meant to end. A "started" message for each task would cost a wake-up; a store into mapped memory costs 40 ns and
-survives any death of the process. The layout is 8-byte words of this machine's byte order, since both sides share a
-machine:
+The record holds the running tasks (only these are blamed), the engine's session and scheduler instance, and whether
+the worker was ending on request. A "started" message for each task would cost a wake-up; a store into mapped memory
+costs 40 ns and survives any exit of the process. The layout is 8-byte words in the byte order of the machine that both
+sides share:
 
-    0  state     1  scheduler instance (hashed)     2  engine session     3  whether it ever began a task
+    0  state     1  scheduler instance (hashed)     2  engine session     3  whether a task ever began
     4 and on: the task that each slot runs, or 0
 
-A task stays there after its end until its answer was sent, or the next one begins: one whose answer cannot be sent any
-more, because it closed the worker's descriptors, would else never be blamed, and run again and again.
+A task stays recorded after its end until its result was sent or the next task begins. Otherwise a task that closes the
+worker's descriptors, so that no result can be sent, would never be blamed and would be retried without end.
 """
 
 from __future__ import annotations
@@ -19,24 +19,29 @@ import mmap
 import os
 from pathlib import Path
 
+#: States of a worker: not welcomed yet; an engine of a scheduler; ending on request, so that its exit is not a failure.
 STARTING, JOINED, LEAVING = range(3)
-"""States: not welcomed yet; at work; ending because it was told to, so that its exit is no death."""
-_STATE, _INSTANCE, _SESSION, _WORKED, _SLOTS = range(5)
-_WORD = 8
+_STATE, _INSTANCE, _SESSION, _BEGAN, _SLOTS = range(5)
+_WORD_BYTES = 8
 
 
-def hashed(scheduler: str) -> int:
-    """A scheduler instance's id as a word; 0 for none."""
+def hash_instance(scheduler: str) -> int:
+    """Hash a scheduler's instance id into one word; 0 for an empty id."""
     if not scheduler:
         return 0
-    return int.from_bytes(hashlib.blake2b(scheduler.encode(), digest_size=_WORD).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(scheduler.encode(), digest_size=_WORD_BYTES).digest(), "big")
 
 
-class Board:
-    """The words, mapped. `path` None: memory of our own, for a worker without a nanny."""
+class WorkerStatus:
+    """The mapped words. The worker writes them, its nanny reads them and resets them for the next worker."""
 
     def __init__(self, path: Path | None, slots: int, *, create: bool = False) -> None:
-        size = (_SLOTS + slots) * _WORD
+        """Map the file at `path`.
+
+        :param path: None: memory of this process only, for a worker without a nanny.
+        :param create: make the file; it must not exist yet.
+        """
+        size = (_SLOTS + slots) * _WORD_BYTES
         if path is None:
             self._map = mmap.mmap(-1, size)
         else:
@@ -48,49 +53,62 @@ class Board:
             finally:
                 os.close(descriptor)
         self._words = memoryview(self._map).cast("Q")
-        self.running = self._words[_SLOTS:]
-        """By slot, the full id of the task that runs, or whose answer is about to be sent; 0: none."""
+        self._running = self._words[_SLOTS:]
+
+    # ---- written by the worker --------------------------------------------------------------------------------------
+
+    def mark_joined(self, scheduler: str, session: int) -> None:
+        """Record the scheduler instance and the engine's session with it."""
+        self._words[_INSTANCE] = hash_instance(scheduler)
+        self._words[_SESSION] = session
+        if self.state == STARTING:
+            self._words[_STATE] = JOINED
+
+    def mark_leaving(self) -> None:
+        """Record that the worker ends on request."""
+        self._words[_STATE] = LEAVING
+
+    def begin_task(self, slot: int, task: int) -> None:
+        """Record the task, a full id, that the slot runs."""
+        self._running[slot] = task
+        self._words[_BEGAN] = 1
+
+    def clear_slot(self, slot: int) -> None:
+        """Record that the slot runs nothing and that its last result was sent."""
+        self._running[slot] = 0
+
+    def clear_slots(self) -> None:
+        """Record the same of all slots."""
+        for slot in range(len(self._running)):
+            self._running[slot] = 0
+
+    # ---- read by the nanny ------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> int:
+        """`STARTING`, `JOINED` or `LEAVING`."""
         return self._words[_STATE]
 
-    @state.setter
-    def state(self, state: int) -> None:
-        self._words[_STATE] = state
-
-    def joined(self, scheduler: str, session: int) -> None:
-        """Worker: note which engine we are, and to whom."""
-        self._words[_INSTANCE] = hashed(scheduler)
-        self._words[_SESSION] = session
-        if self.state == STARTING:
-            self.state = JOINED
+    @property
+    def has_begun_a_task(self) -> bool:
+        """Whether the worker ever began a task."""
+        return bool(self._words[_BEGAN])
 
     def session_with(self, scheduler: str) -> int:
-        """Nanny: the engine's session with this scheduler instance; 0: it has none."""
-        return self._words[_SESSION] if self._words[_INSTANCE] == hashed(scheduler) else 0
+        """The engine's session with this scheduler instance; 0: the engine has none."""
+        return self._words[_SESSION] if self._words[_INSTANCE] == hash_instance(scheduler) else 0
 
-    def begin(self, slot: int, task: int) -> None:
-        """Worker: this slot runs this task now."""
-        self.running[slot] = task
-        self._words[_WORKED] = 1
+    def running_tasks(self) -> list[int]:
+        """Full ids of the tasks that run, and of ended ones whose results were not sent yet."""
+        return [task for task in self._running if task]
 
-    @property
-    def worked(self) -> bool:
-        """Whether any task was begun."""
-        return bool(self._words[_WORKED])
-
-    def tasks(self) -> list[int]:
-        """The full ids of the tasks that run."""
-        return [task for task in self.running if task]
-
-    def clear(self) -> None:
-        """Nanny: make it new for the next worker."""
+    def reset(self) -> None:
+        """Clear everything, for the next worker."""
         for index in range(len(self._words)):
             self._words[index] = 0
 
     def close(self) -> None:
-        """Unmap it."""
-        self.running.release()
+        """Unmap the memory."""
+        self._running.release()
         self._words.release()
         self._map.close()

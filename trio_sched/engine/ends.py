@@ -1,12 +1,12 @@
-"""What came of a call, as the message that tells it: a value, an exception, or why there is neither (R24).
+"""Results of calls as messages: a value, an exception, or the reason why there is neither (R24).
 
-An exception travels twice: pickled, so that it arrives as its own type, and in words (name, message, full traceback),
-so that nothing is lost when it cannot be pickled here or unpickled there. Results that cannot be sent are errors of
-their own, which name the type and the reason.
+An exception travels twice: pickled, so that it arrives with its own type, and in words (name, message, full traceback),
+so that nothing is lost when the exception cannot be pickled here or unpickled at the client. A value that cannot be
+sent becomes a `ResultError` that names the value's type and the reason.
 
-Arrays travel as they lie in memory. That is safe only while nobody writes to them, and a task may well return an array
-that another task goes on changing (a cache, a model), long before libzmq has sent it or a reconnection sends it again.
-So each buffer whose owner is known to anybody but us is copied; `alone` tells by counting references.
+The memory of arrays is sent without a copy. That is safe only while nothing writes to it, and a task may return an
+array that other tasks go on changing (a cache, a model) before libzmq has sent it or a reconnection sends it again. So
+each buffer whose owner is referenced elsewhere is copied; `is_unshared` finds out by counting references.
 """
 
 from __future__ import annotations
@@ -23,22 +23,28 @@ from trio_sched.errors import CallError, ResultError, UnmetDependency
 from trio_sched.wire import payload
 from trio_sched.wire.native import INLINE_BYTES, Call, Frame, RemoteError, TaskEnd, sendable
 
-Ended: TypeAlias = tuple[TaskEnd, tuple[Frame, ...]]
-"""The answer and the frames that go with it."""
+#: A result and its frames.
+FramedResult: TypeAlias = tuple[TaskEnd, tuple[Frame, ...]]
+#: The most characters of a message or traceback; the middle of a longer one is cut.
 TEXT_LIMIT = 1_000_000
-"""Characters of a message or traceback; the middle of a longer one is left out."""
 MODULE_ADVICE = (
     "Install the module on that host, or put it into a directory that exists there as well and was in the client's "
     "sys.path when the client was made; "
     "functions of the client's own script or notebook (of __main__) need no module there"
 )
-NONE = payload.dumps(None)[0]
+#: The body of a result that is None.
+PICKLED_NONE = payload.dumps(None)[0]
 _ENGINE = str(Path(__file__).parent)
 _plain = msgspec.msgpack.Encoder()
 
 
-def of_value(call: Call, value: Any, took_s: float, limit_bytes: int) -> Ended:
-    """The call returned `value`. Give it up before this: the caller's own reference would look like somebody else's."""
+def result_of_value(call: Call, value: Any, took_s: float, limit_bytes: int) -> FramedResult:
+    """Build the result of a call that returned `value`.
+
+    The caller must not keep a reference to the value, which would cause a copy of its buffers.
+
+    :param limit_bytes: the largest message that the scheduler accepts; 0: unknown. A larger result is an error.
+    """
     codec: Any = "pickle"
     buffers: list[Frame] = []
     kind = type(value).__qualname__
@@ -47,30 +53,33 @@ def of_value(call: Call, value: Any, took_s: float, limit_bytes: int) -> Ended:
             body, codec = plain, "msgpack"
         else:
             body, buffers = payload.dumps(value)
-    except BaseException as error:  # a __reduce__ of somebody else's may raise anything
-        return of_error(call, _unsendable(call, value, error), took_s, limit_bytes)
+    except BaseException as error:  # a user's __reduce__ may raise anything
+        return result_of_error(call, _unpicklable_error(call, value, error), took_s, limit_bytes)
     del value
     if not buffers and len(body) <= INLINE_BYTES:
         return TaskEnd(id=call.id, body=body, codec=codec, attempt=call.attempt, took_s=took_s), ()
     size = len(body) + sum(memoryview(buffer).nbytes for buffer in buffers)
     if limit_bytes and size > limit_bytes:
         too_large = ResultError(
-            f"the result of {name_of(call)}, of type {kind}, takes {size} bytes; the scheduler takes messages of "
+            f"the result of {describe_call(call)}, of type {kind}, takes {size} bytes; the scheduler takes messages of "
             f"at most {limit_bytes}. Return less, or write it where the client can read it"
         )
-        return of_error(call, too_large, took_s, limit_bytes)
-    record_body, frames = payload.pack(body, [_private(buffer) for buffer in buffers])
-    end = TaskEnd(id=call.id, body=record_body, frames=len(frames), codec=codec, attempt=call.attempt, took_s=took_s)
-    return end, frames
+        return result_of_error(call, too_large, took_s, limit_bytes)
+    record_body, frames = payload.pack(body, [_own_copy(buffer) for buffer in buffers])
+    result = TaskEnd(id=call.id, body=record_body, frames=len(frames), codec=codec, attempt=call.attempt, took_s=took_s)
+    return result, frames
 
 
-def of_error(call: Call, error: BaseException, took_s: float, limit_bytes: int) -> Ended:
-    """The call raised `error`, or could not be made."""
+def result_of_error(call: Call, error: BaseException, took_s: float, limit_bytes: int) -> FramedResult:
+    """Build the result of a call that raised `error`, or that could not be made because of it.
+
+    :param limit_bytes: as for `result_of_value`; a larger exception is sent in words only.
+    """
     if isinstance(error, UnmetDependency):
         return TaskEnd(id=call.id, outcome="unmet", reason=_message(error), attempt=call.attempt, took_s=took_s), ()
     words = RemoteError(name=_error_name(error), message=_message(error), traceback=_traceback(error))
     body, frames = _pickled_error(error, limit_bytes)
-    end = TaskEnd(
+    result = TaskEnd(
         id=call.id,
         outcome="error",
         body=body,
@@ -79,26 +88,30 @@ def of_error(call: Call, error: BaseException, took_s: float, limit_bytes: int) 
         attempt=call.attempt,
         took_s=took_s,
     )
-    return end, frames
+    return result, frames
 
 
-def name_of(call: Call) -> str:
-    """How messages name the call."""
+def describe_call(call: Call) -> str:
+    """The words for the call in messages: its name if it is called by name, and its label."""
     options = call.options
     label = f" ({options.label})" if options is not None and options.label else ""
     return f"{call.call or 'the task'}{label}"
 
 
 def call_error(call: Call, what: str, error: BaseException, engine: str) -> CallError:
-    """A function or argument could not be loaded on this `engine`: a module is missing, or is of another version, or
-    anything that the modules' own code raises."""
+    """Build the error of a call whose function or argument cannot be loaded.
+
+    :param what: "the function" or "an argument".
+    :param error: what the loading raised: a module is missing or has another version, or the module's code failed.
+    :param engine: the words for this engine.
+    """
     if isinstance(error, ModuleNotFoundError) and error.name:
         words = f"needs the module {error.name!r}, which is not there: {_message(error)}. {MODULE_ADVICE}"
     elif isinstance(error, CallError):
         words = f"could not be loaded: {_message(error)}"
     else:
         words = f"could not be loaded: {type(error).__name__}: {_message(error)}"
-    failed = CallError(f"on {engine}, {what} of {name_of(call)} {words}")
+    failed = CallError(f"on {engine}, {what} of {describe_call(call)} {words}")
     failed.__cause__ = error
     return failed
 
@@ -107,17 +120,17 @@ def call_error(call: Call, what: str, error: BaseException, engine: str) -> Call
 
 
 def _as_plain_data(value: Any) -> bytes | None:
-    """As msgpack, for calls by name, whose callers may not be Python; None when it is not plain data."""
+    """Encode as msgpack, for calls by name, whose callers may not be Python; None: the value is not plain data."""
     try:
         return _plain.encode(value)
-    except Exception:  # whatever msgspec cannot encode, pickle may
+    except Exception:  # the value is pickled instead
         return None
 
 
-def _unsendable(call: Call, value: Any, error: BaseException) -> ResultError:
+def _unpicklable_error(call: Call, value: Any, error: BaseException) -> ResultError:
     kind = type(value)
     failed = ResultError(
-        f"the result of {name_of(call)}, of type {kind.__module__}.{kind.__qualname__}, cannot be pickled: "
+        f"the result of {describe_call(call)}, of type {kind.__module__}.{kind.__qualname__}, cannot be pickled: "
         f"{type(error).__name__}: {_message(error)}"
     )
     failed.__cause__ = error
@@ -125,7 +138,7 @@ def _unsendable(call: Call, value: Any, error: BaseException) -> ResultError:
 
 
 def _references(view: memoryview) -> list[int]:
-    """How often the buffer's owner is referred to, and the owner's owner (an array's base), and so on."""
+    """Reference counts of the buffer's owner, of the owner's base (as arrays have), of the base's base, and so on."""
     counts = [sys.getrefcount(view.obj)]
     base = getattr(view.obj, "base", None)
     while base is not None:
@@ -138,8 +151,8 @@ class _Probe(bytearray):
     base: Any = None
 
 
-def _counts_when_alone() -> tuple[int, int]:
-    """What `_references` says of an owner and its base that nobody else knows; Python versions count differently."""
+def _unshared_counts() -> tuple[int, int]:
+    """The `_references` of an owner and its base without other references; they differ between Python versions."""
     probe = _Probe(1)
     probe.base = _Probe(1)
     view = memoryview(probe)
@@ -148,17 +161,18 @@ def _counts_when_alone() -> tuple[int, int]:
     return owner, base
 
 
-_OWNER_ALONE, _BASE_ALONE = _counts_when_alone()
+_OWNER_COUNT, _BASE_COUNT = _unshared_counts()
 
 
-def alone(view: memoryview) -> bool:
-    """Whether nobody but this view knows the memory behind it."""
+def is_unshared(view: memoryview) -> bool:
+    """Whether this view has the only reference to the memory behind it."""
     owner, *bases = _references(view)
-    return owner <= _OWNER_ALONE and all(count <= _BASE_ALONE for count in bases)
+    return owner <= _OWNER_COUNT and all(count <= _BASE_COUNT for count in bases)
 
 
-def _private(buffer: Frame) -> Frame:
-    if isinstance(buffer, memoryview) and not alone(buffer):
+def _own_copy(buffer: Frame) -> Frame:
+    """The buffer, copied if its memory is shared."""
+    if isinstance(buffer, memoryview) and not is_unshared(buffer):
         return bytes(buffer)
     return buffer
 
@@ -176,19 +190,19 @@ def _error_name(error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     try:
         return _bounded(str(error))
-    except Exception as trouble:  # a __str__ of somebody else's
-        return f"(its message cannot be shown: {type(trouble).__name__})"
+    except Exception as failure:  # in a user's __str__
+        return f"(its message cannot be shown: {type(failure).__name__})"
 
 
 def _traceback(error: BaseException) -> str:
-    """As Python would print it, without our own frames at the top."""
+    """The traceback as Python prints it, without the frames of this package at the top."""
     top = error.__traceback__
     while top is not None and top.tb_frame.f_code.co_filename.startswith(_ENGINE):
         top = top.tb_next
     try:
         return _bounded("".join(traceback.format_exception(type(error), error, top)))
-    except Exception as trouble:  # a __str__ or __repr__ of somebody else's
-        return f"{_error_name(error)}: {_message(error)} (its traceback cannot be shown: {type(trouble).__name__})\n"
+    except Exception as failure:  # in a user's __str__ or __repr__
+        return f"{_error_name(error)}: {_message(error)} (its traceback cannot be shown: {type(failure).__name__})\n"
 
 
 def _bounded(text: str) -> str:
@@ -200,12 +214,12 @@ def _bounded(text: str) -> str:
 
 
 def _pickled_error(error: BaseException, limit_bytes: int) -> tuple[bytes, tuple[Frame, ...]]:
-    """The exception pickled, or nothing if it cannot be, or could not be read back: the words are there as well."""
+    """Pickle the exception; empty if it cannot be pickled, unpickled, or is too large: the words are sent as well."""
     try:
         body, buffers = payload.dumps(error)
         if not isinstance(payload.loads(body, buffers), BaseException):
             return b"", ()
-    except BaseException:  # code of somebody else's class: an exception's constructor may raise anything
+    except BaseException:  # the exception's own constructor may raise anything
         return b"", ()
     kept: list[Frame] = [bytes(buffer) for buffer in buffers]
     if limit_bytes and len(body) + sum(len(buffer) for buffer in kept) > limit_bytes:

@@ -1,8 +1,7 @@
-"""What a nanny tells its worker, as lines of JSON on its standard input: first `Start`, then `News` and `Moved`.
+"""Messages from a nanny to its worker: lines of JSON on standard input, first `StartWorker`, then any of the others.
 
-The pipe is the worker's lifeline as well: its end means that the nanny is gone, and the worker ends too. Secrets
-travel here, since everybody on the machine can read a process's arguments, and its environment would be handed on to
-what tasks start.
+End of file on the pipe means that the nanny has exited; the worker then exits too. Secrets travel through the pipe
+because every user of the machine can read a process's arguments, and tasks pass the environment on to their children.
 """
 
 from __future__ import annotations
@@ -15,40 +14,46 @@ from msgspec import Struct
 from trio_sched.transport.connection import Connection
 
 
-class Start(Struct, tag="start", omit_defaults=True):
-    """How to begin. `board` and `faults` are files to write to; `nanny`: News of it will come, wait for them before
-    the hello. `client_file`: the path by which a `Client()` inside of a task finds this scheduler; "": not known.
-    """
+class StartWorker(Struct, tag="start", omit_defaults=True):
+    """The options of a worker."""
 
     connection: Connection
     name: str = ""
     slots: int = 1
     hwm: int | None = None
     resources: dict[str, float] = {}
+    #: Path of the `WorkerStatus` file; "": none.
     board: str = ""
+    #: Path of the file for faulthandler's output; "": standard error.
     faults: str = ""
+    #: Whether the worker has a nanny: the worker waits for `NannyJoined` before it sends its hello.
     nanny: bool = False
+    #: Path by which a `Client()` inside a task finds this scheduler; "": unknown.
     client_file: str = ""
 
 
-class News(Struct, tag="news"):
-    """The nanny has a session with this scheduler instance: say so in the hello, and its beats count for you."""
+class NannyJoined(Struct, tag="news"):
+    """The nanny has a session with this scheduler instance.
+
+    The worker's hello names that session, and the nanny's heartbeats then count for the worker.
+    """
 
     nanny: int
     scheduler: str
 
 
-class Moved(Struct, tag="moved"):
-    """The scheduler was restarted: it is to be reached, and convinced, like this."""
+class SchedulerMoved(Struct, tag="moved"):
+    """The scheduler was restarted and has another address or token."""
 
     connection: Connection
 
 
-Order: TypeAlias = Start | News | Moved
-_decoder = msgspec.json.Decoder(Order)
+ControlMessage: TypeAlias = StartWorker | NannyJoined | SchedulerMoved
+_decoder = msgspec.json.Decoder(ControlMessage)
+#: Decode one line. :raises msgspec.DecodeError: the line is not a control message.
 decode = _decoder.decode
 
 
-def encode(order: Order) -> bytes:
-    """One line."""
-    return msgspec.json.encode(order) + b"\n"
+def encode(message: ControlMessage) -> bytes:
+    """Encode as one line."""
+    return msgspec.json.encode(message) + b"\n"

@@ -1,4 +1,4 @@
-"""What we ship for our users' tests and use in ours: a scheduler without sockets, in virtual time.
+"""Helpers for tests, of users and of this project: a scheduler without sockets, in virtual time.
 
     async def test() -> None:
         async with open_world() as world:
@@ -7,12 +7,12 @@
             await engine.finish(await engine.next_call(), "world")
             assert (await client.end_of(task)).outcome == "ok"
 
-    run_virtual(test)        # no real second passes
+    run_virtual(test)        # takes milliseconds of real time
 
-* `memory`: an in-memory transport with the interface of `ZmqSocket`, whose connections can be cut.
+* `memory`: an in-memory transport with the interface of `ZmqSocket`, whose connections can be broken.
 * `peers`: clients, engines and nannies that do what a test tells them, over that transport or a real socket.
-* `world`: a whole server with such peers around it.
-* `simulator`: the same server without Trio, under random load and random faults, all of it drawn from one seed.
+* `world`: a whole server with such peers.
+* `simulator`: the same server without Trio, under random load and random faults, all drawn from one seed.
 """
 
 from __future__ import annotations
