@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trio_sched.client.aio import AsyncClient, open_client
     from trio_sched.client.async_future import AsyncFuture
-    from trio_sched.client.blocking import Client
-    from trio_sched.client.current import current_client
+    from trio_sched.client.blocking import Client, current_client
     from trio_sched.client.functional import depend, require
     from trio_sched.client.future import Future
     from trio_sched.client.group import AsyncTaskGroup
@@ -102,7 +101,7 @@ _HOMES = {
     "Client": "client.blocking",
     "Future": "client.future",
     "as_completed": "client.waiting",
-    "current_client": "client.current",
+    "current_client": "client.blocking",
     "depend": "client.functional",
     "open_client": "client.aio",
     "require": "client.functional",

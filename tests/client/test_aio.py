@@ -155,7 +155,7 @@ def test_leaving_raises_several_errors_as_a_group_without_what_follows_from_them
             client.submit(abs, bad)
             client.map(int, ["1", "x", "2"])
 
-    with pytest.raises(ExceptionGroup, match="nobody looked at their errors") as caught:
+    with pytest.raises(ExceptionGroup, match="their errors were not looked at") as caught:
         run(main)
     assert {type(error) for error in caught.value.exceptions} == {ZeroDivisionError, ValueError}
     assert len(caught.value.exceptions) == 2
@@ -228,7 +228,7 @@ def test_the_blocks_own_error_comes_out_alone(run: Run, scheduler: Connection) -
 def test_of_a_client_that_looks_at_nothing_the_first_failures_are_kept(
     run: Run, scheduler: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trio_sched.client.failures.KEPT_FAILURES", 3)
+    monkeypatch.setattr("trio_sched.client.async_future.MAX_UNSEEN_FAILURES", 3)
 
     async def main() -> None:
         async with open_client(scheduler) as client:

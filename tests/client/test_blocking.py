@@ -21,6 +21,7 @@ import pytest
 
 import trio_sched
 from trio_sched import Client, Future
+from trio_sched.client.session import SessionUpdate
 from trio_sched.transport.connection import Connection
 from trio_sched.wire import native
 
@@ -259,18 +260,18 @@ def test_what_is_too_large_is_refused_at_once(client: Client) -> None:
 
 
 def test_other_pythons_are_refused_or_warned_of(client: Client) -> None:
-    lookout = client._line.lookout
+    watch = client._line.watch
     session = client._line.session
     with client._line.lock:
         session.pythons = ["2.7.18"]
-        lookout.note(session, trio_sched.client.session.News(), begun=True)  # type: ignore[attr-defined]
+        watch.apply(session, SessionUpdate(), was_welcomed=True)
     with pytest.raises(trio_sched.VersionMismatch, match=r"the engines run Python 2\.7\.18"):
         client.submit(abs, 1)
     assert client.status()["name"] == "own"
     version = ".".join(map(str, sys.version_info[:2])) + ".99"
     with client._line.lock:
         session.pythons = [version]
-        lookout.note(session, trio_sched.client.session.News(), begun=True)  # type: ignore[attr-defined]
+        watch.apply(session, SessionUpdate(), was_welcomed=True)
     with pytest.warns(RuntimeWarning, match=r"some engines run Python .*\.99"):
         future = client.submit(abs, 1)
     client.submit(abs, 1).result(LIMIT_S)  # warned of once
@@ -528,7 +529,7 @@ def test_a_broken_line_is_opened_anew_and_nothing_is_lost(client: Client) -> Non
     line = client._line
     session = client.session
     with line.lock:
-        line.session.liveness._heard_at = time.monotonic() - 1000  # as after a long silence
+        line.session.heard_at = time.monotonic() - 1000  # as after a long silence
     line.wake()
     futures += [client.submit(abs, -n) for n in range(50)]
     assert [future.result(LIMIT_S) for future in futures[50:]] == list(range(50))
@@ -547,7 +548,7 @@ def test_nobody_there(tmp_path: Path) -> None:
 def test_a_wrong_token_is_refused(scheduler: Connection) -> None:
     import msgspec
 
-    with pytest.raises(trio_sched.NoSchedulerError, match="refuses us"):
+    with pytest.raises(trio_sched.NoSchedulerError, match="refuses this client"):
         Client(msgspec.structs.replace(scheduler, token="wrong"))
 
 
@@ -556,7 +557,7 @@ def test_a_failure_of_our_own_leaves_nobody_waiting(
 ) -> None:
     client = Client(scheduler)
     future = client.submit(sleep, 0.05)
-    monkeypatch.setattr(client._line, "_take", None)
+    monkeypatch.setattr(client._line, "_receive", None)
     with pytest.raises(trio_sched.SchedulerClosed, match="the client failed"):
         future.result(LIMIT_S)
     assert "the client's thread failed" in caplog.text
@@ -565,9 +566,9 @@ def test_a_failure_of_our_own_leaves_nobody_waiting(
 
 def test_an_unknown_kind_of_message_harms_nobody(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     line = client._line
-    assert line._take([b"\x81\xa4type\xa3new"]) is None
+    assert line._receive([b"\x81\xa4type\xa3new"]) is None
     assert "unknown message type 'new'" in caplog.text
-    assert line._take([native.encode(native.Error("malformed", "what was that?"))]) is None
+    assert line._receive([native.encode(native.Error("malformed", "what was that?"))]) is None
     assert "what was that?" in caplog.text
     assert client.submit(abs, -1).result(LIMIT_S) == 1
 
@@ -576,7 +577,7 @@ def test_a_submission_that_is_not_understood_ends_the_client(client: Client) -> 
     client.submit(abs, -1).result(LIMIT_S)
     line = client._line
     line.session._unaccepted.append(line.session._unaccepted)  # type: ignore[arg-type]  # one under way for ever
-    why = line._take([native.encode(native.Error("too_large", "2000 tasks in one message"))])
+    why = line._receive([native.encode(native.Error("too_large", "2000 tasks in one message"))])
     assert isinstance(why, trio_sched.SchedulerClosed)
     assert "did not take a message of this client: 2000 tasks" in str(why)
     line.session._unaccepted.clear()

@@ -7,20 +7,18 @@ import time
 from typing import Any
 
 from trio_sched.client.calls import make_call
-from trio_sched.client.ends import Origin
+from trio_sched.client.ends import SessionRef
 from trio_sched.client.functions import Function
 from trio_sched.client.future import Future, settle
 from trio_sched.wire import payload
 from trio_sched.wire.native import TaskEnd
 
 FUNCTION = Function(b"digest", b"data")
-ORIGIN = Origin(3, lambda counter: None)
+SESSION_REF = SessionRef(3, lambda counter: None)
 
 
 def future(number: int) -> Future[Any]:
-    one: Future[Any] = Future(ORIGIN)
-    one.number = number
-    return one
+    return Future(SESSION_REF, number=number)
 
 
 class Ends:
@@ -40,11 +38,11 @@ def test_r9_an_input_that_ends_during_the_pickling_is_told() -> None:
         Ends(good, TaskEnd(3 << 32 | 1, body=payload.dumps(5)[0])),
         Ends(bad, TaskEnd(3 << 32 | 2, outcome="cancelled")),
     ]
-    call, _, unfinished = make_call(FUNCTION, (good, bad, pending, *ends), {}, None, ORIGIN, 0)
+    call, _, unfinished = make_call(FUNCTION, (good, bad, pending, *ends), {}, None, SESSION_REF, 0)
     assert call.options is not None
     assert call.options.inputs == [1, 2, 3]
     assert unfinished == [good, pending]  # good's value must go along instead; bad makes the task impossible
-    call, _, unfinished = make_call(FUNCTION, (good, bad, pending), {}, None, ORIGIN, 0)
+    call, _, unfinished = make_call(FUNCTION, (good, bad, pending), {}, None, SESSION_REF, 0)
     assert call.options is not None
     assert call.options.inputs == [2, 3]
     assert unfinished == [pending]
@@ -53,7 +51,7 @@ def test_r9_an_input_that_ends_during_the_pickling_is_told() -> None:
 def test_r9_many_inputs_cost_in_proportion() -> None:
     inputs = [future(number) for number in range(1, 30_001)]
     began = time.perf_counter()
-    call, _, unfinished = make_call(FUNCTION, (inputs, lambda: None), {}, None, ORIGIN, 0)
+    call, _, unfinished = make_call(FUNCTION, (inputs, lambda: None), {}, None, SESSION_REF, 0)
     assert time.perf_counter() - began < 5.0  # it took half a minute when each was compared with all before
     assert call.options is not None
     assert len(unfinished) == len(call.options.inputs) == 30_000

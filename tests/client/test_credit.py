@@ -13,7 +13,6 @@ import anyio
 import pytest
 
 from trio_sched import Client, open_client
-from trio_sched.client import line
 from trio_sched.client.own import OwnScheduler
 from trio_sched.transport.connection import Connection
 
@@ -143,7 +142,7 @@ def test_ctrl_c_interrupts_a_submit_that_waits(client: Client) -> None:
 def test_it_says_once_why_it_waits(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(line, "SAY_WAITING_AFTER_S", 0.0)
+    monkeypatch.setattr("trio_sched.client.line.LOG_WAITING_AFTER_S", 0.0)
     first = Submitting(client)
     second = Submitting(client, waiting=2)
     client.shutdown(wait=False, cancel_futures=True)

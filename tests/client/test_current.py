@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trio_sched import Client, NoSchedulerError, current_client
-from trio_sched.client import current
+from trio_sched.client import blocking
 from trio_sched.client.own import OwnScheduler
 from trio_sched.transport.connection import ENV_CONNECTION, ENV_ENGINE_OF, Connection, to_json
 
@@ -44,9 +44,9 @@ def in_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
         path.chmod(0o600)
 
     yield write
-    if current._current is not None:
-        current._current.shutdown()
-        current._current = None
+    if blocking._current_client is not None:
+        blocking._current_client.shutdown()
+        blocking._current_client = None
 
 
 def test_a_task_finds_its_own_scheduler(client: Client, other: OwnScheduler) -> None:
@@ -55,7 +55,7 @@ def test_a_task_finds_its_own_scheduler(client: Client, other: OwnScheduler) -> 
         import trio_sched
 
         with trio_sched.Client() as mine:
-            address = mine._line.connection.address
+            address = mine._line.info.address
         mine = trio_sched.current_client()
         return address, mine.submit(abs, -number).result(60), mine is trio_sched.current_client()
 
@@ -64,14 +64,14 @@ def test_a_task_finds_its_own_scheduler(client: Client, other: OwnScheduler) -> 
         import trio_sched
 
         with trio_sched.Client() as mine:
-            return mine._line.connection.address
+            return mine._line.info.address
 
     until = time.monotonic() + LIMIT_S
     while len(client.engines()) < 2:  # one for each of the two tasks
         assert time.monotonic() < until
-    assert client.submit(find_it, 1).result(LIMIT_S) == (client._line.connection.address, 1, True)
+    assert client.submit(find_it, 1).result(LIMIT_S) == (client._line.info.address, 1, True)
     with Client(other.connection(LIMIT_S)) as elsewhere:
-        assert elsewhere.submit(look).result(LIMIT_S) == elsewhere._line.connection.address
+        assert elsewhere.submit(look).result(LIMIT_S) == elsewhere._line.info.address
 
 
 def test_a_process_that_a_task_starts_finds_it_too(client: Client) -> None:
@@ -80,10 +80,10 @@ def test_a_process_that_a_task_starts_finds_it_too(client: Client) -> None:
         import subprocess
         import sys
 
-        code = "import trio_sched; print(trio_sched.Client()._line.connection.address)"
+        code = "import trio_sched; print(trio_sched.Client()._line.info.address)"
         return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
-    assert client.submit(ask).result(LIMIT_S) == client._line.connection.address
+    assert client.submit(ask).result(LIMIT_S) == client._line.info.address
 
 
 def test_a_process_that_a_task_forked_gets_one_of_its_own(client: Client) -> None:
@@ -127,7 +127,7 @@ def test_it_is_kept_until_it_is_shut_down_or_the_scheduler_is_another(
     in_task(other.connection(LIMIT_S))
     third = current_client()
     assert third.submit(os.getpid).result(LIMIT_S) > 0
-    assert third._line.connection.address != second._line.connection.address
+    assert third._line.info.address != second._line.info.address
     with pytest.raises(RuntimeError, match="shutdown"):
         second.submit(abs, -1)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import trio_sched
-from trio_sched.client.ends import Ended, Origin
+from trio_sched.client.ends import Outcome, SessionRef
 from trio_sched.client.future import Future, settle
 from trio_sched.errors import ImpossibleDependency, RemoteTraceback, ResultError, TaskTimeout
 from trio_sched.wire import payload
@@ -22,18 +22,16 @@ cancelled: list[int] = []
 
 
 def future(number: int = 17) -> Future[Any]:
-    one: Future[Any] = Future(Origin(3, cancelled.append))
-    one.number = number
-    return one
+    return Future(SessionRef(3, cancelled.append), number=number)
 
 
 def ok(value: Any, **fields: Any) -> TaskEnd:
     return TaskEnd(3 << 32 | 17, body=payload.dumps(value)[0], engine=2, **fields)
 
 
-def ended(end: Ended) -> Future[Any]:
+def ended(outcome: Outcome) -> Future[Any]:
     one = future()
-    settle([(one, end)])
+    settle([(one, outcome)])
     return one
 
 
@@ -83,7 +81,7 @@ def test_an_exception_that_could_not_be_pickled_is_told_in_words() -> None:
 
 def test_a_result_that_cannot_be_unpickled_says_so() -> None:
     one = ended(TaskEnd(17, body=b"rubbish"))
-    with pytest.raises(ResultError, match="task 3-17 ended well, but its result cannot be unpickled here"):
+    with pytest.raises(ResultError, match="task 3-17 succeeded, but its result cannot be unpickled here"):
         one.result()
 
 
@@ -218,7 +216,7 @@ def end_with(error: type[BaseException]) -> Any:
 def test_what_ends_a_thread_does_not_end_the_clients(
     error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    one: Future[Any] = Future(Origin(3, cancelled.append, threading.get_ident()))
+    one: Future[Any] = Future(SessionRef(3, cancelled.append, threading.get_ident()))
     called: list[Any] = []
     one.add_done_callback(end_with(error))
     one.add_done_callback(called.append)

@@ -41,12 +41,12 @@ def opened(*args: Any, **kwargs: Any) -> None:
 def test_the_arguments_of_a_client(make: Any) -> None:
     name = "Client" if make is Client else "open_client"
     assert message(TypeError, lambda: make(4)) == (
-        f"{name}(4): the first argument names a running scheduler; for a scheduler with 4 engines of its own write "
-        f"{name}(engines=4)"
+        f"{name}(4): the first argument names a running scheduler; to start a local cluster with 4 "
+        f"engines write {name}(engines=4)"
     )
     for word in ("max_workers", "n_workers", "processes"):
         assert message(TypeError, lambda word=word: make(**{word: 4})) == (
-            f"{name}() has no {word}; for a scheduler with 4 engines of its own write {name}(engines=4)"
+            f"{name}() has no {word}; to start a local cluster with 4 engines write {name}(engines=4)"
         )
     assert message(TypeError, lambda: make(processes=False)).endswith(f"write {name}(engines=N)")
     assert message(TypeError, lambda: make(connect_timout=4)).startswith(
@@ -99,8 +99,8 @@ def test_the_parameters_of_a_function_are_looked_up_once_and_keep_nothing_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looked = []
-    accepted = misuse._accepted
-    monkeypatch.setattr(misuse, "_accepted", lambda function: looked.append(1) or accepted(function))
+    find_keywords = misuse._find_keywords
+    monkeypatch.setattr(misuse, "_find_keywords", lambda function: looked.append(1) or find_keywords(function))
 
     def fit(timeout: float) -> float:
         return timeout
@@ -173,7 +173,7 @@ def test_a_future_of_another_scheduler(client: Client) -> None:
             assert message(ValueError, lambda: client.cancel(foreign)) == f"{whose}; cancel it with its own cancel()"
             for ask in (client.explain, client.story):
                 assert message(ValueError, lambda ask=ask: ask(foreign)) == f"{whose}; ask its own client"
-            foreign._origin.session = client.session  # as it may well be
+            foreign._session_ref.session = client.session  # as it may well be
             foreign.number = client.submit(abs, 1).number
             advice = f"(this client's session is {client.session}); wait for its result, and pass that"
             assert message(trio_sched.SubmitError, lambda: client.submit(take, foreign)) == (

@@ -38,7 +38,7 @@ def family(pid: int) -> list[int]:
 def test_it_comes_and_goes_with_the_client() -> None:
     with Client(engines=1, hwm=3, scheme="lru") as client:
         assert client.submit(abs, -1).result(LIMIT_S) == 1
-        pids = family(client._line.connection.pid)
+        pids = family(client._line.info.pid)
         status = client.status()
         assert (status["hwm"], status["scheme"], len(status["engines"])) == (3, "lru", 1)
     assert len(pids) >= 2
@@ -86,7 +86,7 @@ _SCRIPT = """
 import sys, time, trio_sched
 client = trio_sched.Client(engines=1)
 future = client.submit(time.sleep, 600)
-print(client._line.connection.pid, flush=True)
+print(client._line.info.pid, flush=True)
 {end}
 """
 
@@ -110,7 +110,7 @@ def test_a_killed_scheduler_ends_every_future() -> None:
         running = client.submit(time.sleep, 600)
         waiting = [client.options(resources={"none": 1}).submit(abs, 1) for _ in range(3)]
         client.status()
-        pids = family(client._line.connection.pid)
+        pids = family(client._line.info.pid)
         os.kill(pids[0], signal.SIGKILL)
         for future in (running, *waiting):
             with pytest.raises(trio_sched.SchedulerClosed, match="the scheduler 'own' is gone: process"):
@@ -173,7 +173,7 @@ def test_what_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         Client(engines=1, scheme="nonsense")
     with pytest.raises(ValueError, match="engines=0"):
         Client(engines=0)
-    with pytest.raises(TypeError, match="either a scheduler that runs, or one of its own"):
+    with pytest.raises(TypeError, match="either a running scheduler, or a local cluster"):
         Client("name", engines=1)
-    with pytest.raises(TypeError, match="hwm and scheme are for a scheduler of one's own"):
+    with pytest.raises(TypeError, match="hwm and scheme are settings of a local cluster"):
         Client(hwm=3)

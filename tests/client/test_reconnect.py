@@ -16,7 +16,8 @@ import pytest
 from msgspec.structs import replace
 
 from trio_sched import Client, SchedulerClosed, open_client
-from trio_sched.client.successor import REFUSED_S, Successor
+from trio_sched.client.settings import ClientSettings
+from trio_sched.client.successor import REFUSAL_PAUSE_S, SuccessorFinder
 from trio_sched.transport.connection import Connection, write_connection_files
 
 LIMIT_S = 60.0
@@ -197,9 +198,9 @@ def test_the_async_client_follows(lab: Restarted, run: Callable[[Callable[[], Aw
 
 def test_the_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="reconnect='always': must be 'never' or 'same-name'"):
-        Successor.if_asked("always", None, Connection("a", "client", "", ""), own=False)  # type: ignore[arg-type]
+        Client(reconnect="always")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="never restarted"):
-        Successor.if_asked("same-name", None, Connection("a", "client", "", ""), own=True)
+        Client(engines=1, reconnect="same-name")
     for wrong in ("60", -1, float("nan"), None, True):
         with pytest.raises(ValueError, match=r"reconnect_s=.*: must be a number of seconds"):
             Client(reconnect_s=wrong)  # type: ignore[arg-type]
@@ -212,23 +213,23 @@ def test_one_that_refused_is_asked_again_after_a_while(runtime_dir: Path) -> Non
     first = Connection("lab", "client", "tcp://127.0.0.1:1", "first", scheduler="1")
     second = replace(first, token="second", scheduler="2")
     write_connection_files(first, replace(first, role="engine"))
-    successor = Successor("lab")
+    successor = SuccessorFinder("lab")
     assert successor.find(0.0) == first
-    successor.was_refused(first, 0.0)
-    assert successor.find(REFUSED_S - 1) is None
-    assert successor.find(REFUSED_S) == first
-    successor.was_refused(first, 10.0)
-    assert not successor.replaced(first)
+    successor.note_refusal(first, 0.0)
+    assert successor.find(REFUSAL_PAUSE_S - 1) is None
+    assert successor.find(REFUSAL_PAUSE_S) == first
+    successor.note_refusal(first, 10.0)
+    assert not successor.has_replaced(first)
     write_connection_files(second, replace(second, role="engine"))
     assert successor.find(10.0) == second
-    assert successor.replaced(first)
+    assert successor.has_replaced(first)
 
 
 def test_it_looks_where_the_first_one_was_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     connection = Connection("lab", "client", "", "")
 
     def where(given: Any) -> Any:
-        successor = Successor.if_asked("same-name", given, connection, own=False)
+        successor = SuccessorFinder.from_settings(ClientSettings(given, reconnect="same-name"), connection)
         assert successor is not None
         return successor._where
 

@@ -118,7 +118,7 @@ class World:
         self.ended: list[Handle] = []
 
     def submit(self, choice: int) -> None:
-        handle = Handle(self.functions.named(b"f%d" % (choice % 3)))
+        handle = Handle(self.functions.intern(b"f%d" % (choice % 3)))
         assert handle.function is not None
         unfinished = list(self.session.tasks)
         inputs = [unfinished[choice % len(unfinished)]] if unfinished and choice % 2 else []
@@ -138,11 +138,11 @@ class World:
             message = native.decode_from_peer(native.encode(self.to_scheduler.popleft()))
             self.to_client.extend(self.scheduler.handle(message))
         for _ in range(min(count, len(self.to_client))):
-            news = self.session.receive([native.encode(self.to_client.popleft())], self.now)
-            assert not news.lost
-            assert not news.rejected
-            self.ended += [handle for handle, _ in news.ended]
-            if news.rejoin:
+            update = self.session.receive([native.encode(self.to_client.popleft())], self.now)
+            assert not update.lost
+            assert not update.rejected
+            self.ended += [handle for handle, _ in update.ended]
+            if update.rejoin:
                 self.broken()
 
     def broken(self) -> None:
@@ -186,7 +186,7 @@ def test_nothing_is_lost_and_nothing_runs_twice(seed: int) -> None:
     world.settle()
     assert world.ended == world.handles
     assert not world.session.tasks
-    assert not world.session.unsent
+    assert not world.session.has_unsent
     world.now += 10.0
     world.send()
     world.carry(1000)
