@@ -22,7 +22,6 @@ from trio_sched.client.async_submit import AsyncSubmitter
 from trio_sched.client.group import AsyncTaskGroup, task_group
 from trio_sched.client.options import TaskRef, task_number
 from trio_sched.client.settings import ClientSettings, takes_settings
-from trio_sched.client.successor import SuccessorFinder
 from trio_sched.transport.connection import Connection, find
 
 if TYPE_CHECKING:  # at run time only clients with a local cluster need `subprocess` and `tempfile`
@@ -126,13 +125,7 @@ async def open_client(settings: ClientSettings) -> AsyncIterator[AsyncClient]:
     :raises ValueError: an argument's value is not valid.
     """
     async with _open_cluster(settings) as (cluster, info):
-        line = AsyncLine(
-            info,
-            settings.make_hello(info),
-            reconnect_s=settings.reconnect_s,
-            cluster=cluster,
-            successor=SuccessorFinder.from_settings(settings, info),
-        )
+        line = AsyncLine(settings, info, cluster)
         try:
             async with anyio.create_task_group() as tasks:
                 try:

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 from anyio.abc import TaskGroup
-from msgspec.structs import replace
 
 from trio_sched.client import successor as successors
 from trio_sched.client.async_future import AsyncFuture, UnseenFailures
-from trio_sched.client.ends import SessionRef, refuse_pickling
-from trio_sched.client.functions import Functions
-from trio_sched.client.lookout import SchedulerWatch, outcomes_of
-from trio_sched.client.session import Session
+from trio_sched.client.base_connection import BaseConnection
+from trio_sched.client.lookout import outcomes_of
+from trio_sched.client.settings import ClientSettings
 from trio_sched.client.successor import SuccessorFinder
-from trio_sched.errors import SchedulerClosed, TrioSchedError, WireError
+from trio_sched.errors import SchedulerClosed, TrioSchedError
 from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire import native
@@ -38,24 +36,12 @@ log = logging.getLogger("trio_sched.client")
 FLUSH_TIMEOUT_S = 5.0
 
 
-class AsyncLine:
+class AsyncLine(BaseConnection[AsyncFuture[Any]]):
     """A connection to a scheduler within one event loop."""
 
-    def __init__(
-        self,
-        info: Connection,
-        hello: native.Hello,
-        *,
-        reconnect_s: float,
-        cluster: OwnScheduler | None,
-        successor: SuccessorFinder | None = None,
-    ) -> None:
-        self.functions = Functions()
-        self.session: Session[AsyncFuture[Any]] = Session(hello, self.functions, cluster.engines if cluster else 0)
-        self.session_ref = SessionRef(0, self.cancel)
+    def __init__(self, settings: ClientSettings, info: Connection, cluster: OwnScheduler | None) -> None:
+        super().__init__(settings, info, cluster)
         self.failures = UnseenFailures()
-        self.watch = SchedulerWatch(info, hello.python, reconnect_s=reconnect_s, cluster=cluster)
-        self.info = info
         self._socket = ZmqSocket.dealer(info)
         self._wake = anyio.Event()
         #: Set and replaced after each batch of messages and each turn of the sending task, for tasks that wait for a
@@ -64,14 +50,8 @@ class AsyncLine:
         self._replies: dict[int, tuple[Any, str]] = {}
         #: The error that ended the connection.
         self._closed: TrioSchedError | None = None
-        self._hello = hello
-        self._reconnect_s = reconnect_s
-        self._successor = successor
         #: The submit error while the successor of a scheduler that has ended is looked up.
         self._disconnected: SchedulerClosed | None = None
-
-    def __reduce__(self) -> NoReturn:
-        refuse_pickling()
 
     # ---- called by the user's tasks ---------------------------------------------------------------------------------
 
@@ -109,7 +89,6 @@ class AsyncLine:
             await self._changed.wait()
 
     def cancel(self, counter: int) -> None:
-        """Request the cancellation of a task: one of this session by counter, any task by full id (R23)."""
         self.session.cancel((counter,))
         self._wake.set()
 
@@ -181,11 +160,9 @@ class AsyncLine:
             with anyio.move_on_after(self.watch.idle_timeout_s(self.session, now)):
                 await self._wake.wait()
             self._wake = anyio.Event()
-            verdict = self.watch.check_scheduler(self.session, anyio.current_time())
+            verdict = self._check_scheduler(anyio.current_time())
             if isinstance(verdict, TrioSchedError):
                 self._end_session(verdict)
-            elif verdict and self._successor is not None and self._successor.has_replaced(self.info):
-                self._end_session(SchedulerClosed(f"the scheduler {self.info.name!r} was replaced by another one"))
             elif verdict:
                 self._reopen()
             self._notify_waiters()
@@ -198,24 +175,14 @@ class AsyncLine:
     def _receive(self, parts: Sequence[Frame]) -> None:
         if self._disconnected is not None:
             return  # a late message of a scheduler that has ended
-        session = self.session
-        try:
-            update = session.receive(parts, anyio.current_time())
-        except WireError as malformed:
-            if (error := self.watch.on_malformed(malformed)) is not None:
-                self._end_session(error)
-            return
-        error = self.watch.apply(session, update, was_welcomed=session.number != 0)
-        ref = self.session_ref
-        if update.welcomed and (ref.session, ref.scheduler) != (session.number, session.scheduler):
-            self.session_ref = SessionRef(session.number, self.cancel, scheduler=session.scheduler)
+        update, error = self._apply(parts, anyio.current_time())
         for future, outcome in outcomes_of(update):
             future.resolve(outcome)
         for request, data, complaint in update.replies:
             self._replies[request] = (data, complaint)
         if update.rejoin:
             self._reopen()
-        if session.is_busy:  # credit was returned, or a Hello is due
+        if self.session.is_busy:  # credit was returned, or a Hello is due
             self._wake.set()
         if error is not None:
             self._end_session(error)
@@ -256,11 +223,8 @@ class AsyncLine:
         if (found := successor.find(anyio.current_time())) is not None:
             old, self._socket = self._socket, ZmqSocket.dealer(found)
             old.close()
-            self.info, self._disconnected = found, None
-            self.session = Session(replace(self._hello, token=found.token), self.functions)
-            self.watch = SchedulerWatch(
-                found, self._hello.python, reconnect_s=self._reconnect_s, cluster=None, initial_error=submit_error
-            )
+            self._disconnected = None
+            self._begin_session(found, submit_error)
             self._replies.clear()
 
     def _close(self, error: TrioSchedError) -> None:

@@ -30,7 +30,6 @@ from trio_sched.client.line import Line
 from trio_sched.client.misuse import check_keywords, check_map_keywords
 from trio_sched.client.options import OptionNames, TaskRef, Unpack, task_number, wire_options
 from trio_sched.client.settings import ClientSettings, init_takes_settings
-from trio_sched.client.successor import SuccessorFinder
 from trio_sched.errors import NoSchedulerError, VersionMismatch
 from trio_sched.transport.connection import ENV_ENGINE_OF, Connection, find
 from trio_sched.wire import native
@@ -242,13 +241,7 @@ class Client(Submitter):
                 info = cluster.connection()
             else:
                 info = where if isinstance(where, Connection) else find(where, "client")
-            line = Line(
-                info,
-                settings.make_hello(info),
-                reconnect_s=settings.reconnect_s,
-                cluster=cluster,
-                successor=SuccessorFinder.from_settings(settings, info),
-            )
+            line = Line(settings, info, cluster)
         except BaseException:
             if cluster is not None:
                 cluster.close()

@@ -17,18 +17,15 @@ import threading
 import time
 import weakref
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING, Any
 
 from trio_sched.client import successor as successors
-from trio_sched.client.ends import SessionRef, describe_error, refuse_pickling
-from trio_sched.client.functions import Functions
+from trio_sched.client.base_connection import BaseConnection
+from trio_sched.client.ends import describe_error
 from trio_sched.client.future import Future, settle
-from trio_sched.client.lookout import SchedulerWatch, outcomes_of
-from trio_sched.client.session import Session
-from trio_sched.client.successor import SuccessorFinder
-from trio_sched.errors import NoSchedulerError, SchedulerClosed, TrioSchedError, WireError
+from trio_sched.client.lookout import outcomes_of
+from trio_sched.client.settings import ClientSettings
+from trio_sched.errors import NoSchedulerError, SchedulerClosed, TrioSchedError
 from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
@@ -46,34 +43,18 @@ log = logging.getLogger("trio_sched.client")
 _lines: weakref.WeakSet[Line] = weakref.WeakSet()
 
 
-class Line:
+class Line(BaseConnection[Future[Any]]):
     """A connection to a scheduler, with the thread that serves it. Outlives the Client until its tasks have ended."""
 
-    def __init__(
-        self,
-        info: Connection,
-        hello: native.Hello,
-        *,
-        reconnect_s: float,
-        cluster: OwnScheduler | None,
-        successor: SuccessorFinder | None = None,
-    ) -> None:
-        self.functions = Functions()
-        self.session: Session[Future[Any]] = Session(hello, self.functions, cluster.engines if cluster else 0)
+    def __init__(self, settings: ClientSettings, info: Connection, cluster: OwnScheduler | None) -> None:
+        super().__init__(settings, info, cluster)
         self.lock = threading.Lock()
-        self.session_ref = SessionRef(0, self.cancel)
-        self.watch = SchedulerWatch(info, hello.python, reconnect_s=reconnect_s, cluster=cluster)
-        self.info = info
         #: The process that made the connection; a fork cannot use it.
         self.pid = os.getpid()
         self._credit_returned = threading.Condition(self.lock)
         #: The number of threads in `wait_for_credit`.
         self._waiting_for_credit = 0
         self._wait_logged = False
-        self._hello = hello
-        self._reconnect_s = reconnect_s
-        self._cluster = cluster
-        self._successor = successor
         self._dealer = BlockingDealer(info)
         self._replies: dict[int, futures.Future[Any]] = {}
         #: Done when the session is ready for the first time.
@@ -83,9 +64,6 @@ class Line:
         self._cancel_on_leave = False
         self._in_burst = False
         self._thread = threading.Thread(target=self._run, name="trio_sched client", daemon=True)
-
-    def __reduce__(self) -> NoReturn:
-        refuse_pickling()
 
     # ---- called by the user's threads -------------------------------------------------------------------------------
 
@@ -142,7 +120,6 @@ class Line:
             self._waiting_for_credit -= 1
 
     def cancel(self, counter: int) -> None:
-        """Request the cancellation of a task: one of this session by counter, any task by full id (R23)."""
         with self.lock:
             self.session.cancel((counter,))
         self.wake()
@@ -230,12 +207,10 @@ class Line:
             for parts in self._dealer.drain():
                 if (error := self._receive(parts)) is not None:
                     return error
-            verdict = self.watch.check_scheduler(self.session, time.monotonic())
+            verdict = self._check_scheduler(time.monotonic())
             if isinstance(verdict, TrioSchedError):
                 return verdict
             if verdict:
-                if self._successor is not None and self._successor.has_replaced(self.info):
-                    return SchedulerClosed(f"the scheduler {self.info.name!r} was replaced by another one")
                 self._reopen()
 
     def _send(self, now: float) -> bool:
@@ -259,18 +234,10 @@ class Line:
     def _receive(self, parts: Any) -> TrioSchedError | None:
         """Handle one message. Returns the error that ends the connection, if it does."""
         with self.lock:
-            session = self.session
-            try:
-                update = session.receive(parts, time.monotonic())
-            except WireError as malformed:
-                return self.watch.on_malformed(malformed)
-            error = self.watch.apply(session, update, was_welcomed=session.number != 0)
+            update, error = self._apply(parts, time.monotonic(), threading.get_ident())
             if self._waiting_for_credit and self.watch.submit_error is not None:
                 self._credit_returned.notify_all()
-            ref = self.session_ref
-            if update.welcomed and (ref.session, ref.scheduler) != (session.number, session.scheduler):
-                self.session_ref = SessionRef(session.number, self.cancel, threading.get_ident(), session.scheduler)
-            is_ready = session.is_ready
+            is_ready = self.session.is_ready
         if is_ready and not self._started.done():
             self._started.set_result(None)
         settle(outcomes_of(update) if update.refused or update.lost else update.ended)
@@ -315,16 +282,12 @@ class Line:
     def _connect_to(self, info: Connection, submit_error: SchedulerClosed) -> bool:
         """Connect to another scheduler. Returns False if the client leaves meanwhile."""
         dealer = BlockingDealer(info)
-        session: Session[Future[Any]] = Session(replace(self._hello, token=info.token), self.functions)
         with self.lock:
             if self._leave_when_done:
                 dealer.close()
                 return False
             old, self._dealer = self._dealer, dealer
-            self.info, self.session = info, session
-            self.watch = SchedulerWatch(
-                info, self._hello.python, reconnect_s=self._reconnect_s, cluster=None, initial_error=submit_error
-            )
+            self._begin_session(info, submit_error)
         old.close()
         return True
 
