@@ -194,15 +194,15 @@ def test_shutdown_can_cancel(scheduler: Connection) -> None:
 
 def test_a_client_that_is_collected_ends_when_its_tasks_have(scheduler: Connection) -> None:
     client = Client(scheduler)
-    line = client._line
+    connection = client._line
     future = client.submit(sleep, 0.02)
     gone = weakref.ref(client)
     del client
     gc.collect()
     assert gone() is None
     future.result(LIMIT_S)
-    line.join(LIMIT_S)
-    assert not line._thread.is_alive()
+    connection.join(LIMIT_S)
+    assert not connection._thread.is_alive()
 
 
 def test_bursts_are_gathered_and_complete(client: Client) -> None:
@@ -526,11 +526,11 @@ def test_a_fork_after_a_client_with_engines_of_its_own_was_closed() -> None:
 
 def test_a_broken_line_is_opened_anew_and_nothing_is_lost(client: Client) -> None:
     futures = [client.submit(sleep, 0.001) for _ in range(50)]
-    line = client._line
+    connection = client._line
     session = client.session
-    with line.lock:
-        line.session.heard_at = time.monotonic() - 1000  # as after a long silence
-    line.wake()
+    with connection.lock:
+        connection.session.heard_at = time.monotonic() - 1000  # as after a long silence
+    connection.wake()
     futures += [client.submit(abs, -n) for n in range(50)]
     assert [future.result(LIMIT_S) for future in futures[50:]] == list(range(50))
     assert not any(future.exception(LIMIT_S) for future in futures)
@@ -565,22 +565,22 @@ def test_a_failure_of_our_own_leaves_nobody_waiting(
 
 
 def test_an_unknown_kind_of_message_harms_nobody(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    line = client._line
-    assert line._receive([b"\x81\xa4type\xa3new"]) is None
+    connection = client._line
+    assert connection._receive([b"\x81\xa4type\xa3new"]) is None
     assert "unknown message type 'new'" in caplog.text
-    assert line._receive([native.encode(native.Error("malformed", "what was that?"))]) is None
+    assert connection._receive([native.encode(native.Error("malformed", "what was that?"))]) is None
     assert "what was that?" in caplog.text
     assert client.submit(abs, -1).result(LIMIT_S) == 1
 
 
 def test_a_submission_that_is_not_understood_ends_the_client(client: Client) -> None:
     client.submit(abs, -1).result(LIMIT_S)
-    line = client._line
-    line.session._unaccepted.append(line.session._unaccepted)  # type: ignore[arg-type]  # one under way for ever
-    why = line._receive([native.encode(native.Error("too_large", "2000 tasks in one message"))])
+    connection = client._line
+    connection.session._unaccepted.append(connection.session._unaccepted)  # type: ignore[arg-type]  # one under way for ever
+    why = connection._receive([native.encode(native.Error("too_large", "2000 tasks in one message"))])
     assert isinstance(why, trio_sched.SchedulerClosed)
     assert "did not take a message of this client: 2000 tasks" in str(why)
-    line.session._unaccepted.clear()
+    connection.session._unaccepted.clear()
 
 
 def test_at_exit_what_was_submitted_is_handed_over(scheduler: Connection, tmp_path: Path) -> None:

@@ -125,18 +125,18 @@ async def open_client(settings: ClientSettings) -> AsyncIterator[AsyncClient]:
     :raises ValueError: an argument's value is not valid.
     """
     async with _open_cluster(settings) as (cluster, info):
-        line = AsyncLine(settings, info, cluster)
+        connection = AsyncLine(settings, info, cluster)
         try:
             async with anyio.create_task_group() as tasks:
                 try:
-                    await line.start(tasks, settings.connect_timeout)
-                    yield AsyncClient(line, {}, line.failures)
-                    await line.all_ended()
-                    unseen = line.failures.error()
+                    await connection.start(tasks, settings.connect_timeout)
+                    yield AsyncClient(connection, {}, connection.failures)
+                    await connection.all_ended()
+                    unseen = connection.failures.error()
                 finally:
                     with anyio.CancelScope(shield=True):
-                        await line.leave(cancel=line.session.open_count > 0)
-                    line.close()
+                        await connection.leave(cancel=connection.session.open_count > 0)
+                    connection.close()
                     tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             if len(group.exceptions) > 1:

@@ -27,10 +27,10 @@ FutureArg: TypeAlias = AsyncFuture[Any] | Sequence[AsyncFuture[Any]]
 class AsyncSubmitter:
     """Submits tasks with given options, which one block owns."""
 
-    def __init__(self, line: AsyncLine, option_values: OptionNames, owner: FutureOwner) -> None:
-        self._line = line
+    def __init__(self, connection: AsyncLine, option_values: OptionNames, owner: FutureOwner) -> None:
+        self._line = connection
         self._option_values = option_values
-        self._wire_options = wire_options(option_values, line.session_ref.scheduler) if option_values else None
+        self._wire_options = wire_options(option_values, connection.session_ref.scheduler) if option_values else None
         self._owner = owner
 
     @overload
@@ -61,8 +61,8 @@ class AsyncSubmitter:
         return self._submit(pickle_function(self._line.functions, fn), args, kwargs)
 
     def _submit(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncFuture[Any]:
-        line, owner = self._line, self._owner
-        watch, session, session_ref = line.watch, line.session, line.session_ref
+        connection, owner = self._line, self._owner
+        watch, session, session_ref = connection.watch, connection.session, connection.session_ref
         owner.check_open()
         if watch.submit_error is not None:
             watch.check_can_submit()
@@ -75,7 +75,7 @@ class AsyncSubmitter:
         number = session.submit(future, call, frames, [needed.number for needed in inputs])
         assert number is not None  # no input can end between the pickling and this call: there is one thread
         owner.on_submitted(future)
-        line.wake()
+        connection.wake()
         return future
 
     async def wait_for_credit(self) -> None:

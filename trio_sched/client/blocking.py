@@ -79,22 +79,22 @@ class Submitter(Executor):
         return self._submit(pickle_function(self._line.functions, fn), args, kwargs)
 
     def _submit(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        line = self._line
-        if line.watch.warning:
-            line.watch.emit_warning()
-        session, session_ref = line.session, line.session_ref
+        connection = self._line
+        if connection.watch.warning:
+            connection.watch.emit_warning()
+        session, session_ref = connection.session, connection.session_ref
         while True:
             call, frames, inputs = make_call(
                 function, args, kwargs, self._wire_options, session_ref, session.max_message_bytes
             )
-            with line.lock:
-                watch = line.watch
+            with connection.lock:
+                watch = connection.watch
                 if watch.submit_error is not None:
                     watch.check_can_submit()
-                if line.session.is_blocked:
-                    line.wait_for_credit()
-                if session_ref is not line.session_ref:  # another scheduler has answered since
-                    session, session_ref = line.session, line.session_ref
+                if connection.session.is_blocked:
+                    connection.wait_for_credit()
+                if session_ref is not connection.session_ref:  # another scheduler has answered since
+                    session, session_ref = connection.session, connection.session_ref
                     continue
                 future: Future[Any] = Future(session_ref, function, session.next_counter)
                 if session.submit(future, call, frames, [needed.number for needed in inputs]) is not None:
@@ -102,7 +102,7 @@ class Submitter(Executor):
             for needed in inputs:  # one has ended since it was pickled: its value must be in the call
                 if isinstance(needed, Future):
                     needed.wait_if_ending(session.tasks)
-        line.wake()
+        connection.wake()
         return future
 
     def map(
@@ -241,16 +241,16 @@ class Client(Submitter):
                 info = cluster.connection()
             else:
                 info = where if isinstance(where, Connection) else find(where, "client")
-            line = Line(settings, info, cluster)
+            connection = Line(settings, info, cluster)
         except BaseException:
             if cluster is not None:
                 cluster.close()
             raise
-        line.start(settings.connect_timeout)
-        self._line = line
+        connection.start(settings.connect_timeout)
+        self._line = connection
         self._option_values = {}
         self._wire_options = None
-        weakref.finalize(self, line.abandon).atexit = False
+        weakref.finalize(self, connection.abandon).atexit = False
 
     @property
     def session(self) -> int:
@@ -267,10 +267,10 @@ class Client(Submitter):
 class BoundOptions(Submitter):
     """A client with options; made by `options(...)`. Shutting it down shuts its client down."""
 
-    def __init__(self, line: Line, option_values: OptionNames) -> None:
-        self._line = line
+    def __init__(self, connection: Line, option_values: OptionNames) -> None:
+        self._line = connection
         self._option_values = option_values
-        self._wire_options = wire_options(option_values, line.session_ref.scheduler)
+        self._wire_options = wire_options(option_values, connection.session_ref.scheduler)
 
 
 # ---- results of map -------------------------------------------------------------------------------------------------
@@ -343,9 +343,9 @@ def current_client() -> Client:
 
 
 def _is_usable(client: Client, info: Connection) -> bool:
-    line = client._line
-    error = line.watch.submit_error
-    return line.info == info and line.pid == os.getpid() and isinstance(error, VersionMismatch | None)
+    connection = client._line
+    error = connection.watch.submit_error
+    return connection.info == info and connection.pid == os.getpid() and isinstance(error, VersionMismatch | None)
 
 
 def _renew_lock() -> None:

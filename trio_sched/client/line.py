@@ -324,17 +324,17 @@ class Line(BaseConnection[Future[Any]]):
 
 def _at_exit() -> None:
     """Send the submitted calls before the interpreter exits, without waiting for the results."""
-    lines = [line for line in _lines if line.pid == os.getpid()]
-    for line in lines:
-        line.leave(now=True)
+    connections = [connection for connection in _lines if connection.pid == os.getpid()]
+    for connection in connections:
+        connection.leave(now=True)
     deadline = time.monotonic() + EXIT_FLUSH_S
-    for line in lines:
-        line.join(max(0.0, deadline - time.monotonic()))
+    for connection in connections:
+        connection.join(max(0.0, deadline - time.monotonic()))
 
 
 def _in_forked_child() -> None:
-    for line in list(_lines):
-        line.on_fork()
+    for connection in list(_lines):
+        connection.on_fork()
 
 
 atexit.register(_at_exit)
