@@ -1,4 +1,4 @@
-"""From a call to a message: what becomes of the futures among its arguments (R9)."""
+"""`make_call`: the futures among the arguments become inputs (R9)."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ def future(number: int) -> Future[Any]:
     return Future(SESSION_REF, number=number)
 
 
-class Ends:
-    """Ends a future at the moment when it is itself pickled."""
+class ResolvesOnDump:
+    """An argument that resolves a future when it is pickled."""
 
-    def __init__(self, future: Future[Any], end: TaskEnd) -> None:
-        self.future, self.end = future, end
+    def __init__(self, future: Future[Any], result: TaskEnd) -> None:
+        self.future, self.result = future, result
 
     def __reduce__(self) -> Any:
-        settle([(self.future, self.end)])
+        settle([(self.future, self.result)])
         return operator.neg, (1,)
 
 
-def test_r9_an_input_that_ends_during_the_pickling_is_told() -> None:
+def test_r9_an_input_that_ends_during_the_pickling_is_reported() -> None:
     good, bad, pending = future(1), future(2), future(3)
-    ends = [
-        Ends(good, TaskEnd(3 << 32 | 1, body=payload.dumps(5)[0])),
-        Ends(bad, TaskEnd(3 << 32 | 2, outcome="cancelled")),
+    resolving = [
+        ResolvesOnDump(good, TaskEnd(3 << 32 | 1, body=payload.dumps(5)[0])),
+        ResolvesOnDump(bad, TaskEnd(3 << 32 | 2, outcome="cancelled")),
     ]
-    call, _, unfinished = make_call(FUNCTION, (good, bad, pending, *ends), {}, None, SESSION_REF, 0)
+    call, _, unfinished = make_call(FUNCTION, (good, bad, pending, *resolving), {}, None, SESSION_REF, 0)
     assert call.options is not None
     assert call.options.inputs == [1, 2, 3]
-    assert unfinished == [good, pending]  # good's value must go along instead; bad makes the task impossible
+    assert unfinished == [good, pending]  # the value of `good` must be in the call; `bad` makes the task impossible
     call, _, unfinished = make_call(FUNCTION, (good, bad, pending), {}, None, SESSION_REF, 0)
     assert call.options is not None
     assert call.options.inputs == [2, 3]
     assert unfinished == [pending]
 
 
-def test_r9_many_inputs_cost_in_proportion() -> None:
+def test_r9_the_cost_of_many_inputs_is_linear() -> None:
     inputs = [future(number) for number in range(1, 30_001)]
     began = time.perf_counter()
     call, _, unfinished = make_call(FUNCTION, (inputs, lambda: None), {}, None, SESSION_REF, 0)
-    assert time.perf_counter() - began < 5.0  # it took half a minute when each was compared with all before
+    assert time.perf_counter() - began < 5.0  # half a minute, if each were compared with all before it
     assert call.options is not None
     assert len(unfinished) == len(call.options.inputs) == 30_000

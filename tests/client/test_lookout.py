@@ -1,4 +1,4 @@
-"""Judging the other end: is it there, and can it run what we pickle?"""
+"""`SchedulerWatch`: whether the scheduler runs, and whether its engines can run pickled calls; and the Hello."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ HERE = os.uname().nodename
         (["3.1.4"], "which cannot read calls", ""),
     ],
 )
-def test_versions(theirs: list[str], problem: str, warning: str) -> None:
+def test_python_versions_are_compared(theirs: list[str], problem: str, warning: str) -> None:
     found = compare_versions("3.12.4", theirs)
     assert [bool(text) for text in found] == [bool(problem), bool(warning)]
     assert problem in found[0]
     assert warning in found[1]
 
 
-def test_a_hello_fits_what_a_scheduler_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hello_fits_the_limits_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     connection = Connection("far", "client", "tcp://far:1", "t", pid=os.getpid(), host=HERE)
     entries = ["x" * 1000] * 300
     monkeypatch.setattr(sys, "path", entries)
@@ -50,8 +50,8 @@ def test_a_hello_fits_what_a_scheduler_takes(monkeypatch: pytest.MonkeyPatch) ->
         ClientSettings(name="x" * 1001).make_hello(connection)
 
 
-class Other:
-    """A companion that the test lets go."""
+class FakeCluster:
+    """A local cluster that the test ends."""
 
     gone = False
 
@@ -59,7 +59,7 @@ class Other:
         return self.gone
 
 
-def watching(host: str = "elsewhere", cluster: Other | None = None) -> tuple[SchedulerWatch, Session]:  # type: ignore[type-arg]
+def make_watch(host: str = "elsewhere", cluster: FakeCluster | None = None) -> tuple[SchedulerWatch, Session]:  # type: ignore[type-arg]
     connection = Connection("far", "client", "tcp://far:1", "t", pid=os.getpid(), host=host)
     session: Session = Session(native.Hello(role="client"), Functions())  # type: ignore[type-arg]
     session.outgoing(0.0)
@@ -67,8 +67,8 @@ def watching(host: str = "elsewhere", cluster: Other | None = None) -> tuple[Sch
     return SchedulerWatch(connection, "3.12.4", reconnect_s=20.0, cluster=cluster), session
 
 
-def test_a_scheduler_elsewhere_is_given_up_after_a_while() -> None:
-    watch, session = watching()
+def test_a_silent_scheduler_on_another_host_is_gone_after_reconnect_s() -> None:
+    watch, session = make_watch()
     opened = []
     now = 0.0
     while not isinstance(verdict := watch.check_scheduler(session, now), SchedulerClosed):
@@ -80,8 +80,8 @@ def test_a_scheduler_elsewhere_is_given_up_after_a_while() -> None:
     assert "'far' at tcp://far:1 sent nothing for 20 s" in str(verdict)
 
 
-def test_hearing_of_it_again_ends_the_count() -> None:
-    watch, session = watching()
+def test_a_welcome_restarts_the_count_of_silence() -> None:
+    watch, session = make_watch()
     for now in (2.0, 4.0, 6.0, 8.0, 10.0):
         assert watch.check_scheduler(session, now) is False
     assert watch.check_scheduler(session, 12.0) is True
@@ -94,30 +94,30 @@ def test_hearing_of_it_again_ends_the_count() -> None:
     assert watch.check_scheduler(session, 24.0) is True
 
 
-def test_a_dead_process_is_noticed_soon() -> None:
-    other = Other()
-    watch, session = watching(cluster=other)
+def test_a_dead_scheduler_process_is_noticed_after_a_short_silence() -> None:
+    cluster = FakeCluster()
+    watch, session = make_watch(cluster=cluster)
     assert watch.check_scheduler(session, 0.6) is False
-    other.gone = True
-    assert watch.check_scheduler(session, 0.4) is False  # while it is heard, nobody looks
+    cluster.gone = True
+    assert watch.check_scheduler(session, 0.4) is False  # after a recent message the process is not checked
     assert "is gone: process" in str(watch.check_scheduler(session, 0.6))
 
 
-def test_who_waits_for_a_local_scheduler_looks_more_often() -> None:
-    watch, session = watching(host=HERE)
+def test_a_local_scheduler_with_unfinished_tasks_is_checked_more_often() -> None:
+    watch, session = make_watch(host=HERE)
     session.outgoing(0.0)
     assert watch.idle_timeout_s(session, 0.0) == 2.0
     session.tasks[1] = object()
     assert watch.idle_timeout_s(session, 0.0) == QUIET_CHECK_S
-    watch, session = watching()
+    watch, session = make_watch()
     session.outgoing(0.0)
     session.tasks[1] = object()
     assert watch.idle_timeout_s(session, 1.5) == 0.5
 
 
-def test_a_closing_scheduler_is_watched_closely() -> None:
-    other = Other()
-    watch, session = watching(cluster=other)
+def test_a_closing_scheduler_is_checked_often() -> None:
+    cluster = FakeCluster()
+    watch, session = make_watch(cluster=cluster)
     update = session.receive([native.encode(native.Closing("SIGTERM"))], 1.0)
     assert watch.apply(session, update, was_welcomed=True) is None
     with pytest.raises(SchedulerClosed, match="shuts down: SIGTERM"):
@@ -125,12 +125,12 @@ def test_a_closing_scheduler_is_watched_closely() -> None:
     session.outgoing(1.0)
     assert watch.idle_timeout_s(session, 1.0) == CLOSING_CHECK_S
     assert watch.check_scheduler(session, 1.2) is False
-    other.gone = True
+    cluster.gone = True
     assert "is gone: SIGTERM" in str(watch.check_scheduler(session, 1.4))
 
 
-def test_trouble_keeps_its_first_cause_but_not_a_mismatch() -> None:
-    watch, session = watching()
+def test_the_first_submit_error_stays_unless_it_is_a_version_mismatch() -> None:
+    watch, session = make_watch()
     session.pythons = ["3.11.1"]
     watch.apply(session, SessionUpdate(), was_welcomed=True)
     with pytest.raises(VersionMismatch):
@@ -145,13 +145,13 @@ def test_trouble_keeps_its_first_cause_but_not_a_mismatch() -> None:
         watch.check_can_ask()
 
 
-def test_rubbish_from_the_scheduler_ends_the_client_but_news_of_an_unknown_kind_does_not() -> None:
-    watch, _ = watching()
+def test_a_malformed_message_ends_the_client_but_one_of_an_unknown_type_does_not() -> None:
+    watch, _ = make_watch()
     assert watch.on_malformed(WireError("unknown message type 'x'", "unknown_type")) is None
     assert isinstance(watch.on_malformed(WireError("not a message")), SchedulerClosed)
 
 
-def test_a_refusal_has_two_names() -> None:
-    watch, session = watching()
+def test_a_refusal_is_no_scheduler_error_before_the_first_welcome_and_scheduler_closed_after() -> None:
+    watch, session = make_watch()
     assert isinstance(watch.apply(session, SessionUpdate(rejected="no"), was_welcomed=False), NoSchedulerError)
     assert isinstance(watch.apply(session, SessionUpdate(rejected="no"), was_welcomed=True), SchedulerClosed)

@@ -106,8 +106,9 @@ class SchedulerWatch:
         if self._cluster is None:
             return None
         return NoSchedulerError(
-            f"{session.engine_count} of the {session.engines_due} engines that this client started joined within "
-            f"connect_timeout={timeout_s:g} s; the client is closed. Their output:\n{self._cluster.output_tail()}"
+            f"{session.engine_count} of the {session.engines_due} engines that this client started "
+            f"joined within connect_timeout={timeout_s:g} s; the client is closed. "
+            f"Their output:\n{self._cluster.output_tail()}"
         )
 
     def stop_submissions(self, error: Exception, *, replace: bool = False) -> None:
