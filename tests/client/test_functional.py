@@ -1,4 +1,4 @@
-"""Functional dependencies, and what engines import of the client."""
+"""Conditions on engines (R19), the function of chunks, and the imports of their module."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trio_sched.client.functional import Chunk, Dependent, have_modules
 
 @depend(callable, len)
 def doubled(x: int) -> int:
-    """Twice as much."""
+    """Return the double."""
     return 2 * x
 
 
-def test_r19_the_question_comes_first() -> None:
+def test_r19_the_condition_is_checked_before_the_call() -> None:
     assert doubled(4) == 8
     assert doubled.__name__ == "doubled"
     picky = depend(lambda limit, *, name: False, 3, name="x")(abs)
@@ -28,7 +28,7 @@ def test_r19_the_question_comes_first() -> None:
         depend(3)  # type: ignore[arg-type]  # the point of the test
 
 
-def test_r19_modules() -> None:
+def test_r19_require_checks_that_modules_can_be_imported() -> None:
     assert have_modules("json", "os.path", "__main__") in (True, False)
     assert have_modules("json", "os.path")
     assert not have_modules("json", "no_such_module_anywhere")
@@ -40,7 +40,7 @@ def test_r19_modules() -> None:
         require(abs)  # type: ignore[arg-type]  # the point of the test
 
 
-def test_decorated_functions_go_by_reference_where_they_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decorated_functions_are_pickled_by_reference_if_they_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(doubled, Dependent)
     monkeypatch.setitem(sys.modules, doubled.__module__, sys.modules[__name__])
     assert pickle.loads(pickle.dumps(doubled)) is doubled
@@ -50,11 +50,11 @@ def test_decorated_functions_go_by_reference_where_they_can_be_imported(monkeypa
     assert copy(-1) == 1
 
 
-def test_chunks() -> None:
+def test_a_chunk_calls_its_function_for_each_row() -> None:
     assert Chunk(divmod)([(7, 2), (9, 4)]) == [(3, 1), (2, 1)]
 
 
-def test_engines_need_not_import_the_client() -> None:
+def test_conditions_import_nothing_heavy() -> None:
     code = (
         "import sys, trio_sched; trio_sched.depend; import trio_sched.client.functional\n"
         "heavy = {'trio', 'anyio', 'zmq', 'rich', 'numpy', 'msgspec', 'trio_sched.client.blocking'}\n"

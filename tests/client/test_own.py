@@ -1,4 +1,4 @@
-"""A scheduler of one's own: it comes with the client, and goes with it, whatever the client dies of."""
+"""The local cluster of a client: it starts with the client, and ends when the client exits for any reason."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ from trio_sched.transport.scratch import sweep
 LIMIT_S = 60.0
 
 
-def gone(pids: list[int]) -> bool:
-    """Wait until these processes have ended."""
+def have_ended(pids: list[int]) -> bool:
+    """Wait until these processes have ended; return whether they did in time."""
     processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
     _, alive = psutil.wait_procs(processes, timeout=LIMIT_S)
     return not alive
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
+    """Return a process and all of its descendants."""
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
-def test_it_comes_and_goes_with_the_client() -> None:
+def test_a_local_cluster_starts_and_ends_with_its_client() -> None:
     with Client(engines=1, hwm=3, scheme="lru") as client:
         assert client.submit(abs, -1).result(LIMIT_S) == 1
-        pids = family(client._line.connection.pid)
+        pids = process_tree(client._line.info.pid)
         status = client.status()
         assert (status["hwm"], status["scheme"], len(status["engines"])) == (3, "lru", 1)
     assert len(pids) >= 2
-    assert gone(pids)
+    assert have_ended(pids)
 
 
-def test_its_engines_have_joined_before_the_first_submission() -> None:
-    """Else the first to join is given everything."""
+def test_the_engines_of_a_local_cluster_have_joined_before_the_first_submission() -> None:
+    """Otherwise the first engine to join would get every task."""
     with Client(engines=2, connect_timeout=LIMIT_S) as client:
         assert client._line.session.engine_count == 2
         assert len(client.engines()) == 2
@@ -63,15 +64,15 @@ def test_the_engines_of_an_asynchronous_client_have_joined(run: Any) -> None:
 MISSING = r"(?s)[01] of the 2 engines .* joined within connect_timeout=3 s; the client is closed\. Their output:\n."
 
 
-def test_engines_that_do_not_join_are_an_error_and_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_that_do_not_join_are_an_error_and_no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIO_SCHED_MAX_ENGINES", "1")
     before = psutil.Process().children(recursive=True)
     with pytest.raises(trio_sched.NoSchedulerError, match=MISSING):
         Client(engines=2, connect_timeout=3)
-    assert gone([child.pid for child in psutil.Process().children(recursive=True) if child not in before])
+    assert have_ended([child.pid for child in psutil.Process().children(recursive=True) if child not in before])
 
 
-def test_engines_of_an_asynchronous_client_that_do_not_join(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_of_an_asynchronous_client_that_do_not_join_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIO_SCHED_MAX_ENGINES", "1")
 
     async def main() -> None:
@@ -86,23 +87,23 @@ _SCRIPT = """
 import sys, time, trio_sched
 client = trio_sched.Client(engines=1)
 future = client.submit(time.sleep, 600)
-print(client._line.connection.pid, flush=True)
+print(client._line.info.pid, flush=True)
 {end}
 """
 
 
 @pytest.mark.parametrize(("end", "code"), [("sys.stdin.read()", -signal.SIGKILL), ("1 / 0", 1), ("sys.exit(3)", 3)])
-def test_it_goes_when_the_client_dies(end: str, code: int) -> None:
+def test_a_local_cluster_ends_when_its_client_exits_for_any_reason(end: str, code: int) -> None:
     command = [sys.executable, "-c", _SCRIPT.format(end=end)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as script:
         assert script.stdout is not None
-        pids = family(int(script.stdout.readline()))
+        pids = process_tree(int(script.stdout.readline()))
         if code == -signal.SIGKILL:
             script.kill()
         assert script.wait(LIMIT_S) == code
-        assert gone(pids)
+        assert have_ended(pids)
 
 
 def test_a_killed_scheduler_ends_every_future() -> None:
@@ -110,7 +111,7 @@ def test_a_killed_scheduler_ends_every_future() -> None:
         running = client.submit(time.sleep, 600)
         waiting = [client.options(resources={"none": 1}).submit(abs, 1) for _ in range(3)]
         client.status()
-        pids = family(client._line.connection.pid)
+        pids = process_tree(client._line.info.pid)
         os.kill(pids[0], signal.SIGKILL)
         for future in (running, *waiting):
             with pytest.raises(trio_sched.SchedulerClosed, match="the scheduler 'own' is gone: process"):
@@ -121,7 +122,7 @@ def test_a_killed_scheduler_ends_every_future() -> None:
             client.status()
 
 
-def test_a_scheduler_that_shuts_down_says_so() -> None:
+def test_the_shutdown_of_a_scheduler_ends_its_client() -> None:
     other = OwnScheduler(1)
     try:
         client = Client(other.connection())
@@ -138,12 +139,14 @@ def test_a_scheduler_that_shuts_down_says_so() -> None:
 
 @pytest.fixture
 def short_dir() -> Iterator[Path]:
-    """A directory for temporary files in which the path of a socket is short enough."""
+    """A directory for temporary files, whose path is short enough for sockets."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="o-") as directory:
         yield Path(directory)
 
 
-def test_what_killed_clients_left_behind_is_swept_up(monkeypatch: pytest.MonkeyPatch, short_dir: Path) -> None:
+def test_directories_of_killed_clients_are_removed_when_their_scheduler_has_ended(
+    monkeypatch: pytest.MonkeyPatch, short_dir: Path
+) -> None:
     script = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT.format(end="sys.stdin.read()")],
         stdin=subprocess.PIPE,
@@ -153,8 +156,8 @@ def test_what_killed_clients_left_behind_is_swept_up(monkeypatch: pytest.MonkeyP
     )
     with script:
         assert script.stdout is not None
-        pids = family(int(script.stdout.readline()))
-        os.kill(pids[0], signal.SIGSTOP)  # so that its scheduler survives it for a while
+        pids = process_tree(int(script.stdout.readline()))
+        os.kill(pids[0], signal.SIGSTOP)  # so that the scheduler outlives its client
         script.kill()
         script.wait(LIMIT_S)
     monkeypatch.setattr("tempfile.tempdir", str(short_dir))
@@ -163,17 +166,17 @@ def test_what_killed_clients_left_behind_is_swept_up(monkeypatch: pytest.MonkeyP
     assert left.exists()
     os.kill(pids[0], signal.SIGKILL)
     os.kill(pids[0], signal.SIGCONT)
-    assert gone(pids)
+    assert have_ended(pids)
     sweep(PREFIX)
     assert not left.exists()
 
 
-def test_what_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_local_cluster_that_cannot_start_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(trio_sched.NoSchedulerError, match=r"(?s)ended with code \d+:.*scheme"):
         Client(engines=1, scheme="nonsense")
     with pytest.raises(ValueError, match="engines=0"):
         Client(engines=0)
-    with pytest.raises(TypeError, match="either a scheduler that runs, or one of its own"):
+    with pytest.raises(TypeError, match="either a running scheduler, or a local cluster"):
         Client("name", engines=1)
-    with pytest.raises(TypeError, match="hwm and scheme are for a scheduler of one's own"):
+    with pytest.raises(TypeError, match="hwm and scheme are settings of a local cluster"):
         Client(hwm=3)

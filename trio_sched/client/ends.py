@@ -1,8 +1,8 @@
-"""How a task ended, as its client sees it: a value, or an exception; and what both kinds of future have in common.
+"""Results of tasks as the client sees them, and what the futures of both clients have in common.
 
-Results are unpickled when somebody looks, not when they arrive: in the thread that asked, at its expense, and never if
-nobody asks. A remote exception comes back as its own type, with the remote traceback as its `__cause__`; an end that
-the scheduler decided as the class of `trio_sched.errors` that it names.
+A result is unpickled by the thread that asks for its value, not when it arrives, and never if no thread asks. A remote
+exception is raised with its own type and the remote traceback as its `__cause__`; a failure that the scheduler decided
+is raised as the class of `trio_sched.errors` that it names.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Sequence
-from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, cast
 
 from trio_sched import errors
 from trio_sched.client.functions import Function
 from trio_sched.wire import payload
+from trio_sched.wire.ids import format_task_id, make_task_id
 from trio_sched.wire.native import Attached, Frame, TaskEnd
 
 T = TypeVar("T")
 
+#: The error of each outcome that the scheduler decides, where the result does not name a class.
 ERROR_OF_OUTCOME: dict[str, type[errors.TaskError]] = {
     "unreachable": errors.ImpossibleDependency,
     "timeout": errors.TaskTimeout,
@@ -27,19 +29,18 @@ ERROR_OF_OUTCOME: dict[str, type[errors.TaskError]] = {
     "cancelled": errors.TaskCancelled,
     "unmet": errors.UnmetDependency,
 }
-"""For ends that the scheduler made and did not name more exactly."""
 
 
 _lock = threading.Lock()
 
 
 def lock() -> threading.Lock:
-    """Guards the short moments in which a future of any client changes what other threads may look at."""
+    """Return the lock of all futures in this process, held for the moments in which a future changes its state."""
     return _lock
 
 
 def _renew_lock() -> None:
-    """In a forked child, where the thread that held it is gone."""
+    """Replace the lock in a forked child, where the thread that may hold it does not run."""
     global _lock
     _lock = threading.Lock()
 
@@ -48,114 +49,120 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-class Origin:
-    """Where tasks come from: one session of one client with one scheduler. Shared by all of its futures."""
+class SessionRef:
+    """The session that tasks belong to, shared by all of its futures."""
 
-    __slots__ = ("canceller", "scheduler", "session", "thread")
+    __slots__ = ("request_cancel", "scheduler", "session", "thread")
 
-    def __init__(self, session: int, canceller: Any, thread: int = 0, scheduler: str = "") -> None:
+    def __init__(
+        self, session: int, request_cancel: Callable[[int], object], thread: int = 0, scheduler: str = ""
+    ) -> None:
         self.session = session
+        #: The scheduler instance; tasks of another instance have the same numbers.
         self.scheduler = scheduler
-        """The scheduler instance: another one has tasks of the same numbers."""
+        #: The ident of the client's own thread, which runs callbacks; 0: the client has no thread.
         self.thread = thread
-        """The ident of the client's own thread, in which callbacks run; 0: it has none."""
-        self.canceller = canceller
-        """What `cancel()` asks: called with the counter of a task."""
+        #: Requests the cancellation of a task, by its counter.
+        self.request_cancel = request_cancel
 
 
-def cannot_be_sent() -> NoReturn:
-    """For the `__reduce__` of what belongs to a client."""
-    raise TypeError("a client cannot be sent; a task that needs one makes its own, with Client()")
+def refuse_pickling() -> NoReturn:
+    """Implement `__reduce__` for the parts of a client.
+
+    :raises TypeError: always.
+    """
+    raise TypeError("a client cannot be sent; create one in the task, with Client()")
 
 
 class Undecoded:
-    """Stands where the value will be."""
+    """The type of the placeholder for a value that is not decoded."""
 
     __slots__ = ()
 
 
 UNDECODED: Any = Undecoded()
-Ended: TypeAlias = TaskEnd | Attached | BaseException
-"""What a future is given at its end: the scheduler's record, or what went wrong here."""
+#: What resolves a future: the scheduler's record with its frames, if there are any, or an exception of this process.
+Outcome: TypeAlias = TaskEnd | Attached | BaseException
 
 
 class BaseFuture(Generic[T]):
-    """A task of ours: its id, and once it has ended, how. The base of both faces' futures."""
+    """A submitted task: its id, and its result once it has ended. The base of both clients' futures."""
 
-    __slots__ = ("_end", "_error", "_origin", "_value", "function", "number")
+    __slots__ = ("_error", "_outcome", "_session_ref", "_value", "function", "number")
 
-    _end: Ended | None
+    _outcome: Outcome | None
     _error: BaseException | None
     _value: T
+    _session_ref: SessionRef
+    #: The task's counter within its session.
     number: int
-    """The task's counter within its session."""
     function: Function | None
-    _origin: Origin
 
     @property
     def task_id(self) -> str:
-        """The task's id as shown everywhere: session and counter, "3-17"."""
-        return f"{self._origin.session}-{self.number}"
+        """The task's id as text: session and counter, for example "3-17"."""
+        return format_task_id(self.full_id)
 
     @property
     def full_id(self) -> int:
-        """The task's id as one number, as the scheduler counts."""
-        return self._origin.session << 32 | self.number
+        """The task's id as one number, unique within its scheduler instance."""
+        return make_task_id(self._session_ref.session, self.number)
 
     @property
     def session(self) -> int:
-        """The number of the session that submitted it."""
-        return self._origin.session
+        """The number of the session that submitted the task."""
+        return self._session_ref.session
 
     @property
     def scheduler(self) -> str:
-        """The scheduler instance that it was submitted to."""
-        return self._origin.scheduler
+        """The id of the scheduler instance that the task was submitted to."""
+        return self._session_ref.scheduler
 
     @property
     def succeeded(self) -> bool:
-        """Whether it is known here that the task ended well. Does not wait."""
+        """Whether the task has ended with a value, as far as this process knows. Does not wait."""
         return self.ended and isinstance(record := self._record, TaskEnd) and record.outcome == "ok"
 
     @property
     def ended(self) -> bool:
         """Whether the future is done. Does not wait."""
-        return self._end is not None
+        return self._outcome is not None
 
     @property
     def engine(self) -> int | None:
-        """The number of the engine on which the task ran; None while it has not ended, or if it never ran."""
+        """The number of the engine that ran the task; None: it has not ended, or it never ran."""
         record = self._record
         return None if record is None or record.engine < 0 else record.engine
 
     @property
     def stdout(self) -> str:
-        """What the task printed, once it has ended."""
+        """The text that the task wrote to standard output; empty until it has ended."""
         return self._record.stdout if self._record is not None else ""
 
     @property
     def stderr(self) -> str:
-        """What the task wrote to standard error, once it has ended."""
+        """The text that the task wrote to standard error; empty until it has ended."""
         return self._record.stderr if self._record is not None else ""
 
     @property
     def took_s(self) -> float | None:
-        """How long the call itself ran, in seconds; None while it has not ended, or if it never ran."""
+        """The duration of the call in seconds; None: the task has not ended, or it never ran."""
         record = self._record
         return None if record is None or record.engine < 0 else record.took_s
 
     @property
     def _record(self) -> TaskEnd | None:
-        end = self._end
-        if isinstance(end, Attached):
-            return end.record  # type: ignore[return-value]  # the record of an end is a TaskEnd
-        return end if isinstance(end, TaskEnd) else None
+        record = self._outcome
+        if isinstance(record, Attached):
+            record = cast("TaskEnd", record.record)
+        return record if isinstance(record, TaskEnd) else None
 
     def _decode(self) -> None:
-        """Turn the end into `_value` and `_error`, once. Two threads may do it at once; both see the first's."""
+        """Decode the outcome into `_value` and `_error`, once. Of two threads that do so at once, both see the result
+        of the first."""
         if self._value is not UNDECODED:
             return
-        value, exception = decoded(self._end, self)
+        value, exception = decode_outcome(self._outcome, self)
         with lock():
             if self._value is UNDECODED:
                 self._error = exception
@@ -163,10 +170,13 @@ class BaseFuture(Generic[T]):
                 record = self._record
                 if record is not None:
                     record.body = b""
-                    self._end = record
+                    self._outcome = record
 
     def __reduce__(self) -> Any:
-        """As an argument of a task (R9): by value if it is here, else as an input that the scheduler fills in."""
+        """Pickle an argument of a task (R9): the value, if it is known here; else an input that the scheduler inserts.
+
+        :raises TypeError: the future is not being pickled as an argument.
+        """
         if self.succeeded:
             self._decode()
             if self._error is not None:
@@ -175,85 +185,85 @@ class BaseFuture(Generic[T]):
         return payload.met(self)
 
 
-# ---- from the wire --------------------------------------------------------------------------------------------------
+# ---- decoding -------------------------------------------------------------------------------------------------------
 
 
-def decoded(end: Ended | None, future: BaseFuture[Any]) -> tuple[Any, BaseException | None]:
-    """(value, None) or (None, exception)."""
-    if isinstance(end, BaseException):
-        return None, end
+def decode_outcome(outcome: Outcome | None, future: BaseFuture[Any]) -> tuple[Any, BaseException | None]:
+    """Decode the outcome of a future that is done: (value, None) or (None, exception)."""
+    if isinstance(outcome, BaseException):
+        return None, outcome
     frames: Sequence[Frame] = ()
-    if isinstance(end, Attached):
-        end, frames = end.record, end.frames  # type: ignore[assignment]  # the record of an end is a TaskEnd
-    assert isinstance(end, TaskEnd)
-    if end.outcome == "ok":
+    if isinstance(outcome, Attached):
+        frames = outcome.frames
+        outcome = cast("TaskEnd", outcome.record)
+    assert isinstance(outcome, TaskEnd)
+    if outcome.outcome == "ok":
         try:
-            return value_of(end, frames), None
-        except KeyboardInterrupt:  # the user's, while this went on
+            return decode_value(outcome, frames), None
+        except KeyboardInterrupt:  # Ctrl-C during the unpickling; the value can be asked for again
             raise
-        except BaseException as error:  # unpickling runs anybody's code
+        except BaseException as error:  # unpickling runs code of the value's classes
             failure = errors.ResultError(
-                f"task {future.task_id} ended well, but its result cannot be unpickled here: {described(error)}"
+                f"task {future.task_id} succeeded, but its result cannot be unpickled here: {describe_error(error)}"
             )
             failure.__cause__ = error
             return None, failure
-    return None, exception_of(end, frames, future.task_id)
+    return None, decode_exception(outcome, frames, future.task_id)
 
 
-def value_of(end: TaskEnd, frames: Sequence[Frame]) -> Any:
-    """The value in a result. Arrays in it can be written to, as those of a local call could."""
-    if end.codec == "msgpack":
+def decode_value(result: TaskEnd, frames: Sequence[Frame]) -> Any:
+    """Decode the value of a successful task. Arrays in it are writable, as those of a local call are."""
+    if result.codec == "msgpack":
         import msgspec
 
-        return msgspec.msgpack.decode(end.body or frames[0])
-    body, buffers = payload.unpack(end.body, frames)
-    return payload.loads(body, [writable(buffer) for buffer in buffers])
+        return msgspec.msgpack.decode(result.body or frames[0])
+    body, buffers = payload.unpack(result.body, frames)
+    return payload.loads(body, [to_writable(buffer) for buffer in buffers])
 
 
-def writable(buffer: Frame) -> Frame:
-    """A buffer that may be written to: itself, or a copy."""
-    return (
-        bytearray(buffer)
-        if isinstance(buffer, bytes) or (isinstance(buffer, memoryview) and buffer.readonly)
-        else buffer
-    )
+def to_writable(buffer: Frame) -> Frame:
+    """Return a writable buffer: the buffer itself, or a copy of a read-only one."""
+    is_readonly = isinstance(buffer, bytes) or (isinstance(buffer, memoryview) and buffer.readonly)
+    return bytearray(buffer) if is_readonly else buffer
 
 
-def exception_of(end: TaskEnd, frames: Sequence[Frame], task_id: str) -> BaseException:
-    """What a failed task raises here."""
-    remote = end.error
-    if end.body or frames:
+def decode_exception(result: TaskEnd, frames: Sequence[Frame], task_id: str) -> BaseException:
+    """Decode the exception of a failed task."""
+    remote = result.error
+    if result.body or frames:
         try:
-            body, buffers = payload.unpack(end.body, frames)
+            body, buffers = payload.unpack(result.body, frames)
             exception: BaseException = payload.loads(body, buffers)
             if not isinstance(exception, BaseException):
-                raise TypeError(f"{exception!r} is no exception")
+                raise TypeError(f"{exception!r} is not an exception")
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # the remote exception's class may be anything
+        except BaseException as error:  # unpickling runs code of the exception's class
             name, message = (remote.name, remote.message) if remote else ("an exception", "")
             exception = errors.ResultError(
-                f"task {task_id} raised {name}: {message} (which cannot be unpickled here: {described(error)})"
+                f"task {task_id} raised {name}: {message} (which cannot be unpickled here: {describe_error(error)})"
             )
     else:
-        exception = _scheduler_made(end, task_id)
+        exception = _make_exception(result, task_id)
     if remote is not None and remote.traceback:
         exception.__cause__ = errors.RemoteTraceback(remote.traceback)
     return exception
 
 
-def _scheduler_made(end: TaskEnd, task_id: str) -> BaseException:
-    """The class of trio_sched.errors that the end names; for an exception that could not be pickled, ResultError."""
-    name = end.error.name if end.error else ""
-    message = end.reason or (end.error.message if end.error else "") or f"task {task_id} ended: {end.outcome}"
+def _make_exception(result: TaskEnd, task_id: str) -> BaseException:
+    """Make the exception of a result that has none: of the class of `trio_sched.errors` that the result names, or a
+    ResultError for an exception that the engine could not pickle."""
+    name = result.error.name if result.error else ""
+    message = result.reason or (result.error.message if result.error else "")
+    message = message or f"task {task_id} ended: {result.outcome}"
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, errors.TaskError):
         return kind(message)
-    if end.outcome in ERROR_OF_OUTCOME:
-        return ERROR_OF_OUTCOME[end.outcome](message)
+    if result.outcome in ERROR_OF_OUTCOME:
+        return ERROR_OF_OUTCOME[result.outcome](message)
     return errors.ResultError(f"task {task_id} raised {name or 'an exception'}: {message} (which could not be pickled)")
 
 
-def described(error: BaseException) -> str:
-    """An exception in one line, for messages."""
+def describe_error(error: BaseException) -> str:
+    """Return the type and the text of an exception, for messages."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,7 +1,8 @@
-"""What engines import of the client: functional dependencies (R19), and the function that runs a chunk of a `map`.
+"""Conditions on engines (functional dependencies, R19), and the function that runs a chunk of a `map`.
 
-A functional dependency is a question that the engine answers when it has the task in hand: "do you have numpy?". If the
-answer is no, the task goes to another engine, without using up a retry. Imports nothing heavy: engines pay for it.
+A condition is a function that the engine calls before a task: whether numpy is installed, for example. If it is false,
+the task is sent to another engine, and this does not use up a retry. Engines import this module, so it must not import
+anything heavy.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ T = TypeVar("T")
 
 
 def depend(check: Callable[..., object], *args: Any, **kwargs: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Run a function only on an engine where `check(*args, **kwargs)` is true.
+    """Decorate a function that must run on an engine where `check(*args, **kwargs)` is true (R19).
 
         @depend(shutil.which, "ffmpeg")
         def convert(path): ...
 
-    The check runs before each call, on the engine. If it is false the task goes elsewhere; if it raises, the task
-    fails.
+    The engine calls `check` before each call of the function. If it is false, the task is sent to another engine; if it
+    raises an exception, the task fails.
+
+    :raises TypeError: `check` is not callable.
     """
     if not callable(check):
         raise TypeError(f"'{type(check).__name__}' object is not callable; depend(check, *args) takes a function first")
@@ -37,7 +40,12 @@ def depend(check: Callable[..., object], *args: Any, **kwargs: Any) -> Callable[
 
 
 def require(*modules: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Run a function only on an engine where these modules can be imported (they are not, until the function does)."""
+    """Decorate a function that must run on an engine where these modules can be imported (R19).
+
+    The modules are looked up before each call, but not imported.
+
+    :raises TypeError: a module is not given by its name.
+    """
     for module in modules:
         if not isinstance(module, str):
             raise TypeError(f"require() takes names of modules, not {module!r}")
@@ -45,21 +53,22 @@ def require(*modules: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def have_modules(*modules: str) -> bool:
-    """Whether these modules can be imported here."""
-    return all(_is_there(module) for module in modules)
+    """Return whether these modules can be imported in this process."""
+    return all(_is_importable(module) for module in modules)
 
 
-def _is_there(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # of a package around it; __main__ has no spec
+    except (ImportError, ValueError):  # a parent package is missing; __main__ has no spec
         return False
 
 
 class Dependent(Generic[P, T]):
-    """A function with a question before it; made by `depend` and `require`.
+    """A function with a condition; made by `depend` and `require`.
 
-    Where it can be imported it is pickled by reference, as a function is, for its inner function has lost its name.
+    Pickled by reference where it can be imported, as a function is: the name of the inner function leads to this
+    object.
     """
 
     def __init__(
@@ -74,17 +83,19 @@ class Dependent(Generic[P, T]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         if not self._check(*self._args, **self._kwargs):
             name = getattr(self._check, "__name__", repr(self._check))
-            asked = ", ".join([*map(repr, self._args), *(f"{key}={value!r}" for key, value in self._kwargs.items())])
-            raise UnmetDependency(f"{name}({asked}) is false on this engine")
+            arguments = ", ".join(
+                [*map(repr, self._args), *(f"{key}={value!r}" for key, value in self._kwargs.items())]
+            )
+            raise UnmetDependency(f"{name}({arguments}) is false on this engine")
         return self._function(*args, **kwargs)
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """Everything that is pickled with it by value."""
+        """The objects that are pickled with this one by value."""
         return self._function, self._check, self._args, *self._kwargs.values()
 
     def importable(self) -> bool:
-        """Whether this object is what its module calls by its name."""
+        """Return whether its module has this very object under its name."""
         module = getattr(self, "__module__", "__main__")
         if module == "__main__":
             return False
@@ -104,7 +115,7 @@ def _dependent(function: Any, check: Any, args: Any, kwargs: Any) -> Dependent[A
 
 
 class Chunk(Generic[T]):
-    """Runs a function on each row of a list; what `map` submits when chunks are larger than one."""
+    """Calls a function for each row of a list: the function that `map` submits when `chunksize` is above 1."""
 
     def __init__(self, function: Callable[..., T]) -> None:
         self._function = function

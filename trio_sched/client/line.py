@@ -1,11 +1,11 @@
-"""The blocking client's thread: one socket, one plain loop, no event loop.
+"""The blocking client's connection: one socket and one thread with a plain loop.
 
-The thread is woken only when it sleeps, and it lets a burst of submissions gather: the first one goes out at once;
-while more come in than one at a time, it naps half a millisecond between two messages, so that one message carries
-hundreds of tasks and the submitting thread keeps the interpreter to itself. Results are handed to futures in batches,
-undecoded.
+The thread is woken only while it sleeps, and collects bursts of submissions: the first call is sent at once; while
+more than one call arrives between two messages, the thread sleeps half a millisecond before the next message, so that
+one message carries hundreds of calls and the submitting thread keeps the interpreter. Results resolve futures in
+batches, undecoded.
 
-One lock guards the session; it is held for as long as it takes to queue a call, or to handle one message.
+One lock guards the session. It is held for as long as it takes to queue a call, or to handle one message.
 """
 
 from __future__ import annotations
@@ -17,356 +17,324 @@ import threading
 import time
 import weakref
 from concurrent import futures
-from typing import Any, NoReturn
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING, Any
 
 from trio_sched.client import successor as successors
-from trio_sched.client.ends import Origin, cannot_be_sent, described
-from trio_sched.client.functions import Functions
+from trio_sched.client.base_connection import BaseConnection
+from trio_sched.client.ends import describe_error
 from trio_sched.client.future import Future, settle
-from trio_sched.client.lookout import Companion, Lookout, ends_of
-from trio_sched.client.session import Session
-from trio_sched.client.successor import Successor
-from trio_sched.errors import NoSchedulerError, SchedulerClosed, TrioSchedError, WireError
+from trio_sched.client.lookout import outcomes_of
+from trio_sched.client.settings import ClientSettings
+from trio_sched.errors import NoSchedulerError, SchedulerClosed, TrioSchedError
 from trio_sched.transport.connection import Connection
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
 
-GATHER_S = 0.0005
-SAY_WAITING_AFTER_S = 3.0
-"""A submit that waits for so long says why in the log, the first time."""
+if TYPE_CHECKING:  # at run time only clients with a local cluster need `subprocess` and `tempfile`
+    from trio_sched.client.own import OwnScheduler
+
+#: Seconds that the thread sleeps between two messages of a burst.
+BURST_PAUSE_S = 0.0005
+#: Seconds after which a waiting `submit` logs the reason, once for each client.
+LOG_WAITING_AFTER_S = 3.0
+#: The longest time, in seconds, that the interpreter's exit waits for submitted calls to be sent.
 EXIT_FLUSH_S = 5.0
-"""How long the interpreter's exit may wait for calls to be handed over."""
 log = logging.getLogger("trio_sched.client")
 _lines: weakref.WeakSet[Line] = weakref.WeakSet()
 
 
-class Line:
-    """A connection to a scheduler, with the thread that serves it. Outlives the Client until its work is done."""
+class Line(BaseConnection[Future[Any]]):
+    """A connection to a scheduler, with the thread that serves it. Outlives the Client until its tasks have ended."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        hello: native.Hello,
-        *,
-        reconnect_s: float,
-        companion: Companion | None,
-        successor: Successor | None = None,
-    ) -> None:
-        self.functions = Functions()
-        self.session: Session[Future[Any]] = Session(hello, self.functions, companion.engines if companion else 0)
+    def __init__(self, settings: ClientSettings, info: Connection, cluster: OwnScheduler | None) -> None:
+        super().__init__(settings, info, cluster)
         self.lock = threading.Lock()
-        self._credit_returned = threading.Condition(self.lock)
-        self._waiting_for_credit = 0
-        """Threads that are."""
-        self._waits_said = False
-        self.origin = Origin(0, self.cancel)
-        self.lookout = Lookout(connection, hello.python, reconnect_s=reconnect_s, companion=companion)
-        self.connection = connection
+        #: The process that made the connection; a fork cannot use it.
         self.pid = os.getpid()
-        self._hello = hello
-        self._reconnect_s = reconnect_s
-        self._companion = companion
-        self._successor = successor
-        self._dealer = BlockingDealer(connection)
-        self._answers: dict[int, futures.Future[Any]] = {}
-        self._begun: futures.Future[None] = futures.Future()
-        """Done when the session is ready for the first time."""
+        self._credit_returned = threading.Condition(self.lock)
+        #: The number of threads in `wait_for_credit`.
+        self._waiting_for_credit = 0
+        self._wait_logged = False
+        self._dealer = BlockingDealer(info)
+        self._replies: dict[int, futures.Future[Any]] = {}
+        #: Done when the session is ready for the first time.
+        self._started: futures.Future[None] = futures.Future()
         self._leave_when_done = False
         self._leave_now = False
-        self._leave_cancelling = False
-        self._burst = False
+        self._cancel_on_leave = False
+        self._in_burst = False
         self._thread = threading.Thread(target=self._run, name="trio_sched client", daemon=True)
 
-    def __reduce__(self) -> NoReturn:
-        cannot_be_sent()
-
-    # ---- from the user's threads ------------------------------------------------------------------------------------
+    # ---- called by the user's threads -------------------------------------------------------------------------------
 
     def start(self, timeout_s: float) -> None:
-        """Connect, and wait for the engines that are being started.
+        """Connect, and wait for the engines that are starting.
 
-        :raises NoSchedulerError: nobody answered in time, or the answer was no, or own engines did not join in time.
+        :raises NoSchedulerError: the scheduler did not answer in time, or refused the client, or the engines of the
+            local cluster did not join in time.
         """
         _lines.add(self)
         self._thread.start()
         try:
-            if not futures.wait([self._begun], timeout_s).done:
+            if not futures.wait([self._started], timeout_s).done:
                 with self.lock:
-                    unready = self.lookout.unready(self.session, timeout_s)
-                if unready is not None:
-                    raise unready
+                    error = self.watch.startup_error(self.session, timeout_s)
+                if error is not None:
+                    raise error
             else:
-                self._begun.result()
+                self._started.result()
         except BaseException:
             self.leave(now=True)
             self.join()
             raise
 
     def wake(self) -> None:
+        """Wake the thread to send what is queued."""
         self._dealer.wake()
 
     def wait_for_credit(self) -> None:
-        """Wait until the scheduler takes the calls that wait here for bytes to be released. To be called with the lock
-        held, which is released meanwhile. In the client's own thread, where callbacks run, return at once: that is the
-        thread which sends them.
+        """Wait until the scheduler takes the calls that are queued for lack of credit in bytes.
 
-        :raises: what keeps us from submitting.
+        The caller holds the lock, which is released while waiting. Returns at once in the client's own thread, which
+        runs callbacks: that thread sends the calls.
+
+        :raises Exception: the submit error, if there is one.
         """
         if threading.current_thread() is self._thread:
             return
         self._waiting_for_credit += 1
         try:
-            until = time.monotonic() + SAY_WAITING_AFTER_S
-            while self.session.blocked:
-                self.lookout.check()
-                self._credit_returned.wait(None if self._waits_said else max(0.0, until - time.monotonic()))
-                if not self._waits_said and time.monotonic() >= until:
-                    self._waits_said = True
+            log_at = time.monotonic() + LOG_WAITING_AFTER_S
+            while self.session.is_blocked:
+                self.watch.check_can_submit()
+                self._credit_returned.wait(None if self._wait_logged else max(0.0, log_at - time.monotonic()))
+                if not self._wait_logged and time.monotonic() >= log_at:
+                    self._wait_logged = True
                     log.warning(
-                        "submit waits, and will again: the scheduler holds as many bytes of calls that have not ended "
-                        "as its setting %s allows; it goes on as tasks end, for which there must be engines",
-                        self.session.limit or "client_bytes",
+                        "submit waits, and later calls may wait too: the scheduler holds as many bytes of unfinished "
+                        "calls as its setting %s allows; submit continues as tasks end, which needs engines",
+                        self.session.limiting_setting or "client_bytes",
                     )
-            self.lookout.check()
+            self.watch.check_can_submit()
         finally:
             self._waiting_for_credit -= 1
 
     def cancel(self, counter: int) -> None:
-        """Ask for a task to be cancelled. `Origin.canceller` of our futures."""
         with self.lock:
             self.session.cancel((counter,))
         self.wake()
 
     def ask(self, what: str, task: int, timeout_s: float) -> Any:
-        """A view of the scheduler's.
+        """Send a query, and wait for the reply's data.
 
-        :raises TrioSchedError: it cannot say, or does not answer.
+        :raises TrioSchedError: the scheduler cannot answer the query, or did not reply within `timeout_s` seconds.
+        :raises RuntimeError: this is the client's own thread, or the client is closed.
         """
         if threading.current_thread() is self._thread:
             raise RuntimeError("a callback runs in the client's thread, which cannot wait for an answer there")
-        answer: futures.Future[Any] = futures.Future()
+        reply: futures.Future[Any] = futures.Future()
         with self.lock:
-            self.lookout.check_talking()
-            self._answers[self.session.ask(what, task)] = answer
+            self.watch.check_can_ask()
+            self._replies[self.session.ask(what, task)] = reply
         self.wake()
         try:
-            return answer.result(timeout_s)
+            return reply.result(timeout_s)
         except TimeoutError:
             raise NoSchedulerError(f"the scheduler did not answer within {timeout_s:g} s") from None
 
-    def say(self, message: native.FromClient) -> None:
-        """Send a message."""
-        with self.lock:
-            self.session.say(message)
-        self.wake()
-
     def leave(self, *, now: bool, cancel: bool = False) -> None:
-        """Take nothing more, and go: `now`, or when every task has ended. With `cancel` the tasks end with us."""
+        """Refuse further submissions, and end the connection: `now`, or when every task has ended.
+
+        With `cancel`, the tasks are cancelled, and the connection ends at once.
+        """
         cancelled: list[Future[Any]] = []
         with self.lock:
-            self.lookout.over(RuntimeError("cannot schedule new futures after shutdown"))
+            self.watch.stop_submissions(RuntimeError("cannot schedule new futures after shutdown"))
             if cancel:
                 cancelled = list(self.session.tasks.values())
-                self.session.forget_unsent()
+                self.session.drop_unsent()
             self._leave_when_done = True
             self._leave_now = self._leave_now or now or cancel
-            self._leave_cancelling = self._leave_cancelling or cancel
+            self._cancel_on_leave = self._cancel_on_leave or cancel
             self._credit_returned.notify_all()
         for future in cancelled:
-            future.cancel_here()
+            future.cancel_locally()
         self.wake()
 
     def abandon(self) -> None:
-        """Nobody can submit any more: go when every task has ended. Called by the garbage collector, which may run in
-        the middle of anything, so no lock is taken; noticed within a heartbeat."""
+        """End the connection when every task has ended, because the Client was garbage collected.
+
+        The garbage collector may run at any point of any thread, so the lock is not taken. Takes effect within a
+        heartbeat.
+        """
         self._leave_when_done = True
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until the thread has ended, unless this is the thread (a callback)."""
+        """Wait until the thread has ended. Returns at once in that thread (in a callback)."""
         if self._thread is not threading.current_thread() and self._thread.ident is not None:
             self._thread.join(timeout_s)
 
     # ---- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        why: TrioSchedError | None = None
+        error: TrioSchedError | None = None
         try:
-            while (why := self._loop()) is not None and self._follow(why):
+            while (error := self._serve()) is not None and self._reconnect(error):
                 pass
-        except BaseException as error:  # a bug of ours must not leave anybody waiting
+        except BaseException as bug:  # a defect of this package must not leave a caller waiting
             log.exception("the client's thread failed")
-            why = SchedulerClosed(f"the client failed: {described(error)}")
+            error = SchedulerClosed(f"the client failed: {describe_error(bug)}")
         finally:
             try:
-                self._fail(why or SchedulerClosed("the client was shut down before the task ended"))
+                self._fail(error or SchedulerClosed("the client was shut down before the task ended"))
             finally:
                 self._dealer.close()
-                if self._companion is not None:
-                    self._companion.close()
+                if self._cluster is not None:
+                    self._cluster.close()
 
-    def _loop(self) -> TrioSchedError | None:
-        """Serve the line; returns why it ended if that was not asked for."""
+    def _serve(self) -> TrioSchedError | None:
+        """Serve the connection until it ends. Returns the error that ended it; None: the client left."""
         while True:
             now = time.monotonic()
             if self._send(now):
                 return None
-            if self._burst:
-                time.sleep(GATHER_S)
+            if self._in_burst:
+                time.sleep(BURST_PAUSE_S)
             else:
                 with self.lock:
-                    patience_s = self.lookout.patience_s(self.session, now)
-                self._dealer.wait(patience_s)
+                    timeout_s = self.watch.idle_timeout_s(self.session, now)
+                self._dealer.wait(timeout_s)
             for parts in self._dealer.drain():
-                if (why := self._take(parts)) is not None:
-                    return why
-            verdict = self.lookout.look(self.session, time.monotonic())
+                if (error := self._receive(parts)) is not None:
+                    return error
+            verdict = self._check_scheduler(time.monotonic())
             if isinstance(verdict, TrioSchedError):
                 return verdict
             if verdict:
-                if self._successor is not None and self._successor.replaced(self.connection):
-                    return SchedulerClosed(f"the scheduler {self.connection.name!r} was replaced by another one")
                 self._reopen()
 
     def _send(self, now: float) -> bool:
-        """Send what is due. True: that was the last of it."""
+        """Send the due messages. Returns whether the client left with them."""
         with self.lock:
             session = self.session
             sent_before = session.sent
             out = session.outgoing(now)
-            if self._waiting_for_credit and not session.blocked:
+            if self._waiting_for_credit and not session.is_blocked:
                 self._credit_returned.notify_all()
-            self._burst = session.sent - sent_before > 1
-            done = self._leave_now or (self._leave_when_done and session.waiting == 0)
-            leaving = done and (self._leave_cancelling or session.handed_over or not session.welcomed)
+            self._in_burst = session.sent - sent_before > 1
+            is_done = self._leave_now or (self._leave_when_done and session.open_count == 0)
+            leaving = is_done and (self._cancel_on_leave or session.all_accepted or not session.is_welcomed)
         send, encode = self._dealer.send, native.encode
         for message, frames in out:
             send([encode(message), *frames])
-        if leaving and session.welcomed:
-            send([encode(native.Bye(cancel=self._leave_cancelling))])
+        if leaving and session.is_welcomed:
+            send([encode(native.Bye(cancel=self._cancel_on_leave))])
         return leaving
 
-    def _take(self, parts: Any) -> TrioSchedError | None:
-        """Handle a message; returns why the line is over, if it is."""
+    def _receive(self, parts: Any) -> TrioSchedError | None:
+        """Handle one message. Returns the error that ends the connection, if it does."""
         with self.lock:
-            try:
-                news = self.session.receive(parts, time.monotonic())
-            except WireError as error:
-                return self.lookout.misunderstood(error)
-            why = self.lookout.note(self.session, news, begun=self.session.number != 0)
-            ready = self.session.ready
-            if self._waiting_for_credit and self.lookout.trouble is not None:
+            update, error = self._apply(parts, time.monotonic(), threading.get_ident())
+            if self._waiting_for_credit and self.watch.submit_error is not None:
                 self._credit_returned.notify_all()
-            session, origin = self.session, self.origin
-            if news.welcomed and (origin.session, origin.scheduler) != (session.number, session.scheduler):
-                self.origin = Origin(session.number, self.cancel, threading.get_ident(), session.scheduler)
-        if ready and not self._begun.done():
-            self._begun.set_result(None)
-        settle(ends_of(news) if news.refused or news.lost else news.ended)
-        for request, data, complaint in news.answers:
-            self._answer(request, data, complaint)
-        if news.rejoin:
+            is_ready = self.session.is_ready
+        if is_ready and not self._started.done():
+            self._started.set_result(None)
+        settle(outcomes_of(update) if update.refused or update.lost else update.ended)
+        for request, data, complaint in update.replies:
+            reply = self._replies.pop(request, None)
+            if reply is not None and not reply.done():
+                if complaint:
+                    reply.set_exception(TrioSchedError(complaint))
+                else:
+                    reply.set_result(data)
+        if update.rejoin:
             self._reopen()
-        return why
-
-    def _answer(self, request: int, data: Any, error: str) -> None:
-        answer = self._answers.pop(request, None)
-        if answer is not None and not answer.done():
-            if error:
-                answer.set_exception(TrioSchedError(error))
-            else:
-                answer.set_result(data)
+        return error
 
     def _reopen(self) -> None:
+        """Open another socket to the same scheduler, and resume the session."""
         old = self._dealer
-        self._dealer = BlockingDealer(self.connection)
+        self._dealer = BlockingDealer(self.info)
         old.close()
         with self.lock:
             self.session.opened(time.monotonic())
 
     # ---- the end of a scheduler -------------------------------------------------------------------------------------
 
-    def _follow(self, why: TrioSchedError) -> bool:
-        """The scheduler is gone: end what it had, and wait for its successor. False: there is nothing to wait for."""
+    def _reconnect(self, error: TrioSchedError) -> bool:
+        """End the tasks of a scheduler that has ended, and wait for its successor. Returns whether it was found."""
         successor = self._successor
-        if successor is None or not self._begun.done():
+        if successor is None or not self._started.done():
             return False
-        away = successors.away(why)
-        self._end_unfinished(successors.lost(why), away)
-        log.warning("%s; waiting for another one", why)
-        if self.lookout.refused:
-            successor.was_refused(self.connection, time.monotonic())
+        submit_error = successors.disconnected_error(error)
+        self._end_unfinished(successors.lost_task_error(error), submit_error)
+        log.warning("%s; waiting for another one", error)
+        if self.watch.has_refused:
+            successor.note_refusal(self.info, time.monotonic())
         while not self._leave_when_done:
-            self._dealer.drain()  # it may still have had something to say
-            self._dealer.wait(successors.LOOK_UP_S)
+            self._dealer.drain()  # late messages of the scheduler that has ended
+            self._dealer.wait(successors.LOOKUP_PERIOD_S)
             if (found := successor.find(time.monotonic())) is not None:
-                return self._move(found, away)
+                return self._connect_to(found, submit_error)
         return False
 
-    def _move(self, connection: Connection, away: SchedulerClosed) -> bool:
-        """Connect to another scheduler. False: the client is to end."""
-        dealer = BlockingDealer(connection)
-        session: Session[Future[Any]] = Session(replace(self._hello, token=connection.token), self.functions)
+    def _connect_to(self, info: Connection, submit_error: SchedulerClosed) -> bool:
+        """Connect to another scheduler. Returns False if the client leaves meanwhile."""
+        dealer = BlockingDealer(info)
         with self.lock:
             if self._leave_when_done:
                 dealer.close()
                 return False
             old, self._dealer = self._dealer, dealer
-            self.connection, self.session = connection, session
-            self.lookout = Lookout(
-                connection, self._hello.python, reconnect_s=self._reconnect_s, companion=None, away=away
-            )
+            self._begin_session(info, submit_error)
         old.close()
         return True
 
-    def _fail(self, why: TrioSchedError) -> None:
-        """End everything that still waits for something."""
-        self._end_unfinished(why, why)
-        if not self._begun.done():
-            self._begun.set_exception(why)
+    def _fail(self, error: TrioSchedError) -> None:
+        """End every task, query and `start` that waits."""
+        self._end_unfinished(error, error)
+        if not self._started.done():
+            self._started.set_exception(error)
 
-    def _end_unfinished(self, why: TrioSchedError, trouble: TrioSchedError) -> None:
-        """End the tasks and questions that the scheduler has, or was to have. `trouble`: why nothing can be submitted
-        from now on."""
+    def _end_unfinished(self, error: TrioSchedError, submit_error: TrioSchedError) -> None:
+        """End the unfinished tasks and queries with `error`; from now on `submit` raises `submit_error`."""
         with self.lock:
-            if not self._leave_when_done and self._successor is not None:
-                self.lookout.trouble = trouble  # whatever it was before
-            self.lookout.over(trouble)
-            unfinished = self.session.start_anew()
+            replace_earlier = not self._leave_when_done and self._successor is not None
+            self.watch.stop_submissions(submit_error, replace=replace_earlier)
+            unfinished = self.session.reset()
             self._credit_returned.notify_all()
-        settle((future, why) for future in unfinished)
-        for answer in list(self._answers.values()):
-            if not answer.done():
-                answer.set_exception(why)
-        self._answers.clear()
+        settle((future, error) for future in unfinished)
+        for reply in list(self._replies.values()):
+            if not reply.done():
+                reply.set_exception(error)
+        self._replies.clear()
 
     # ---- forks ------------------------------------------------------------------------------------------------------
 
-    def forked(self) -> None:
-        """In a forked child: the thread is not here, and the socket is the parent's."""
+    def on_fork(self) -> None:
+        """Disable the connection in a forked child, where its thread does not run and the socket is the parent's."""
         self.lock = threading.Lock()
         self._credit_returned = threading.Condition(self.lock)
-        self.lookout.trouble = RuntimeError(
-            f"this Client was made in process {self.pid}, of which this one ({os.getpid()}) is a fork; make one here"
-        )
-        if self._companion is not None:
-            self._companion.let_go()
+        message = f"this Client was made in process {self.pid}, of which this one ({os.getpid()}) is a fork"
+        self.watch.stop_submissions(RuntimeError(f"{message}; make one here"), replace=True)
+        if self._cluster is not None:
+            self._cluster.release_in_child()
 
 
 def _at_exit() -> None:
-    """The interpreter ends: hand over what was submitted, without waiting for the results."""
-    lines = [line for line in _lines if line.pid == os.getpid()]
-    for line in lines:
-        line.leave(now=True)
-    until = time.monotonic() + EXIT_FLUSH_S
-    for line in lines:
-        line.join(max(0.0, until - time.monotonic()))
+    """Send the submitted calls before the interpreter exits, without waiting for the results."""
+    connections = [connection for connection in _lines if connection.pid == os.getpid()]
+    for connection in connections:
+        connection.leave(now=True)
+    deadline = time.monotonic() + EXIT_FLUSH_S
+    for connection in connections:
+        connection.join(max(0.0, deadline - time.monotonic()))
 
 
 def _in_forked_child() -> None:
-    for line in list(_lines):
-        line.forked()
+    for connection in list(_lines):
+        connection.on_fork()
 
 
 atexit.register(_at_exit)

@@ -1,8 +1,8 @@
-"""A scheduler and engines of one's own, for `Client(engines=4)`: processes that live as long as their client.
+"""The local cluster of `Client(engines=4)`: a scheduler and engines as processes that end with their client.
 
-They are `python -m trio_sched up`, with a pipe for standard input: at its end, which comes when the client closes it or
-dies in whatever way, they shut down. They have a runtime directory of their own, so that a bare `Client()` elsewhere
-does not find them; one inside their tasks does.
+The processes are those of `python -m trio_sched up`, with a pipe as standard input. When the client closes the pipe, or
+exits for any reason, they read its end and shut down. They have a runtime directory of their own, so that `Client()` in
+another process does not find them; `Client()` in one of their tasks does.
 """
 
 from __future__ import annotations
@@ -24,84 +24,74 @@ from trio_sched.transport.connection import (
 )
 from trio_sched.transport.scratch import ScratchDirectory
 
+#: The scheduler's name.
 NAME = "own"
+#: The prefix of runtime directories.
 PREFIX = "trio_sched-own-"
 START_TIMEOUT_S = 30.0
+#: Seconds that the processes may take to end before they are killed.
 CLOSE_TIMEOUT_S = 10.0
-"""How long the processes may take to end before they are killed."""
-LOOK_S = 0.01
+#: Seconds between two attempts to read the connection file.
+POLL_S = 0.01
 
 
 class OwnScheduler:
-    """The processes, as one."""
+    """The processes of one local cluster."""
 
     def __init__(self, engines: int, *, hwm: int | None = None, scheme: str | None = None) -> None:
-        """Start them; `connection()` waits until they answer."""
+        """Start the processes; `connection()` waits until they can be connected to.
+
+        :raises ValueError: `engines` is not a whole number, or is less than 1.
+        """
         if not isinstance(engines, int) or engines < 1:
             raise ValueError(f"engines={engines!r}: must be a whole number, 1 or more")
         self.engines = engines
         self._scratch = ScratchDirectory(PREFIX)
-        self._log = tempfile.TemporaryFile(prefix="trio_sched-")  # noqa: SIM115  # lives as long as the processes
+        self._log = tempfile.TemporaryFile(prefix="trio_sched-")  # noqa: SIM115  # open as long as the processes run
         command = [sys.executable, "-m", "trio_sched", "up", "-n", str(engines), "--name", NAME, "--lifeline"]
         for option, value in (("--hwm", hwm), ("--scheme", scheme)):
             command += [] if value is None else [option, str(value)]
         environment = {**os.environ, ENV_DIRECTORY: str(self._scratch.path)}
-        environment.pop(ENV_CONNECTION, None)  # it names somebody else's
+        environment.pop(ENV_CONNECTION, None)  # it names another scheduler
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=environment,
-            pass_fds=[self._scratch.lock] if self._scratch.lock >= 0 else [],  # so that it outlives us as they may
-            start_new_session=True,  # Ctrl-C is for the client, which then closes the pipe
+            pass_fds=[self._scratch.lock] if self._scratch.lock >= 0 else [],  # they may outlive this process
+            start_new_session=True,  # Ctrl-C interrupts only the client, which then closes the pipe
         )
 
-    @classmethod
-    def if_asked(
-        cls, where: object, engines: int | None, *, hwm: int | None, scheme: str | None
-    ) -> OwnScheduler | None:
-        """One, if a client's arguments ask for it.
-
-        :raises TypeError: they contradict each other.
-        """
-        if engines is None:
-            if hwm is not None or scheme is not None:
-                raise TypeError("hwm and scheme are for a scheduler of one's own: Client(engines=N, ...)")
-            return None
-        if where is not None:
-            raise TypeError("Client(where, engines=N): either a scheduler that runs, or one of its own")
-        return cls(engines, hwm=hwm, scheme=scheme)
-
     def connection(self, timeout_s: float = START_TIMEOUT_S) -> Connection:
-        """Wait for the connection file.
+        """Wait for the connection file, and return its content.
 
-        :raises NoSchedulerError: the processes ended, or took too long.
+        :raises NoSchedulerError: the processes ended, or did not write the file within `timeout_s` seconds.
         """
-        until = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         path = connection_path(NAME, "client", self._scratch.path)
-        while time.monotonic() < until:
+        while time.monotonic() < deadline:
             with contextlib.suppress(ConnectionFileError):
                 return read_connection_file(path)
-            if self.is_gone():
+            if self.has_ended():
                 raise NoSchedulerError(
-                    f"the scheduler of our own ended with code {self._process.returncode}:\n{self.last_words()}"
+                    f"the local cluster ended with code {self._process.returncode}:\n{self.output_tail()}"
                 )
-            time.sleep(LOOK_S)
-        raise NoSchedulerError(f"the scheduler of our own did not start within {timeout_s} s:\n{self.last_words()}")
+            time.sleep(POLL_S)
+        raise NoSchedulerError(f"the local cluster did not start within {timeout_s} s:\n{self.output_tail()}")
 
-    def last_words(self, size_bytes: int = 4000) -> str:
-        """The end of what the processes wrote."""
+    def output_tail(self, size_bytes: int = 4000) -> str:
+        """Return the last `size_bytes` of the processes' output."""
         self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, self._log.tell() - size_bytes))
         return self._log.read().decode(errors="replace") or "(none)"
 
-    def is_gone(self) -> bool:
-        """Whether they have ended."""
+    def has_ended(self) -> bool:
+        """Return whether the scheduler's process has ended."""
         return self._process.poll() is not None
 
     def close(self) -> None:
-        """End them, and wait until they have ended."""
+        """End the processes, and wait until they have ended."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -115,11 +105,11 @@ class OwnScheduler:
         self._log.close()
         self._scratch.remove()
 
-    def let_go(self) -> None:
-        """In a forked child: not to keep them alive by holding the other end of their pipe."""
+    def release_in_child(self) -> None:
+        """Close this end of the pipe in a forked child, which would otherwise keep the processes alive."""
         pipe, self._process.stdin = self._process.stdin, None
-        if pipe is not None and not pipe.closed:  # it is closed when the client is
+        if pipe is not None and not pipe.closed:  # the parent may have closed the client before the fork
             with contextlib.suppress(OSError):
                 os.close(pipe.fileno())
         self._scratch.release()
-        self._process.returncode = 0  # not our child: nothing to wait for
+        self._process.returncode = 0  # not a child of this process, which cannot wait for it
