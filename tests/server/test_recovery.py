@@ -175,10 +175,12 @@ def test_r33_what_cannot_be_sent_to_one_peer_ends_its_connection_only(monkeypatc
             one, other = await world.client(), await world.client()
             await world.engine(eager=True)
             number = one.number
-            send = Outbox._send_ends
+            send = Outbox._send_results
             failing = [True]
             monkeypatch.setattr(
-                Outbox, "_send_ends", raising(send, lambda _self, client, _now: client.number == number and failing[0])
+                Outbox,
+                "_send_results",
+                raising(send, lambda _self, client, _now: client.number == number and failing[0]),
             )
             task = await one.submit("x")
             assert (await other.end_of(await other.submit("y"))).outcome == "ok"

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trio_sched.core.events import ClientPaused, ClientResumed
+from trio_sched.core.ids import TaskId
 from trio_sched.server.config import Config
 from trio_sched.server.memory import memory_bytes, return_free_memory
 from trio_sched.server.sessions import ClientSession, Sessions
@@ -61,16 +62,16 @@ class ByteBudget:
         self._peak_bytes = 0
         """The most that was held since free memory was returned."""
 
-    # ---- what is held -----------------------------------------------------------------------------------------------
+    # ---- what is held ------------------------------------------------------------------------------------------------
 
-    def hold(self, client: ClientSession, key: int | bytes, size: int) -> None:
+    def hold(self, client: ClientSession, key: TaskId | bytes, size: int) -> None:
         """A payload of the client came in: of a task, or a function by its digest."""
         more = size - client.payloads.get(key, 0)
         client.payloads[key] = size
         client.payload_bytes += more
         self._take(more)
 
-    def release(self, client: ClientSession, key: int | bytes) -> None:
+    def release(self, client: ClientSession, key: TaskId | bytes) -> None:
         """The payload is not needed any more, if it was counted."""
         size = client.payloads.pop(key, 0)
         client.payload_bytes -= size
@@ -88,7 +89,7 @@ class ByteBudget:
     def release_results(self, client: ClientSession) -> None:
         """The client left for good: nobody reads its results."""
         self._release(client.unread_bytes)
-        client.unread_bytes = client.waiting_bytes = client.counted_ends = 0
+        client.unread_bytes = client.waiting_bytes = client.counted_results = 0
 
     def release_all(self, client: ClientSession) -> None:
         """Nothing of the client is left."""
@@ -99,7 +100,7 @@ class ByteBudget:
 
     def depart(self, client: ClientSession) -> None:
         """The client left and its tasks go on: its place is kept for them."""
-        place = len(client.place.cwd) + sum(map(len, client.place.path))
+        place = len(client.environment.cwd) + sum(map(len, client.environment.path))
         if place > TASK_BYTES:
             self.hold(client, PLACE, place)
         client.departed_bytes = client.payload_bytes
@@ -107,10 +108,10 @@ class ByteBudget:
 
     def count_unread(self, client: ClientSession) -> ClientPaused | ClientResumed | None:
         """Results were sent to the client, wait for it, or were acknowledged: what the core must hear of it."""
-        ends = client.ends
-        if client.counted_ends != len(ends):
-            client.waiting_bytes += sum([end_bytes(end) for end in ends[client.counted_ends :]])
-            client.counted_ends = len(ends)
+        results = client.queued_results
+        if client.counted_results != len(results):
+            client.waiting_bytes += sum([result_bytes(result) for result in results[client.counted_results :]])
+            client.counted_results = len(results)
         unread = client.unacked_bytes + client.waiting_bytes
         more = unread - client.unread_bytes
         client.unread_bytes = unread
@@ -136,8 +137,8 @@ class ByteBudget:
         self._rounds += 1
         if self._rounds % self._config.missed_heartbeats == 0:
             for client in self._sessions.clients.values():
-                if client.link is not None:  # one that is away sends what it was promised when it comes back
-                    client.former_promise_bytes = client.highest_promise_bytes
+                if client.connection is not None:  # one that is away sends what it was promised when it comes back
+                    client.previous_promise_bytes = client.highest_promise_bytes
                     client.highest_promise_bytes = client.promised_bytes
         sessions = self._sessions
         tasks = sum(client.unfinished for client in sessions.clients.values())
@@ -151,7 +152,7 @@ class ByteBudget:
             self._peak_bytes = self.held_bytes
             return_free_memory()
 
-    # ---- what follows -----------------------------------------------------------------------------------------------
+    # ---- what follows ------------------------------------------------------------------------------------------------
 
     def free_bytes(self) -> int:
         """What is left of the total."""
@@ -216,7 +217,7 @@ class ByteBudget:
         if functions:
             each = [len(body) for body in functions.values()]
             held += sum(each) + TASK_BYTES * len(each) - self._exempt(TASK_BYTES + max(each))
-        promised = max(client.promised_bytes, client.highest_promise_bytes, client.former_promise_bytes)
+        promised = max(client.promised_bytes, client.highest_promise_bytes, client.previous_promise_bytes)
         slack = max(self._window_bytes, OVERDRAFT_BYTES)
         if held <= promised + max(0, slack + min(0, self.free_bytes())):
             return ""
@@ -233,7 +234,7 @@ def held_for(client: ClientSession) -> int:
     return client.payload_bytes + client.unfinished * TASK_BYTES
 
 
-def end_bytes(end: TaskEnd | Attached) -> int:
+def result_bytes(end: TaskEnd | Attached) -> int:
     """About what the end of a task takes."""
     if isinstance(end, Attached):
         return TASK_BYTES + sum([len(frame) for frame in end.frames])
