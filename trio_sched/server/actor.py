@@ -11,7 +11,7 @@ event. That costs nothing per event: the `try` is around the whole loop, which r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -82,14 +82,16 @@ class Actor:
         #: What happens at once to what clients sent; all but submissions only waits for its turn.
         self._admissions: Mapping[type, Handler] = {SubmissionsReceived: manager.handlers[SubmissionsReceived]}
 
-    def turn(self, urgent: Iterable[Event], submissions: Iterable[Event], now: float) -> list[Effect]:
+    def turn(self, urgent: Sequence[Event], submissions: Sequence[Event], now: float) -> list[Effect]:
         """Handle events, all at the time `now`. Returns the effects in order.
 
         `urgent` events come first, in order; then a bounded slice of what clients sent, `submissions` last (R31).
         """
-        effects = self._handle(urgent, self._handlers, self._core, now)
-        effects += self._handle(submissions, self._admissions, self._clients.add, now)
-        effects += self._handle(self._clients.take_slice(), self._handlers, self._core, now)
+        effects = self._handle(urgent, self._handlers, self._core, now) if urgent else []
+        if submissions:
+            effects += self._handle(submissions, self._admissions, self._clients.add, now)
+        if self._clients.has_backlog:
+            effects += self._handle(self._clients.take_slice(), self._handlers, self._core, now)
         return effects
 
     def _handle(

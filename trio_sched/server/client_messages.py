@@ -83,6 +83,11 @@ class ClientMessages:
         self._backlog.append(event)
         return []
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether events of clients wait for their turn."""
+        return bool(self._backlog)
+
     def take_slice(self) -> Sequence[Event]:
         """Take the events that this turn is to handle."""
         backlog = self._backlog

@@ -60,7 +60,7 @@ class Burst:
         self.received_at = received_at
         #: By channel.
         self.messages: tuple[list[Raw], list[Raw], list[Raw]] = ([], [], [])
-        self.events: list[list[Event]] = [[], [], []]
+        self.events: list[Sequence[Event]] = [(), (), ()]
         #: How many channels have messages that no reader has read.
         self.unread_count = 0
 
@@ -157,12 +157,10 @@ class Hub:
         sorted_ = burst.messages
         for message in messages:
             sorted_[_CHANNELS[message[0].role]].append(message)
-        burst.unread_count = sum([1 for batch in sorted_ if batch])
-        if not burst.unread_count:
-            return
         self.inbox.expect(burst)
         for channel, batch in zip(self._channels, sorted_, strict=True):
             if batch:
+                burst.unread_count += 1
                 channel.send_nowait(burst)
 
     def alive(self, connection: Link, now: float) -> None:
