@@ -20,6 +20,7 @@ from trio_sched.server.memory import BurstTrim
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.session_manager import SessionManager
 from trio_sched.server.sessions import ClientSession, EngineSession, Session, Sessions
+from trio_sched.wire.heartbeat import Heartbeat
 
 
 class Timer:
@@ -82,10 +83,9 @@ class Auditor:
             self._inbox.add_notifications([TimePassed()])
             self._deadline = None  # until the actor says which is next
         if now >= self._next_audit_at:
-            was_suspended = now - self._next_audit_at > self._heartbeat_s
             self._next_audit_at = now + self._heartbeat_s
             # Behind the messages that arrived before, which show that their senders are alive.
-            self._inbox.add_submissions([AuditDue(was_suspended)])
+            self._inbox.add_submissions([AuditDue()])
         if self._deadline is not None:
             self.timer.set(self._deadline)
         self.timer.set(self._next_audit_at)
@@ -117,13 +117,12 @@ class SessionAudit:
         self._outbox = outbox
         self._budget = budget
         self._burst_trim = BurstTrim()
+        self._heartbeat = Heartbeat(now, period_s=config.heartbeat_s, missed=config.missed_heartbeats)
         self._silence_limit_s = config.heartbeat_s * config.missed_heartbeats
-        self._awake_since = now
 
-    def handle(self, event: AuditDue, now: float) -> list[Effect]:
+    def handle(self, _event: AuditDue, now: float) -> list[Effect]:
         """Judge every session, and do what is to be done once in a period."""
-        if event.was_suspended:
-            self._awake_since = now
+        self._heartbeat.tick(now)
         effects = [effect for session in list(self._sessions) for effect in self._judge(session, now)]
         for engine in self._sessions.engines.values():
             self._outbox.acknowledge(engine)
@@ -140,11 +139,11 @@ class SessionAudit:
         ends_with_connection = isinstance(session, ClientSession) and session.cancel_on_leave
         if session.connection is None:
             return self._judge_absence(session, ends_with_connection, now)
-        silent_s = now - max(self._heard_at(session), self._awake_since)
-        if silent_s <= self._silence_limit_s:
+        heard_at = self._heard_at(session)
+        if not self._heartbeat.is_silent(heard_at, now):
             self._probe(session, now)
             return []
-        reason = f"nothing was heard from it for {silent_s:.3g} s"
+        reason = f"nothing was received from it for {self._heartbeat.silence_s(heard_at, now):.3g} s"
         if ends_with_connection:
             return self._manager.close(session, reason, now, cancel=True)
         return self._manager.disconnect(session, reason, now)

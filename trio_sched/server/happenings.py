@@ -157,9 +157,7 @@ class SubmissionRejected(Struct, frozen=True, gc=False):
 
 
 class AuditDue(Struct, frozen=True, gc=False):
-    """A heartbeat period is over. `was_suspended`: this process did not run for longer than a period."""
-
-    was_suspended: bool = False
+    """A heartbeat period is over: sessions are to be judged, and memory to be counted."""
 
 
 class EnginesExpected(Struct, frozen=True, gc=False):

@@ -70,6 +70,11 @@ from trio_sched.wire.native import Hello, Place, Reply
 log = get_logger(__name__)
 #: How often a full table of clients is searched for one that gives way.
 SEARCH_INTERVAL_S = 1.0
+#: The events of messages that only a peer with a session may send.
+_PEER_MESSAGES = (
+    AnswersReceived, CancelReceived, DrainReceived, HeartbeatReceived, QueryReceived, RecallAnswersReceived,
+    SessionClosed, StopReceived, SubmissionsReceived, WatchChanged, WorkerDied,
+)  # fmt: skip
 Handler: TypeAlias = Callable[[Any, float], list[Effect]]
 
 
@@ -113,17 +118,7 @@ class SessionManager:
         }
         #: (event, now) -> effects, by the type of the event.
         self.handlers: dict[type, Handler] = {
-            AnswersReceived: self._handle_message,
-            CancelReceived: self._handle_message,
-            DrainReceived: self._handle_message,
-            HeartbeatReceived: self._handle_message,
-            QueryReceived: self._handle_message,
-            RecallAnswersReceived: self._handle_message,
-            SessionClosed: self._handle_message,
-            StopReceived: self._handle_message,
-            SubmissionsReceived: self._handle_message,
-            WatchChanged: self._handle_message,
-            WorkerDied: self._handle_message,
+            **dict.fromkeys(_PEER_MESSAGES, self._handle_message),
             MessageBeforeHello: self._message_before_hello,
             MessageRejected: self._message_rejected,
             ConnectionAlive: self._connection_alive,
@@ -156,23 +151,19 @@ class SessionManager:
         """
         connection = event.connection
         session = self._sessions.of(connection)
-        if session is None or session.connection is not connection:
-            effects: list[Effect] = [SendError(connection, "unknown_peer", "say Hello first")]
-            if session is None:
-                self._hub.note("unknown_peer")
-                return effects
-            return effects + self._dispatch(session, event, now)
-        return self._dispatch(session, event, now)
-
-    def _dispatch(self, session: Session, event: PeerEvent, now: float) -> list[Effect]:
+        if session is None:
+            self._hub.note("unknown_peer")
+            return [_say_hello_first(connection)]
+        effects = [] if session.connection is connection else [_say_hello_first(connection)]
         session.heard_at = event.received_at
         handler = self._by_role[session.role].get(type(event))
         try:
             if handler is None:
                 raise WireError(f"a {session.role} cannot send this message", "unexpected")
-            return handler(session, event, now)
+            effects += handler(session, event, now)
         except WireError as error:
-            return self._message_rejected(rejected(event.connection, event.received_at, error), now)
+            effects += self._message_rejected(rejected(connection, event.received_at, error), now)
+        return effects
 
     def _message_before_hello(self, event: MessageBeforeHello, now: float) -> list[Effect]:
         """Handle a message that was read before the connection had a role; perhaps it has one now."""
@@ -392,3 +383,7 @@ class SessionManager:
         if closing is not None:
             effects += [SendMessage(session, closing) for session in self._sessions]
         return effects
+
+
+def _say_hello_first(connection: Link) -> Effect:
+    return SendError(connection, "unknown_peer", "say Hello first")
