@@ -129,7 +129,7 @@ class DrainReceived(PeerEvent, frozen=True, gc=False):
     """An engine was told to end and takes nothing more (R29)."""
 
 
-class WorkerDied(PeerEvent, frozen=True, gc=False):
+class DeathReported(PeerEvent, frozen=True, gc=False):
     """A nanny saw a worker die (R20). `engine` 0: the nanny knows only the `pid`. `running`: None if unknown."""
 
     engine: int

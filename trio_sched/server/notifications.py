@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trio_sched.errors import WireError
-from trio_sched.server.happenings import Event, HelloReceived, MessageBeforeHello, MessageRejected, WorkerDied
+from trio_sched.server.happenings import DeathReported, Event, HelloReceived, MessageBeforeHello, MessageRejected
 from trio_sched.server.hub import NOTIFICATIONS, Hub
 from trio_sched.server.links import Link
 from trio_sched.server.reader import Reader
@@ -89,6 +89,8 @@ def _check_ranges(hello: Hello) -> None:
         raise ValueError(f"path has {characters:,} characters in all; the most is {MOST_PATH_CHARACTERS:,}")
 
 
-def _read_died(connection: Link, now: float, message: Died, _frames: Sequence[Frame]) -> WorkerDied:
+def _read_died(connection: Link, now: float, message: Died, _frames: Sequence[Frame]) -> DeathReported:
     running = None if message.running is None else tuple(message.running)
-    return WorkerDied(connection, now, message.engine, message.pid, message.reason or "its nanny saw it die", running)
+    return DeathReported(
+        connection, now, message.engine, message.pid, message.reason or "its nanny saw it die", running
+    )

@@ -1,7 +1,7 @@
-"""What clients can ask for: views of the whole, made within one turn, so that they are consistent.
+"""The views that clients can ask for. A view is made within one turn, so that it is consistent.
 
-Answers are plain data. The core's views come from `core.snapshot`; what only the server knows (names, hosts,
-connections, messages dropped) is added here.
+Answers are plain data. The core's views come from `core.snapshot`; this module adds what only the server knows (names,
+hosts, connections, dropped messages).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trio_sched.server.sessions import EngineSession, Session, Sessions
 
 
 class Queries:
-    """Answers by name."""
+    """Answers queries by the name of the view."""
 
     def __init__(
         self,
@@ -43,7 +43,10 @@ class Queries:
         }
 
     def answer(self, what: str, task: TaskId, now: float) -> Any:
-        """The view `what`. Raises LookupError that says which there are."""
+        """Return the view `what`.
+
+        :raises LookupError: there is no such view, or no such task; the message names the views.
+        """
         answer = self._answers.get(what)
         if answer is None:
             raise LookupError(f"there is no view {what!r}; there are {', '.join(self._answers)}")
@@ -81,7 +84,7 @@ class Queries:
         return snapshot.explain(self._scheduler, task, now)
 
     def _story(self, task: TaskId, now: float) -> list[tuple[float, str]]:
-        """Each line with how many seconds ago it happened."""
+        """Return each line of the task's story with its age in seconds."""
         return [(now - when, text) for when, text in snapshot.story(self._scheduler, task)]
 
 

@@ -3,8 +3,8 @@
     running = await nursery.start(serve, Config(name="lab"))      # inside a Trio program
     trio.run(serve, Config(name="lab"))                           # as a process of its own
 
-Fronts bring messages in; three readers turn them into events; the actor owns the state; alarms stand for time. Fronts
-outlast everything else, also when the whole is cancelled from outside, so that peers are told.
+Fronts bring messages in; three readers turn them into events; the auditor turns time into events; the actor owns the
+state. Fronts outlast everything else, also when the whole is cancelled from outside, so that peers are told.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ async def serve(
     *,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a scheduler until it is told to stop (by a client, or by `Running.stop`), or cancelled.
+    """Run a scheduler until a client or `Running.stop` stops it, or until it is cancelled.
 
-    `fronts` default to the native one. Signals are the caller's business: see `stop_on_signals`.
+    `fronts` default to the native one. The caller handles signals, with `stop_on_signals` for example.
 
     :raises AddressInUseError: another process listens at the address.
-    :raises ConfigError: the runtime directory or the address will not do.
+    :raises ConfigError: the runtime directory or the address cannot be used.
     """
     config = config or Config()
     server = Server(config, new_identity(config), trio.current_time())
@@ -92,7 +92,7 @@ async def _shielded(
 
 
 async def _check_advertised_host(advertised: str, bound: str) -> None:
-    """Warn where the host that stands for a wildcard in the connection files is not even known here."""
+    """Warn if the host that stands for a wildcard in the connection files cannot be resolved on this host."""
     if advertised == bound:
         return
     host = advertised.removeprefix("tcp://").rpartition(":")[0]
@@ -106,7 +106,8 @@ async def _check_advertised_host(advertised: str, bound: str) -> None:
 def _connection_files(
     identity: Identity, config: Config, addresses: Mapping[str, str]
 ) -> Iterator[tuple[Connection, Connection]]:
-    """Written when peers can connect, removed before they no longer can. Not written where native ones never can."""
+    """Write the connection files when peers can connect, and remove them before peers no longer can. A server without a
+    native and a WebSocket front writes none."""
     client, engine = connections(identity, config, addresses)
     if not addresses.keys() & {"native", "websocket"}:
         yield client, engine
@@ -120,7 +121,8 @@ def _connection_files(
 
 
 def _the_one_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One of our own errors alone is raised as itself: callers expect an AddressInUseError, not a group of one."""
+    """Return the only error of a group if it is a TrioSchedError, because callers expect an AddressInUseError and not a
+    group of one; otherwise the group."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -176,7 +178,7 @@ class Server:
 
 
 def _bounds(config: Config) -> ConnectionBounds:
-    """The limits of connections, as the descriptors of this process allow them."""
+    """Return the limits of connections, as the descriptor limit of this process allows them."""
     bounds = connection_bounds(
         descriptor_limit(), config.max_connections, config.max_connections_per_address, config.handshake_s
     )
@@ -191,7 +193,7 @@ def _bounds(config: Config) -> ConnectionBounds:
 
 
 def _generator(config: Config) -> Any:
-    """The numpy Generator that scheme "weighted" draws with; others do without numpy, which takes 0.18 s to import."""
+    """Return the numpy Generator for the scheme "weighted". The others do without numpy, whose import takes 0.18 s."""
     if config.scheme != "weighted":
         return None
     import numpy
@@ -200,30 +202,30 @@ def _generator(config: Config) -> Any:
 
 
 class Running:
-    """A scheduler that is running: what `nursery.start(serve, ...)` returns."""
+    """A running scheduler, as `nursery.start(serve, ...)` returns it."""
 
     def __init__(self, server: Server, client: Connection, engine: Connection, addresses: Mapping[str, str]) -> None:
+        #: The parts, for tests.
         self.server = server
-        """Its parts, for tests to look into."""
+        #: The connection data of clients.
         self.connection = client
-        """For clients."""
+        #: The connection data of engines and nannies.
         self.engine_connection = engine
-        """For engines and nannies."""
         self.name = client.name
+        #: The addresses of the fronts by name, such as "native" and "websocket".
         self.addresses = dict(addresses)
-        """Where it listens: "native", and "websocket" if there is one."""
 
     def stop(self, reason: str = "it was told to stop") -> None:
-        """Shut down in good order (R29): `serve` returns when it is done. Only from the event loop's thread."""
+        """Shut down (R29); `serve` returns when that is done. May be called only in the thread of the event loop."""
         self.server.hub.stop(reason)
 
     def expect_engines(self, count: int) -> None:
-        """Have clients that connect wait until this many engines have joined; 0: no longer. Only from the event loop's
-        thread."""
+        """Have clients that connect wait until `count` engines have joined; 0: they need not wait any longer. May be
+        called only in the thread of the event loop."""
         self.server.inbox.add_notifications([EnginesExpected(count)])
 
     def status(self) -> Any:
-        """What `Query("status")` answers: plain data."""
+        """Return the answer to `Query("status")`, which is plain data."""
         return self.server.queries.answer("status", 0, trio.current_time())
 
 
@@ -233,7 +235,7 @@ async def stop_on_signals(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Call `stop` at the first of these signals, and raise KeyboardInterrupt at the second. Run it beside `serve`."""
+    """Call `stop` at the first of these signals, and raise KeyboardInterrupt at the second. Run it next to `serve`."""
     with trio.open_signal_receiver(*signals) as received:
         task_status.started()
         count = 0

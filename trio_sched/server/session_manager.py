@@ -36,6 +36,7 @@ from trio_sched.server.happenings import (
     CancelReceived,
     ConnectionAlive,
     ConnectionLost,
+    DeathReported,
     DrainReceived,
     Effect,
     EnginesExpected,
@@ -56,7 +57,6 @@ from trio_sched.server.happenings import (
     SubmissionRejected,
     SubmissionsReceived,
     WatchChanged,
-    WorkerDied,
 )
 from trio_sched.server.hub import INTERNAL_ERROR, Hub
 from trio_sched.server.links import Link, PeerRole
@@ -73,7 +73,7 @@ SEARCH_INTERVAL_S = 1.0
 #: The events of messages that only a peer with a session may send.
 _PEER_MESSAGES = (
     AnswersReceived, CancelReceived, DrainReceived, HeartbeatReceived, QueryReceived, RecallAnswersReceived,
-    SessionClosed, StopReceived, SubmissionsReceived, WatchChanged, WorkerDied,
+    SessionClosed, StopReceived, SubmissionsReceived, WatchChanged, DeathReported,
 )  # fmt: skip
 Handler: TypeAlias = Callable[[Any, float], list[Effect]]
 
@@ -113,7 +113,7 @@ class SessionManager:
             "nanny": {
                 HeartbeatReceived: answer_heartbeat,
                 SessionClosed: self._session_closed,
-                WorkerDied: self._worker_died,
+                DeathReported: self._death_reported,
             },
         }
         #: (event, now) -> effects, by the type of the event.
@@ -357,7 +357,7 @@ class SessionManager:
         unread = client.unread_tasks() if is_settled else None
         return self._core(ClientLeft(client.number, cancel, unread), now)
 
-    def _worker_died(self, nanny: NannySession, event: WorkerDied, now: float) -> list[Effect]:
+    def _death_reported(self, nanny: NannySession, event: DeathReported, now: float) -> list[Effect]:
         engine = self._sessions.engines.get(event.engine)
         if engine is None and event.pid and not event.engine:
             engine = self._sessions.engine_of(nanny, event.pid)

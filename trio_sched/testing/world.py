@@ -42,8 +42,8 @@ class World:
     def __init__(self, running: Running, network: MemoryNetwork, nursery: trio.Nursery) -> None:
         self.running = running
         self.network = network
+        #: Where the peers run.
         self.nursery = nursery
-        """Where the peers run."""
 
     @property
     def server(self) -> Server:
