@@ -77,7 +77,7 @@ def test_what_a_client_that_was_away_says_before_its_hello_is_counted_once(order
     by_hand.work(client)
     session = by_hand.server.sessions.clients[client.number]
     assert session.connection is not None
-    by_hand.server.hub.gone(session.connection, "nothing was heard from it")
+    by_hand.server.hub.connection_lost(session.connection, "nothing was heard from it")
     by_hand.step()
     assert session.connection is None
     client.submit_nowait("second")

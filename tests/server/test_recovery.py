@@ -18,7 +18,7 @@ from trio_sched.core.ready import Line, ReadyQueue
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.server.actor import Actor
 from trio_sched.server.outbox import Outbox
-from trio_sched.server.queries import Queries
+from trio_sched.server.queries import QueryHandler
 from trio_sched.testing import Simulator, open_world, run_virtual
 from trio_sched.wire import native
 
@@ -196,7 +196,7 @@ def test_r33_a_question_whose_answer_raises_is_answered(monkeypatch: pytest.Monk
         async with open_world() as world:
             client = await world.client()
             with monkeypatch.context() as patched:
-                patched.setattr(Queries, "answer", raising(Queries.answer, lambda *_: True))
+                patched.setattr(QueryHandler, "answer", raising(QueryHandler.answer, lambda *_: True))
                 client.say(native.Query(7, "status"))
                 reply = await client.hear(native.Reply)
             assert (reply.request, "its log has the traceback" in reply.error) == (7, True)

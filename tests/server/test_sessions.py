@@ -158,7 +158,7 @@ def test_a_session_of_which_nothing_is_left_is_forgotten_soon_and_renewed() -> N
             number = client.number
             client.dealer.cut()
             client.beating = False
-            world.server.hub.gone(world.server.sessions.clients[number].connection, "closed")  # type: ignore[arg-type]
+            world.server.hub.connection_lost(world.server.sessions.clients[number].connection, "closed")  # type: ignore[arg-type]
             await trio.sleep(3)
             assert number in world.server.sessions.clients
             await trio.sleep(5)
@@ -203,7 +203,7 @@ def test_a_session_that_comes_back_just_before_the_audit_that_would_end_it_stays
     client = by_hand.client()
     session = by_hand.server.sessions.clients[client.number]
     assert session.connection is not None
-    by_hand.server.hub.gone(session.connection, "closed")
+    by_hand.server.hub.connection_lost(session.connection, "closed")
     by_hand.step()
     by_hand.now = 60.0
     client.reconnect()
@@ -222,7 +222,7 @@ def test_a_session_that_comes_back_just_after_the_audit_that_ended_it_is_renewed
     number = client.number
     session = by_hand.server.sessions.clients[number]
     assert session.connection is not None
-    by_hand.server.hub.gone(session.connection, "closed")
+    by_hand.server.hub.connection_lost(session.connection, "closed")
     by_hand.step()
     by_hand.now = 60.0
     by_hand.server.auditor.timer.fire(by_hand.now)
@@ -242,7 +242,7 @@ def test_a_session_that_gives_way_and_is_renewed_in_one_turn_is_kept() -> None:
     number = first.number
     for session in list(by_hand.server.sessions):
         assert session.connection is not None
-        by_hand.server.hub.gone(session.connection, "closed")
+        by_hand.server.hub.connection_lost(session.connection, "closed")
     by_hand.step()
     newcomer = FakeClient(lambda: by_hand.network.connect(ADDRESS), "client's")
     newcomer.say(newcomer.hello())
@@ -366,7 +366,7 @@ def test_administrators_get_in_when_it_is_full_and_submit_nothing() -> None:
             assert (await busy.end_of(task)).outcome == "cancelled"
             admin.say(native.Watch())
             admin.leave()
-            world.server.hub.gone(world.server.sessions.admins[admins[-2].number].connection, "closed")  # type: ignore[arg-type]
+            world.server.hub.connection_lost(world.server.sessions.admins[admins[-2].number].connection, "closed")  # type: ignore[arg-type]
             await world.settle()
             assert not world.server.sessions.admins
             assert not world.server.scheduler.monitored
@@ -415,12 +415,12 @@ def test_r27_a_closed_connection_is_not_yet_a_departure() -> None:
             for _ in range(2):
                 link = world.server.sessions.clients[client.number].connection
                 assert link is not None
-                world.server.hub.gone(link, "its front says so")
+                world.server.hub.connection_lost(link, "its front says so")
                 client.reconnect()
                 await trio.sleep(8)
                 assert (await client.join()).resumed
             client.dealer.lose()
-            world.server.hub.gone(world.server.sessions.clients[client.number].connection, "again")  # type: ignore[arg-type]
+            world.server.hub.connection_lost(world.server.sessions.clients[client.number].connection, "again")  # type: ignore[arg-type]
             await trio.sleep(13)
             assert world.server.scheduler.ends["cancelled"] == 1
             assert not world.server.sessions.clients
@@ -466,7 +466,7 @@ def test_r31_what_engines_and_nannies_sent_before_they_were_found_gone_counts() 
             call, running = await engine.next_call(), await engine.next_call()
             for peer in (engine, nanny):
                 session = world.server.sessions.engines.get(peer.number) or world.server.sessions.nannies[peer.number]
-                world.server.hub.gone(session.connection, "its connection is gone")
+                world.server.hub.connection_lost(session.connection, "its connection is gone")
             await world.settle()
             router = engine.dealer._router
             done = native.Finished([native.TaskEnd(call.id, body=b"1", attempt=call.attempt)])

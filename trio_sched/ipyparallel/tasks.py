@@ -114,7 +114,7 @@ class TaskQueue:
         self._limit_bytes = desk.config.total_bytes or memory_bytes() // MEMORY_SHARE
         self._sent = False
         desk.hub.on_flush(self.flush)
-        desk.hub.carry_out(self)
+        desk.hub.register_effect_handler(self)
         desk.tasks.append(self.run)
 
     async def run(self) -> None:

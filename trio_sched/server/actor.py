@@ -48,7 +48,7 @@ class GuardedScheduler:
         """Restore the core after handling `event` raised `error`. Returns the effects of the event."""
         recovery = recover(self.scheduler, event, error, now)
         for each in recovery.errors:
-            self._hub.failed(type(event).__name__, each)
+            self._hub.report_error(type(event).__name__, each)
         if recovery.was_reset:
             log.error("every unfinished task was ended with an error: the state could not be restored otherwise")
         return recovery.effects  # type: ignore[return-value]  # list is invariant

@@ -34,7 +34,7 @@ from trio_sched.server.happenings import (
 )
 from trio_sched.server.hub import Hub
 from trio_sched.server.outbox import Outbox
-from trio_sched.server.queries import Queries
+from trio_sched.server.queries import QueryHandler
 from trio_sched.server.sessions import ClientSession, FunctionCache
 from trio_sched.server.task_specs import spec_of
 from trio_sched.wire.native import INLINE_BYTES, TASK_BYTES, Call, Options, Pong, Reply, options_bytes
@@ -55,7 +55,7 @@ class ClientMessages:
         functions: FunctionCache,
         budget: ByteBudget,
         outbox: Outbox,
-        queries: Queries,
+        queries: QueryHandler,
     ) -> None:
         self._config = config
         self._hub = hub

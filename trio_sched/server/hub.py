@@ -35,7 +35,7 @@ from trio_sched.core.effects import (
 from trio_sched.logs import get_logger
 from trio_sched.server.happenings import ConnectionAlive, ConnectionLost, Event, StopRequested
 from trio_sched.server.identity import Identity
-from trio_sched.server.links import Link, PeerRole, Raw
+from trio_sched.server.links import Link, PeerRole, RawMessage
 from trio_sched.transport.connection_limits import ConnectionBounds, ConnectionLimits
 
 log = get_logger(__name__)
@@ -59,7 +59,7 @@ class Burst:
     def __init__(self, received_at: float = 0.0) -> None:
         self.received_at = received_at
         #: By channel.
-        self.messages: tuple[list[Raw], list[Raw], list[Raw]] = ([], [], [])
+        self.messages: tuple[list[RawMessage], list[RawMessage], list[RawMessage]] = ([], [], [])
         self.events: list[Sequence[Event]] = [(), (), ()]
         #: How many channels have messages that no reader has read.
         self.unread_count = 0
@@ -147,11 +147,11 @@ class Hub:
         self.channels = [receive for _, receive in pairs]
         self._flushes: list[Callable[[], None]] = []
         #: Carries out the effects for ids that are not of a native peer.
-        self.foreign: Outlet | None = None
+        self.effect_handler: Outlet | None = None
 
     # ---- for fronts --------------------------------------------------------------------------------------------------
 
-    def receive(self, messages: Sequence[Raw], now: float) -> None:
+    def receive(self, messages: Sequence[RawMessage], now: float) -> None:
         """Hand on what arrived at the time `now`. Pass a checkpoint before the next call."""
         burst = Burst(now)
         sorted_ = burst.messages
@@ -163,11 +163,11 @@ class Hub:
                 burst.unread_count += 1
                 channel.send_nowait(burst)
 
-    def alive(self, connection: Link, now: float) -> None:
+    def connection_alive(self, connection: Link, now: float) -> None:
         """Report a sign of life of the peer that is not a message."""
         self.inbox.add_notifications([ConnectionAlive(connection, now)])
 
-    def gone(self, connection: Link, reason: str) -> None:
+    def connection_lost(self, connection: Link, reason: str) -> None:
         """Report that a connection ended."""
         self.inbox.add_notifications([ConnectionLost(connection, reason)])
 
@@ -179,11 +179,11 @@ class Hub:
         """Have `flush` called after each burst of sends."""
         self._flushes.append(flush)
 
-    def carry_out(self, outlet: Outlet) -> None:
+    def register_effect_handler(self, outlet: Outlet) -> None:
         """Have the effects for ids that are not of a native peer carried out by `outlet`."""
-        if self.foreign is not None:
+        if self.effect_handler is not None:
             raise ValueError("another front carries out the effects for foreign ids already")
-        self.foreign = outlet
+        self.effect_handler = outlet
 
     def flush(self) -> None:
         """Flush all fronts."""
@@ -201,7 +201,7 @@ class Hub:
             say = log.info if reason == "closing" else log.warning  # a peer that joins during a shutdown is not odd
             say("dropped", reason=reason, count=count, **context)
 
-    def failed(self, what: str, error: Exception, **context: object) -> None:
+    def report_error(self, what: str, error: Exception, **context: object) -> None:
         """Count an unexpected exception, and log it with its traceback (R33)."""
         self.counters[INTERNAL_ERROR] += 1
         log.exception("the scheduler failed, and goes on", error, what=what, **context)

@@ -52,4 +52,4 @@ class Link:
 
 
 #: What arrived and from where: the connection, then the message (a first frame, or decoded already) and its frames.
-Raw: TypeAlias = tuple[Link, Sequence[Any]]
+RawMessage: TypeAlias = tuple[Link, Sequence[Any]]

@@ -15,7 +15,7 @@ import trio
 
 from trio_sched.server.config import Config
 from trio_sched.server.hub import Hub
-from trio_sched.server.links import Link, Raw
+from trio_sched.server.links import Link, RawMessage
 from trio_sched.transport.connection import Role
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import Frame, Message, encode
@@ -108,7 +108,7 @@ class NativeFront:
     def take(self, batch: Sequence[Sequence[Frame]], hub: Hub, now: float) -> None:
         """Hand on a batch of messages as they came from the socket."""
         connections = self._connections
-        messages: list[Raw] = []
+        messages: list[RawMessage] = []
         for frames in batch:
             routing_id: Any = frames[0]
             messages.append((connections.get(routing_id) or self._unauthenticated_connection(routing_id), frames[1:]))

@@ -151,7 +151,7 @@ class Outbox:
                     handlers[type(effect)](effect)
                 return
             except Exception as error:
-                self._hub.failed("effect", error, effect_type=type(effect).__name__)
+                self._hub.report_error("effect", error, effect_type=type(effect).__name__)
 
     def take_events(self) -> list[Event]:
         """Take the events that came up since the last call."""
@@ -168,8 +168,8 @@ class Outbox:
 
     def _pass_on(self, effect: TaskEffect, owner: int | str) -> None:
         """Hand an effect for a peer without a session here to the front that made its id, if it is foreign."""
-        if is_foreign(owner) and self._hub.foreign is not None:
-            self._hub.foreign.take(effect)
+        if is_foreign(owner) and self._hub.effect_handler is not None:
+            self._hub.effect_handler.take(effect)
 
     def _assign(self, effect: AssignTask) -> None:
         engine = self._sessions.engines.get(effect.engine)
@@ -387,7 +387,7 @@ class Outbox:
 
     def _cut_off(self, session: Session, error: Exception) -> None:
         """End the connection of a peer whose queue cannot be sent (R33), and no other peer's."""
-        self._hub.failed("flush", error, session=session.number)
+        self._hub.report_error("flush", error, session=session.number)
         if session.connection is not None:
             why = "what was queued for it could not be sent"
             self._events.append(ConnectionLost(session.connection, why))

@@ -17,7 +17,7 @@ from trio_sched.server.hub import Hub
 from trio_sched.server.sessions import EngineSession, Session, Sessions
 
 
-class Queries:
+class QueryHandler:
     """Answers queries by the name of the view."""
 
     def __init__(

@@ -65,7 +65,7 @@ class Reader:
             except WireError as error:
                 events.append(rejected(connection, now, error))
             except Exception as error:
-                self._hub.failed(self.who, error)
+                self._hub.report_error(self.who, error)
                 why = "the scheduler failed while it read this message"
                 events.append(MessageRejected(connection, now, INTERNAL_ERROR, why))
         self._hub.inbox.deliver(burst, self._channel, events)

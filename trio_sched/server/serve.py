@@ -33,7 +33,7 @@ from trio_sched.server.intake import Intake
 from trio_sched.server.native import NativeFront
 from trio_sched.server.notifications import Notifications
 from trio_sched.server.outbox import Outbox
-from trio_sched.server.queries import Queries
+from trio_sched.server.queries import QueryHandler
 from trio_sched.server.reader import Reader
 from trio_sched.server.results import Results
 from trio_sched.server.session_manager import SessionManager
@@ -152,7 +152,7 @@ class Server:
         # what changes it
         guarded = GuardedScheduler(self.scheduler, self.hub)
         about = {"name": config.name, "scheduler": identity.instance}
-        self.queries = Queries(self.scheduler, self.sessions, self.budget, self.hub, about, now)
+        self.queries = QueryHandler(self.scheduler, self.sessions, self.budget, self.hub, about, now)
         clients = ClientMessages(
             config, self.hub, guarded.handle, self.scheduler, functions, self.budget, self.outbox, self.queries
         )

@@ -131,7 +131,7 @@ class SessionManager:
 
     def failed(self, event: Any, error: Exception) -> list[Effect]:
         """Drop an event whose handler raised (R33). A peer that waits for an answer is told."""
-        self._hub.failed(type(event).__name__, error)
+        self._hub.report_error(type(event).__name__, error)
         if isinstance(event, HelloReceived) and self._sessions.of(event.connection) is None:
             return [SendError(event.connection, INTERNAL_ERROR, FORGOTTEN)]
         session = self._sessions.of(event.connection) if isinstance(event, PeerEvent) else None

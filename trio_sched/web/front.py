@@ -194,7 +194,7 @@ class WebSocketFront:
         hello_s = self._config.websocket_hello_s
         link = WebSocketLink(peer, self._config.websocket_max_message_bytes, hello_s)
         cpu = Budget(CPU_SHARE, CPU_BURST_S)
-        peer.on_life(lambda: hub.alive(link, trio.current_time()))
+        peer.on_life(lambda: hub.connection_alive(link, trio.current_time()))
         self._peers.add(peer)
         try:
             with link.patience:
@@ -215,7 +215,7 @@ class WebSocketFront:
         finally:
             self._peers.discard(peer)
             self._empty.set()
-            hub.gone(link, peer.closed_because)
+            hub.connection_lost(link, peer.closed_because)
 
     def _take(self, link: WebSocketLink, data: messages.Data, hub: Hub) -> None:
         try:
