@@ -413,9 +413,9 @@ def test_r27_a_closed_connection_is_not_yet_a_departure() -> None:
             await client.submit("x")
             await world.settle()
             for _ in range(2):
-                link = world.server.sessions.clients[client.number].connection
-                assert link is not None
-                world.server.hub.connection_lost(link, "its front says so")
+                connection = world.server.sessions.clients[client.number].connection
+                assert connection is not None
+                world.server.hub.connection_lost(connection, "its front says so")
                 client.reconnect()
                 await trio.sleep(8)
                 assert (await client.join()).resumed

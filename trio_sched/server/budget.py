@@ -136,7 +136,7 @@ class ByteBudget:
         return None
 
     def recount(self) -> None:
-        """Count the tasks, and forget promises that connected clients know to be outdated; once in a heartbeat period."""
+        """Count the tasks, and forget promises that connected clients know to be outdated. Called every heartbeat."""
         self._rounds += 1
         if self._rounds % self._config.missed_heartbeats == 0:
             for client in self._sessions.clients.values():

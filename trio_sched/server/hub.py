@@ -1,8 +1,8 @@
 """The way from the fronts to the actor: messages are sorted by sender, read by three tasks, and kept in order.
 
-    front --Hub.receive--> Burst --> [engines' | notifications' | clients' channel] --> results, notifications, intake
-                             |                                                               |
-                             +---------------------> Inbox <---------------------------------+--> actor
+    front --Hub.receive--> Burst --> [engines | nannies, others | clients] --> results, notifications, intake
+                             |                                                             |
+                             +------------------------> Inbox <----------------------------+--> actor
 
 A *burst* is what a front received at once. Its messages go to the three readers over memory channels, and their events
 come back into the same burst. The actor takes bursts in the order of their arrival, and only when all of their readers
@@ -179,11 +179,11 @@ class Hub:
         """Have `flush` called after each burst of sends."""
         self._flushes.append(flush)
 
-    def register_effect_handler(self, outlet: Outlet) -> None:
-        """Have the effects for ids that are not of a native peer carried out by `outlet`."""
+    def register_effect_handler(self, handler: Outlet) -> None:
+        """Have the effects for ids that are not of a native peer carried out by `handler`."""
         if self.effect_handler is not None:
             raise ValueError("another front carries out the effects for foreign ids already")
-        self.effect_handler = outlet
+        self.effect_handler = handler
 
     def flush(self) -> None:
         """Flush all fronts."""

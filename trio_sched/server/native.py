@@ -1,7 +1,7 @@
 """The native front: clients, engines and nannies on one ZeroMQ ROUTER.
 
-One task drains the socket and hands each batch to the hub; each receive is a checkpoint. A connection is known by the
-routing id that ZeroMQ gave it; who the peer is comes from its Hello.
+One task drains the socket and hands each batch to the hub; each receive is a checkpoint. A connection is known by
+the routing id that ZeroMQ gave it; who the peer is comes from its Hello.
 """
 
 from __future__ import annotations

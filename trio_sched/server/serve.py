@@ -158,8 +158,8 @@ class Server:
         )
         engines = EngineMessages(guarded.handle, self.outbox)
         manager = SessionManager(
-            config, self.hub, guarded.handle, self.scheduler, self.sessions, self.outbox, self.budget, clients, engines,
-            {"client": intake, "engine": results, "nanny": notifications}, self.shutdown,
+            config, self.hub, guarded.handle, self.scheduler, self.sessions, self.outbox, self.budget,
+            clients, engines, {"client": intake, "engine": results, "nanny": notifications}, self.shutdown,
         )  # fmt: skip
         audit = SessionAudit(config, self.hub, self.sessions, manager, self.outbox, self.budget, now)
         self.auditor = Auditor(self.inbox, config.heartbeat_s, now)

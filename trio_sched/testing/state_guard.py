@@ -54,7 +54,7 @@ class StateGuard:
     def __init__(self) -> None:
         self.is_on = False
         self.steps = 0
-        #: What was changed outside of a step; the server survives the exception (R33), so `open_world` raises it again.
+        #: What was changed outside of a step. The server survives the exception (R33), so the guard raises it again.
         self.violations: list[str] = []
 
     def check(self, what: str) -> None:
