@@ -18,7 +18,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from trio_sched.core.effects import Accept, AssignTask, DeliverResult, RecallTask, Refuse
+from trio_sched.core.effects import AssignTask, DeliverResult, Refuse
 from trio_sched.core.events import (
     ClientJoined,
     ClientLeft,
@@ -35,6 +35,7 @@ from trio_sched.ipyparallel.registration import KIND
 from trio_sched.logs import get_logger
 from trio_sched.server.budget import MEMORY_SHARE
 from trio_sched.server.happenings import Event
+from trio_sched.server.hub import TaskEffect
 from trio_sched.server.memory import memory_bytes
 from trio_sched.wire.jupyter import UNREADABLE, Parsed, failure, split
 from trio_sched.wire.native import Frame
@@ -113,7 +114,7 @@ class TaskQueue:
         self._limit_bytes = desk.config.total_bytes or memory_bytes() // MEMORY_SHARE
         self._sent = False
         desk.hub.on_flush(self.flush)
-        desk.hub.outlets.append(self)
+        desk.hub.register_effect_handler(self)
         desk.tasks.append(self.run)
 
     async def run(self) -> None:
@@ -252,18 +253,15 @@ class TaskQueue:
 
     # ---- effects ----------------------------------------------------------------------------------------------------
 
-    def take(self, effect: Accept | Refuse | AssignTask | DeliverResult | RecallTask) -> bool:
+    def take(self, effect: TaskEffect) -> None:
         """See Outlet."""
-        kind = type(effect)
-        if kind is Accept or kind is RecallTask:  # an engine gives nothing back; its reply will do
-            return True
-        if kind is AssignTask:
-            self._assign(effect)  # type: ignore[arg-type]
-        elif kind is DeliverResult:
-            self._deliver(effect)  # type: ignore[arg-type]
-        else:
-            self._refused(effect)  # type: ignore[arg-type]
-        return True
+        if isinstance(effect, AssignTask):
+            self._assign(effect)
+        elif isinstance(effect, DeliverResult):
+            self._deliver(effect)
+        elif isinstance(effect, Refuse):
+            self._refused(effect)
+        # The others ask for nothing here: an engine gives no task back, and its reply will do.
 
     def _assign(self, effect: AssignTask) -> None:
         engine: str = effect.engine  # type: ignore[assignment]
