@@ -23,8 +23,7 @@ from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import websocket
 from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
 from trio_sched.transport.websocket import Handshake, Limits, Refusal, WebSocketPeer
-from trio_sched.transport.websocket_meter import FrameMeter, Rates, Unfinished
-from trio_sched.transport.websocket_stream import MeteredStream
+from trio_sched.transport.websocket_meter import FrameMeter, MeteredStream, PartialMessages, Rates
 
 WAIT_S = 30.0
 TLS = Path(__file__).parent / "tls"
@@ -300,15 +299,22 @@ def test_beyond_those_that_may_wait_the_oldest_is_refused() -> None:
 
 
 @pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="the system does not tell")
-def test_a_peer_that_has_hung_up_is_noticed_whatever_it_sent_before() -> None:
+def test_a_peer_that_is_closed_by_peer_is_noticed_whatever_it_sent_before() -> None:
     async def main() -> None:
         here, there = trio.socket.socketpair()
         async with trio.SocketStream(here) as stream:
-            metered = MeteredStream(stream, 1.0, FrameMeter(stream.receive_some, Rates(1 << 20), Unfinished(1 << 20)))
+            meter = FrameMeter(
+                stream.receive_some,
+                Rates(1 << 20),
+                PartialMessages(1 << 20),
+                on_violation=lambda _too_large, _reason: None,
+                on_activity=lambda: None,
+            )
+            metered = MeteredStream(stream, meter, 1.0, on_progress=lambda: None)
             await there.send(b"a request")
-            assert not metered.has_hung_up
+            assert not metered.is_closed_by_peer
             there.close()
-            assert metered.has_hung_up
+            assert metered.is_closed_by_peer
 
     run(main)
 
@@ -348,8 +354,8 @@ def test_one_that_lets_its_queue_fill_up_is_closed_with_the_reason() -> None:
             async with connected(server.url) as client:
                 code, reason = await until_closed(client)
             assert code == websocket.POLICY
-            assert "you read too slowly" in (reason or "")
-            assert "you read too slowly" in await server.noted("slow_reader")
+            assert "the peer reads too slowly" in (reason or "")
+            assert "the peer reads too slowly" in await server.noted("slow_reader")
             assert 25 <= accepted[0] <= 30
 
     run(main)

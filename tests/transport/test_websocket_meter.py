@@ -19,8 +19,8 @@ from trio_sched.transport.websocket_meter import (
     Budget,
     FrameMeter,
     FrameScanner,
+    PartialMessages,
     Rates,
-    Unfinished,
 )
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -45,14 +45,19 @@ def frame(size: int, opcode: int = 1, *, is_last: bool = True) -> bytes:
 class Peer:
     """The bytes that a peer sends, and a meter that reads them."""
 
-    def __init__(self, *pieces: bytes, unfinished: Unfinished | None = None, **rates: Any) -> None:
+    def __init__(self, *pieces: bytes, partial_messages: PartialMessages | None = None, **rates: Any) -> None:
         self.pieces = list(pieces)
         self.refused: list[tuple[bool, str]] = []
         self.asked: list[int | None] = []
+        #: The times of activity.
+        self.active_at: list[float] = []
         self.meter = FrameMeter(
-            self._receive, Rates(**{"message_bytes": 1 << 20, **rates}), unfinished or Unfinished(1 << 30)
+            self._receive,
+            Rates(**{"message_bytes": 1 << 20, **rates}),
+            partial_messages or PartialMessages(1 << 30),
+            on_violation=lambda too_large, reason: self.refused.append((too_large, reason)),
+            on_activity=lambda: self.active_at.append(trio.current_time()),
         )
-        self.meter.refuse = lambda too_large, reason: self.refused.append((too_large, reason))
 
     async def _receive(self, max_bytes: int | None) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -137,7 +142,7 @@ def test_one_message_is_read_before_admission_and_the_others_wait() -> None:
         assert await peer.meter.read(1 << 16) == REQUEST
         assert await peer.meter.read(1 << 16) == frame(20)
         assert await peer.is_stuck()
-        peer.meter.admit()
+        peer.meter.mark_authenticated()
         assert b"".join(await peer.reads_all()) == frame(30) + frame(40)
         assert not peer.refused
         assert max(size or 0 for size in peer.asked[:2]) <= 4096
@@ -185,7 +190,7 @@ def test_a_request_without_end_is_not_read_to_its_end() -> None:
 async def admitted(*pieces: bytes, **options: Any) -> Peer:
     peer = Peer(REQUEST, *pieces, **options)
     await peer.meter.read(1 << 16)
-    peer.meter.admit()
+    peer.meter.mark_authenticated()
     return peer
 
 
@@ -230,26 +235,26 @@ def pieces_of(data: bytes, size: int = 60_000) -> list[bytes]:
 def test_many_large_messages_at_once_wait_for_each_other_and_all_end(pause_s: float) -> None:
     async def main() -> None:
         limit, size, count = 2_000_000, 900_000, 20
-        unfinished = Unfinished(limit, stall_s=10.0)
+        partial_messages = PartialMessages(limit, stall_s=10.0)
         most = 0
         ended: list[Peer] = []
 
         async def upload(peer: Peer) -> None:
             nonlocal most
             while await peer.meter.read(1 << 16):
-                most = max(most, unfinished._bytes)
+                most = max(most, partial_messages._bytes)
                 await trio.sleep(pause_s)
             ended.append(peer)
 
-        peers = [await admitted(*pieces_of(frame(size)), unfinished=unfinished) for _ in range(count)]
+        peers = [await admitted(*pieces_of(frame(size)), partial_messages=partial_messages) for _ in range(count)]
         async with trio.open_nursery() as nursery:
             for peer in peers:
                 nursery.start_soon(upload, peer)
         assert len(ended) == count
         assert [peer.refused for peer in peers] == [[]] * count
         assert limit / 2 < most <= limit + size + count * SMALL_BYTES
-        assert not unfinished._bytes
-        assert not unfinished._held
+        assert not partial_messages._bytes
+        assert not partial_messages._held
 
     run_virtual(main)
 
@@ -263,31 +268,29 @@ class StallingPeer(Peer):
         return await super()._receive(max_bytes)
 
 
-async def stalling(unfinished: Unfinished, size: int) -> StallingPeer:
+async def stalling(partial_messages: PartialMessages, size: int) -> StallingPeer:
     """Admitted; has sent `size` bytes of a message."""
-    peer = StallingPeer(REQUEST, *pieces_of(frame(1 << 20)[:size]), unfinished=unfinished)
+    peer = StallingPeer(REQUEST, *pieces_of(frame(1 << 20)[:size]), partial_messages=partial_messages)
     await peer.meter.read(1 << 16)
-    peer.meter.admit()
+    peer.meter.mark_authenticated()
     return peer
 
 
 def test_those_that_stall_give_way_when_others_wait_and_only_as_many_as_must() -> None:
     async def main() -> None:
-        unfinished = Unfinished(2_000_000, stall_s=10.0)
-        stalled = [await stalling(unfinished, 600_000) for _ in range(3)]
+        partial_messages = PartialMessages(2_000_000, stall_s=10.0)
+        stalled = [await stalling(partial_messages, 600_000) for _ in range(3)]
         async with trio.open_nursery() as nursery:
             for peer in stalled:
                 nursery.start_soon(peer.reads_all)
             await trio.sleep(1000)
             assert not any(peer.refused for peer in stalled), "nobody waits"
-            honest = await admitted(*pieces_of(frame(300_000)), unfinished=unfinished)
-            heard: list[float] = []
-            honest.meter.heard = lambda: heard.append(trio.current_time())
+            honest = await admitted(*pieces_of(frame(300_000)), partial_messages=partial_messages)
             began = trio.current_time()
             assert sum(map(len, await honest.reads_all())) == len(frame(300_000))
             assert trio.current_time() - began < 2
             assert sorted(len(peer.refused) for peer in stalled) == [0, 0, 1]
-            assert "less than 65536 bytes of yours in 10 s" in next(
+            assert "grew by less than 65536 bytes in 10 s" in next(
                 peer.refused[0][1] for peer in stalled if peer.refused
             )
             nursery.cancel_scope.cancel()
@@ -297,19 +300,17 @@ def test_those_that_stall_give_way_when_others_wait_and_only_as_many_as_must() -
 
 def test_one_that_waits_is_alive_and_what_comes_is_a_sign_of_life() -> None:
     async def main() -> None:
-        unfinished = Unfinished(500_000, stall_s=100.0)
-        stalled = await stalling(unfinished, 480_000)
-        heard: list[float] = []
+        partial_messages = PartialMessages(500_000, stall_s=100.0)
+        stalled = await stalling(partial_messages, 480_000)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stalled.reads_all)
             await trio.testing.wait_all_tasks_blocked()
-            waiting = await admitted(*pieces_of(frame(300_000)), unfinished=unfinished)
-            waiting.meter.heard = lambda: heard.append(trio.current_time())
+            waiting = await admitted(*pieces_of(frame(300_000)), partial_messages=partial_messages)
             nursery.start_soon(waiting.reads_all)
             await trio.sleep(50)
             assert waiting.pieces
-            assert 40 < len(heard) < 60
-            stalled.meter.end()
+            assert 40 < len(waiting.active_at) < 60
+            stalled.meter.release()
             await trio.sleep(1)
             assert not waiting.pieces
             nursery.cancel_scope.cancel()
@@ -319,14 +320,14 @@ def test_one_that_waits_is_alive_and_what_comes_is_a_sign_of_life() -> None:
 
 def test_one_that_gave_way_holds_nothing_when_more_of_it_arrives() -> None:
     async def main() -> None:
-        unfinished = Unfinished(1_000_000)
-        peer = await admitted(*pieces_of(frame(1 << 20)), unfinished=unfinished)
+        partial_messages = PartialMessages(1_000_000)
+        peer = await admitted(*pieces_of(frame(1 << 20)), partial_messages=partial_messages)
         await peer.meter.read(1 << 16)
         await peer.meter.read(1 << 16)
-        peer.meter.give_up("enough")
-        unfinished.hold(peer.meter, 0)
+        peer.meter.stop("enough")
+        partial_messages.hold(peer.meter, 0)
         assert await peer.meter.read(1 << 16) == b""
-        assert unfinished._bytes == 0
+        assert partial_messages._bytes == 0
         assert not peer.pieces, "it must be able to finish, or it would not read why"
 
     run_virtual(main)
