@@ -128,7 +128,7 @@ def test_a_runtime_directory_of_somebody_else_is_refused(runtime_dir: Path, monk
 def test_a_runtime_directory_that_is_a_file_is_refused(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (runtime_dir / "file").touch()
     monkeypatch.setenv(files.ENV_DIRECTORY, str(runtime_dir / "file"))
-    with pytest.raises(ConfigError, match="cannot make"):
+    with pytest.raises(ConfigError, match="cannot create"):
         files.runtime_dir()
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from trio_sched.transport import connection_limits
 from trio_sched.transport.connection_limits import (
+    MIN_EVICTION_AGE_S,
     RECOUNT_S,
     REFUSING_S,
-    TIME_TO_SPEAK_S,
     ConnectionBounds,
     ConnectionLimits,
     TrackedConnection,
@@ -122,7 +122,7 @@ def test_the_oldest_that_proved_nothing_gives_way() -> None:
     listener = Listener(3)
     first, second, third = listener.accept("", "", "")
     listener.limits.establish(first)
-    listener.now += TIME_TO_SPEAK_S
+    listener.now += MIN_EVICTION_AGE_S
     (newcomer,) = listener.accept("")
     assert [c.closed for c in (first, second, third, newcomer)] == [False, True, False, False]
     assert listener.notes == {"silent_connection_closed": 1}
@@ -140,11 +140,11 @@ def test_newcomers_are_refused_when_all_take_part() -> None:
     assert not any(c.closed for c in taking_part)
     assert listener.notes == {"connection_refused": 1}
     assert "2 connections of at most 2" in listener.limits.status()["refusing"]
-    assert not listener.limits.admits_newcomers
+    assert not listener.limits.admits_new_connections
     listener.now += REFUSING_S
     assert not listener.limits.status()["refusing"]
     listener.limits.remove(taking_part[0])
-    assert listener.limits.admits_newcomers
+    assert listener.limits.admits_new_connections
     assert not listener.accept("")[0].closed
 
 
@@ -155,7 +155,7 @@ def test_honest_peers_that_come_all_at_once_do_not_push_each_other_out() -> None
     assert newcomer.closed
     assert not first.closed
     assert not second.closed
-    assert not listener.limits.admits_newcomers
+    assert not listener.limits.admits_new_connections
 
 
 def test_a_timed_handshake_proves_itself_by_lasting() -> None:
@@ -170,7 +170,7 @@ def test_each_address_has_a_limit_of_its_own() -> None:
     listener = Listener(10, per_address=2)
     a, b = listener.accept("192.0.2.1", "192.0.2.1")
     listener.limits.establish(b)
-    listener.now += TIME_TO_SPEAK_S
+    listener.now += MIN_EVICTION_AGE_S
     (c,) = listener.accept("192.0.2.1")
     assert (a.closed, b.closed, c.closed) == (True, False, False)
     listener.limits.establish(c)

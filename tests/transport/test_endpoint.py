@@ -50,7 +50,7 @@ def test_an_address_that_cannot_be_bound_says_so(address: str) -> None:
 
 @pytest.mark.parametrize("key", ["short", "ü" * 40, "x" * 40 + "y"])
 def test_keys_that_are_none_say_so(key: str) -> None:
-    with pytest.raises(ConfigError, match="no CURVE keys"):
+    with pytest.raises(ConfigError, match="not CURVE keys"):
         ZmqSocket.dealer(
             Connection("x", "client", "tcp://127.0.0.1:9", "t", server_key=key, public_key=key, secret_key=key)
         )

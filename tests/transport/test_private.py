@@ -92,9 +92,9 @@ def looked_at(mode: int, user: int | None = None, group: int | None = None, kind
         (looked_at(0o1777, 0, 0), ""),
         (looked_at(0o1775, 0, OTHER), ""),
         (looked_at(0o777, kind=stat.S_IFLNK), ""),
-        (looked_at(0o755, OTHER), f"belongs to user {OTHER}, not to us"),
-        (looked_at(0o1777, OTHER), f"belongs to user {OTHER}, not to us"),
-        (looked_at(0o777, OTHER, kind=stat.S_IFLNK), f"belongs to user {OTHER}, not to us"),
+        (looked_at(0o755, OTHER), f"belongs to user {OTHER}, not to user"),
+        (looked_at(0o1777, OTHER), f"belongs to user {OTHER}, not to user"),
+        (looked_at(0o777, OTHER, kind=stat.S_IFLNK), f"belongs to user {OTHER}, not to user"),
         (looked_at(0o777), "every user can rename it"),
         (looked_at(0o775, group=OTHER), f"the group {OTHER} can rename it"),
     ],
@@ -130,13 +130,13 @@ def test_roots_directories_are_known_where_root_has_no_id(monkeypatch: pytest.Mo
     assert "belongs to user" in checks._weakness(Path("/tmp/some"), looked_at(0o755, OTHER))
 
 
-def test_the_way_to_a_directory_is_every_directory_and_link(runtime_dir: Path) -> None:
+def test_the_lookup_steps_a_directory_is_every_directory_and_link(runtime_dir: Path) -> None:
     root = Path(os.path.realpath(runtime_dir))
     (root / "a" / "b").mkdir(parents=True)
     (root / "c").mkdir()
     (root / "c" / "link").symlink_to("../a/../a/b")
     (root / "absolute").symlink_to(root / "c" / "link")
-    below = [place for place, _ in checks._way_to(root / "absolute" / "run" / "later") if root in place.parents]
+    below = [place for place, _ in checks._lookup_steps(root / "absolute" / "run" / "later") if root in place.parents]
     seen = ["absolute", "c", "c/link", "a", "a", "a/b"]
     assert below == [root / name for name in seen]
     (root / "loop").symlink_to("loop")
@@ -155,7 +155,7 @@ def test_a_directory_that_another_user_could_exchange_is_refused(
     parent.chmod(0o755)
     if by == "owner":
         os.chown(parent, OTHER, OTHER)
-        reason = f"{parent} is on the way to it and belongs to user {OTHER}"
+        reason = f"{parent} is part of its path and belongs to user {OTHER}"
     elif by == "group":
         os.chown(parent, 0, OTHER)
         parent.chmod(0o775)
@@ -164,7 +164,7 @@ def test_a_directory_that_another_user_could_exchange_is_refused(
         place = runtime_dir / "link"
         place.symlink_to(parent)
         os.chown(place, OTHER, OTHER, follow_symlinks=False)
-        reason = f"{place} is on the way to it and belongs to user {OTHER}"
+        reason = f"{place} is part of its path and belongs to user {OTHER}"
     monkeypatch.setenv(files.ENV_DIRECTORY, str(place / "run"))
     with pytest.raises(ConfigError, match=reason):
         files.runtime_dir()
@@ -200,7 +200,7 @@ def test_a_file_of_another_user_is_refused(runtime_dir: Path, monkeypatch: pytes
     path = written(runtime_dir, "t")
     us = os.geteuid()
     monkeypatch.setattr("os.geteuid", lambda: us + 1)
-    with pytest.raises(ConnectionFileError, match=f"belongs to user {us}, not to us"):
+    with pytest.raises(ConnectionFileError, match=f"belongs to user {us}, not to user {us + 1}"):
         files.find(path, "client")
 
 

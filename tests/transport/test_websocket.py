@@ -21,7 +21,7 @@ from trio_websocket import (
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import websocket
-from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
+from trio_sched.transport.connection_limits import MIN_EVICTION_AGE_S, ConnectionLimits, connection_bounds
 from trio_sched.transport.websocket import Handshake, Limits, Refusal, WebSocketPeer
 from trio_sched.transport.websocket_meter import FrameMeter, MeteredStream, PartialMessages, Rates
 
@@ -615,7 +615,7 @@ def test_silent_connections_give_way_and_those_with_a_token_stay() -> None:
                 await until_open(limits, 4)
                 refused = await trio.open_tcp_stream("127.0.0.1", server.port)
                 assert await read_to_the_end(refused) == b""
-                now += TIME_TO_SPEAK_S
+                now += MIN_EVICTION_AGE_S
                 async with connected(server.url + "?token=shown") as other:
                     assert await read_to_the_end(silent[0]) == b""
                     for client in (page, other):

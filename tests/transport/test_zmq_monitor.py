@@ -18,7 +18,7 @@ import zmq
 
 from trio_sched.errors import AddressInUseError
 from trio_sched.transport import zmq_monitor
-from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
+from trio_sched.transport.connection_limits import MIN_EVICTION_AGE_S, ConnectionLimits, connection_bounds
 from trio_sched.transport.reach import describe_unanswered
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.transport.zmq_bound import SocketSet
@@ -121,11 +121,11 @@ def test_silent_connections_give_way_and_those_that_speak_stay(run: Any, endpoin
             assert answered(first)
             bounded.until_open(MOST)
             until(lambda: answered(first) and len(router._monitor._silent) == MOST - 1)  # type: ignore[union-attr]
-            bounded.clock.now += TIME_TO_SPEAK_S
+            bounded.clock.now += MIN_EVICTION_AGE_S
             with BlockingDealer(endpoint.connection(router)) as second:
                 assert answered(second)
                 assert is_closed(raw[0])
-                bounded.clock.now += TIME_TO_SPEAK_S
+                bounded.clock.now += MIN_EVICTION_AGE_S
                 with silent(router.address, 3 * MOST):
                     assert answered(first)
                     assert answered(second)
@@ -151,7 +151,7 @@ def test_when_all_speak_newcomers_are_refused_and_get_in_when_there_is_room(run:
                 late = stack.enter_context(BlockingDealer(endpoint.connection(router)))
                 late.send([b"late"])
                 until(lambda: bounded.notes["connection_refused"])
-                bounded.clock.now += TIME_TO_SPEAK_S
+                bounded.clock.now += MIN_EVICTION_AGE_S
                 assert answered(second)
             received = None
             for _ in range(20):  # what was said to a connection that was refused is lost
@@ -209,7 +209,7 @@ def test_a_set_of_sockets_shares_the_limits() -> None:
                 raw += stack.enter_context(silent(address, 3))
                 bounded.until_open(count)
             until(lambda: bounded.notes["connection_refused"] == 1)
-            bounded.clock.now += TIME_TO_SPEAK_S
+            bounded.clock.now += MIN_EVICTION_AGE_S
             with silent(addresses[0], 1):
                 assert is_closed(raw[0])
         with pytest.raises(AddressInUseError):

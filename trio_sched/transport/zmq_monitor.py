@@ -203,7 +203,7 @@ class ConnectionMonitor:
     def _tend_gate(self, gate: AcceptGate) -> None:
         if time.monotonic() >= self._gate_until:
             gate.refuse_pending()
-            if self._limits.admits_newcomers:
+            if self._limits.admits_new_connections:
                 gate.open()
             else:
                 self._gate_until = time.monotonic() + _GATE_S
