@@ -18,6 +18,7 @@ import ipaddress
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -140,7 +141,7 @@ def address_group(host: str) -> str:
 # ---- connections ----------------------------------------------------------------------------------------------------
 
 
-class TrackedConnection:
+class TrackedConnection(ABC):
     """One accepted connection. A listener overrides `close`, and `is_open` if it may miss the end of a connection.
 
     `established` and `opened_at` are set by `ConnectionLimits`.
@@ -157,9 +158,9 @@ class TrackedConnection:
         self.established = False
         self.opened_at = 0.0
 
+    @abstractmethod
     def close(self) -> None:
         """Close the connection at once."""
-        raise NotImplementedError
 
     def is_open(self) -> bool:
         """Whether the connection still exists."""

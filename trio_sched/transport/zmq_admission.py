@@ -52,7 +52,7 @@ _ROOT = 0
 _UNKNOWN_USER = -1
 
 
-class Accepted:
+class AcceptedConnection:
     """One accepted connection."""
 
     __slots__ = ("address", "is_ambiguous", "peer", "refused", "rejected", "subscriptions")
@@ -71,7 +71,7 @@ class Accepted:
         self.subscriptions = 0
 
 
-class Watched:
+class WatchedSocket:
     """One bound socket with its monitor and connections."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Watched:
         #: Connections from any address are admitted, because peers prove the key here.
         self.is_open = is_open
         #: By descriptor.
-        self.accepted: dict[int, Accepted] = {}
+        self.accepted: dict[int, AcceptedConnection] = {}
         #: New connections wait when a connection has ended. False for an XPUB: its peers would miss what is published
         #: meanwhile, and it has neither routing ids nor messages to reject.
         self.must_settle = must_settle
@@ -105,8 +105,8 @@ class Admission:
         self._proven_addresses_only = proven_addresses_only
         self._proven: set[str] = set()
         #: By ZAP domain.
-        self._watched: dict[bytes, Watched] = {}
-        self._of_socket: dict[ZmqSocket, Watched] = {}
+        self._watched: dict[bytes, WatchedSocket] = {}
+        self._of_socket: dict[ZmqSocket, WatchedSocket] = {}
         self._zap: ZmqSocket | None = None
 
     # ---- for SocketSet ----------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Admission:
         `monitor` must record its events. `name` is for log events. With `is_open`, connections from any address are
         admitted. With `must_settle`, new connections wait when a connection has ended.
         """
-        watched = Watched(name, socket, monitor, is_open=is_open, must_settle=must_settle)
+        watched = WatchedSocket(name, socket, monitor, is_open=is_open, must_settle=must_settle)
         self._watched[domain] = self._of_socket[socket] = watched
 
     def count_rejected(self, socket: ZmqSocket, descriptor: int) -> None:
@@ -144,7 +144,7 @@ class Admission:
                 self._refuse(watched, descriptor, "too_many_rejected", limit=REJECTED_LIMIT)
 
     @property
-    def watched(self) -> list[Watched]:
+    def watched(self) -> list[WatchedSocket]:
         """The sockets."""
         return list(self._watched.values())
 
@@ -188,7 +188,7 @@ class Admission:
             for watched in self._watched.values():
                 self._take_events(watched)
 
-    def _take_events(self, watched: Watched) -> None:
+    def _take_events(self, watched: WatchedSocket) -> None:
         """Handle the events that the monitor has recorded, in order."""
         for was_accepted, descriptor in watched.monitor.take_events():
             if was_accepted:
@@ -197,7 +197,7 @@ class Admission:
                 watched.accepted.pop(descriptor, None)
                 watched.is_settled = not watched.must_settle
 
-    def _check(self, watched: Watched, descriptor: int) -> None:
+    def _check(self, watched: WatchedSocket, descriptor: int) -> None:
         """Determine the user and the address of an accepted connection, and refuse it if they are not allowed."""
         watched.accepted.pop(descriptor, None)
         if watched.is_settled:  # all messages of a former connection with this descriptor were read
@@ -205,11 +205,11 @@ class Admission:
         try:
             with sockets.socket(fileno=os.dup(descriptor)) as connection:
                 if connection.family == sockets.AF_UNIX:
-                    accepted = Accepted("local socket", "")
+                    accepted = AcceptedConnection("local socket", "")
                     user = _user_of_local(connection) if self._user_ids is not None else None
                 else:
                     host, port = connection.getpeername()[:2]
-                    accepted = Accepted(f"{host}:{port}", _plain(host))
+                    accepted = AcceptedConnection(f"{host}:{port}", _plain(host))
                     user = self._user_of_tcp(connection, host)
         except OSError:
             return  # the connection has ended already
@@ -229,7 +229,7 @@ class Admission:
         user = user_of_tcp(connection.getpeername(), connection.getsockname())
         return _UNKNOWN_USER if user is None and _is_loopback(host) else user
 
-    def _is_proven(self, watched: Watched, address: str) -> bool:
+    def _is_proven(self, watched: WatchedSocket, address: str) -> bool:
         return (
             watched.is_open
             or not self._proven_addresses_only
@@ -238,7 +238,7 @@ class Admission:
             or address in self._proven
         )
 
-    def _refuse(self, watched: Watched, descriptor: int, reason: str, **context: object) -> None:
+    def _refuse(self, watched: WatchedSocket, descriptor: int, reason: str, **context: object) -> None:
         accepted = watched.accepted[descriptor]
         accepted.refused = True
         watched.socket.block(descriptor)
@@ -266,7 +266,7 @@ class Admission:
                 nursery.start_soon(self._admit_later, zap, watched, reply)
             zap.flush()
 
-    async def _admit_later(self, zap: ZmqSocket, watched: Watched, reply: list[Any]) -> None:
+    async def _admit_later(self, zap: ZmqSocket, watched: WatchedSocket, reply: list[Any]) -> None:
         """Admit a new connection whose event was not read yet, or that follows the end of another connection.
 
         The ended one may be the former connection of the same peer, with messages that were not read yet.
