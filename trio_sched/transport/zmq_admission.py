@@ -128,7 +128,8 @@ class Admission:
     ) -> None:
         """Decide about the connections of a bound socket, which has the ZAP domain `domain`.
 
-        `monitor` must record its events. `name` is for log events. `is_open`: admit connections from any address.
+        `monitor` must record its events. `name` is for log events.
+        `is_open`: admit connections from any address.
         `must_settle`: new connections wait when a connection has ended.
         """
         watched = WatchedSocket(name, socket, monitor, is_open=is_open, must_settle=must_settle)

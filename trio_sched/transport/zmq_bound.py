@@ -64,8 +64,8 @@ class SocketSet:
         A SUB receives all topics. An XPUB reports each subscription and the end of each one, including repeated ones,
         and refuses topics of more than `MAX_TOPIC_BYTES`. With `mandatory`, `send` of a ROUTER returns False when the
         peer is not connected; without, libzmq drops the message. A peer has to
-        wait while more than `receive_hwm` of its messages are unread (0: no limit). `Admission.add` explains `name` and
-        `is_open`.
+        wait while more than `receive_hwm` of its messages are unread (0: no limit).
+        `Admission.add` explains `name` and `is_open`.
 
         :raises AddressInUseError: another process listens there.
         :raises ConfigError: libzmq does not accept the address.
