@@ -74,13 +74,7 @@ class SocketSet:
         domain = f"{name}-{len(self._sockets)}".encode()
         monitor: ConnectionMonitor | None = None
         try:
-            set_options(socket, address, self._max_message_bytes)
-            socket.rcvhwm = receive_hwm
-            self._set_kind_options(socket, kind, mandatory, handover=self._keys is not None or not is_local(address))
-            if self._keys:
-                socket.curve_server = True
-                socket.curve_publickey = self._keys.public.encode("ascii")
-                socket.curve_secretkey = self._keys.secret.encode("ascii")
+            self._set_options(socket, kind, address, mandatory, receive_hwm)
             if self._limits is not None:
                 monitor = ConnectionMonitor(
                     self._context.context, socket, self._limits, records_events=self._admission is not None
@@ -111,16 +105,23 @@ class SocketSet:
         """Bind one of the sockets to one more address. Return it with the real port. Raises as `bind`."""
         return bound.bind_also(address)
 
-    @staticmethod
-    def _set_kind_options(socket: zmq.Socket[bytes], kind: Kind, mandatory: bool, handover: bool) -> None:
+    def _set_options(
+        self, socket: zmq.Socket[bytes], kind: Kind, address: str, mandatory: bool, receive_hwm: int
+    ) -> None:
+        set_options(socket, address, self._max_message_bytes)
+        socket.rcvhwm = receive_hwm
         if kind == "router":
             socket.router_mandatory = mandatory
-            socket.router_handover = handover
+            socket.router_handover = self._keys is not None or not is_local(address)
         elif kind == "sub":
             socket.subscribe(b"")
         elif kind == "xpub":
             socket.setsockopt(zmq.XPUB_VERBOSER, 1)
             socket.maxmsgsize = MAX_TOPIC_BYTES
+        if self._keys:
+            socket.curve_server = True
+            socket.curve_publickey = self._keys.public.encode("ascii")
+            socket.curve_secretkey = self._keys.secret.encode("ascii")
 
     def close(self) -> None:
         """Close all sockets. A second call has no effect."""
