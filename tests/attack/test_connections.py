@@ -43,7 +43,7 @@ def status(server: Server) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("arguments", [(), TCP, WEBSOCKET], ids=["ipc", "tcp", "websocket"])
-def test_silent_connections_beyond_the_descriptor_limit(arguments: tuple[str, ...]) -> None:
+def test_silent_connections_beyond_the_descriptor_limit_do_not_block_clients(arguments: tuple[str, ...]) -> None:
     with Server("-n", "2", *arguments, limits=FEW) as server, HonestClient(server) as honest:
         attacker = Attacker("silent_connections.py", target_of(server, arguments), ATTACK_COUNT)
         outcome = honest.during(attacker)
@@ -63,7 +63,7 @@ def test_silent_connections_beyond_the_descriptor_limit(arguments: tuple[str, ..
 
 
 @pytest.mark.parametrize("arguments", [(), TCP], ids=["ipc", "tcp"])
-def test_more_honest_engines_than_descriptors(arguments: tuple[str, ...]) -> None:
+def test_engines_beyond_the_descriptor_limit_are_refused(arguments: tuple[str, ...]) -> None:
     """Those within the limit are served, the others are refused, and a client is told so."""
     more = [sys.executable, str(ATTACKERS / "crowd.py")]
     with Server("--max-clients", "2000", *arguments, command="serve", limits=FEW) as server:
@@ -127,7 +127,7 @@ def ipyparallel_engine(file: Path) -> Iterator[None]:
         process.wait()
 
 
-def test_silent_connections_to_every_port_of_the_ipyparallel_controller(tmp_path: Path) -> None:
+def test_silent_connections_to_the_ipyparallel_controller_do_not_block_clients(tmp_path: Path) -> None:
     ipyparallel = pytest.importorskip("ipyparallel")
     options = (f"--profile-dir={tmp_path}", "--native=attacked", "--log-level=info")
     with Server(*options, command="ipcontroller", limits=FEW) as server:

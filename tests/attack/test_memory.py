@@ -22,7 +22,7 @@ def attack(what: str, count: int = 1, calls: int = 2000) -> tuple[Outcome, list[
 
 
 @pytest.mark.attack
-def test_submit_waits_when_the_scheduler_holds_a_client_s_share() -> None:
+def test_submit_waits_when_a_client_has_used_its_share() -> None:
     outcome, (said,) = attack("calls")
     submitted = int(said.split()[1])
     assert CLIENT_BYTES / 2 / MB < submitted < CLIENT_BYTES / MB + 100
@@ -31,14 +31,14 @@ def test_submit_waits_when_the_scheduler_holds_a_client_s_share() -> None:
 
 
 @pytest.mark.attack
-def test_what_a_client_sends_beyond_its_credit_is_refused() -> None:
+def test_submissions_beyond_the_credit_are_refused() -> None:
     outcome, _ = attack("overdraft")
     assert outcome.rss_peak < outcome.rss_before + CLIENT_BYTES + BESIDE_BYTES
     outcome.check()
 
 
 @pytest.mark.attack
-def test_several_greedy_clients_leave_something_of_the_total() -> None:
+def test_several_greedy_clients_share_the_total() -> None:
     outcome, said = attack("calls", 5)
     assert all(int(line.split()[1]) > 20 for line in said)
     assert outcome.rss_peak < outcome.rss_before + TOTAL_BYTES + BESIDE_BYTES
@@ -46,7 +46,7 @@ def test_several_greedy_clients_leave_something_of_the_total() -> None:
 
 
 @pytest.mark.attack
-def test_results_that_nobody_reads_pause_their_client() -> None:
+def test_unread_results_pause_their_client() -> None:
     outcome, _ = attack("results")
     assert outcome.rss_peak < outcome.rss_before + CLIENT_BYTES + BESIDE_BYTES
     outcome.check()

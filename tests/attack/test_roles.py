@@ -10,7 +10,7 @@ from tests.attack.harness import Attacker, HonestClient, Server
 
 
 @pytest.mark.attack
-def test_an_engine_s_key_is_no_client_s() -> None:
+def test_the_key_of_an_engine_is_not_accepted_for_a_client() -> None:
     with Server("-n", "1", "--bind", "tcp://127.0.0.1:0") as server, HonestClient(server) as honest:
         attacker = Attacker("wrong_role.py", server.engine_file, server.client_file)
         outcome = honest.during(attacker)

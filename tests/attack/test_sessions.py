@@ -13,7 +13,7 @@ CLIENTS = 1000
 
 
 @pytest.mark.attack
-def test_a_thousand_clients_that_vanish_keep_nobody_out() -> None:
+def test_a_thousand_abandoned_sessions_do_not_block_new_clients() -> None:
     with Server("-n", "1", "--max-clients", str(CLIENTS)) as server, HonestClient(server) as honest:
         attacker = Attacker("vanishing_clients.py", server.client_file, CLIENTS)
         newcomers = []

@@ -36,13 +36,13 @@ def attacked(kind: str, count: int, *, with_token: bool) -> Outcome:
         ("requests", 4),
     ],
 )
-def test_strangers_slow_nobody_down_and_leave_nothing_behind(kind: str, count: int) -> None:
+def test_unauthenticated_peers_slow_no_client_and_leave_no_memory_in_use(kind: str, count: int) -> None:
     attacked(kind, count, with_token=False).check(SLOWDOWN)
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize(("kind", "count"), [("fragments", 4), ("pings", 4), ("json", 1), ("json", 4)])
-def test_a_client_without_measure_gets_its_share_and_no_more(kind: str, count: int) -> None:
+def test_a_flooding_client_gets_only_its_share(kind: str, count: int) -> None:
     outcome = attacked(kind, count, with_token=True)
     print(outcome)
     assert not outcome.lost
@@ -65,7 +65,7 @@ def newcomer(address: str, token: str) -> bool:
 
 @pytest.mark.attack
 @pytest.mark.parametrize("kind", ["connects", "requests", "held"])
-def test_newcomers_get_in_beside_a_flood(kind: str) -> None:
+def test_new_peers_connect_during_a_flood(kind: str) -> None:
     with Server("-n", "1", "--websocket-port", "0", "--log-level", "error") as server:
         address = server.connection.websocket.removeprefix("ws://").strip("/")
         with HonestClient(server) as honest, Attacker("websocket.py", kind, address, 4):

@@ -72,7 +72,7 @@ class Listener:
         (10, (0, 0), 1, 1),
     ],
 )
-def test_bounds_follow_from_the_descriptors(
+def test_bounds_are_derived_from_the_descriptor_limit(
     descriptors: int, asked: tuple[int, int], most: int, per_address: int
 ) -> None:
     bounds = connection_bounds(descriptors, *asked)
@@ -97,12 +97,12 @@ def test_bounds_follow_from_the_descriptors(
         ("", ""),
     ],
 )
-def test_addresses_are_counted_by_host_and_loopback_is_not(host: str, group: str) -> None:
+def test_addresses_are_grouped_by_host_and_loopback_is_exempt(host: str, group: str) -> None:
     assert address_group(host) == group
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
-def test_a_process_takes_all_the_descriptors_it_can_have() -> None:
+def test_the_soft_descriptor_limit_is_raised_to_the_hard_one() -> None:
     script = """
 import resource
 from trio_sched.transport.connection_limits import descriptor_limit, raise_descriptor_limit
@@ -118,7 +118,7 @@ assert raise_descriptor_limit() == 300
 # ---- deciding -------------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_that_proved_nothing_gives_way() -> None:
+def test_the_oldest_connection_that_is_not_established_is_closed() -> None:
     listener = Listener(3)
     first, second, third = listener.accept("", "", "")
     listener.limits.establish(first)
@@ -129,7 +129,7 @@ def test_the_oldest_that_proved_nothing_gives_way() -> None:
     assert listener.limits.open_count == 3
 
 
-def test_newcomers_are_refused_when_all_take_part() -> None:
+def test_new_connections_are_refused_when_all_are_established() -> None:
     listener = Listener(2)
     taking_part = listener.accept("", "")
     for connection in taking_part:
@@ -148,7 +148,7 @@ def test_newcomers_are_refused_when_all_take_part() -> None:
     assert not listener.accept("")[0].closed
 
 
-def test_honest_peers_that_come_all_at_once_do_not_push_each_other_out() -> None:
+def test_young_connections_are_not_closed_for_each_other() -> None:
     listener = Listener(2)
     first, second = listener.accept("", "")
     (newcomer,) = listener.accept("")
@@ -158,7 +158,7 @@ def test_honest_peers_that_come_all_at_once_do_not_push_each_other_out() -> None
     assert not listener.limits.admits_new_connections
 
 
-def test_a_timed_handshake_proves_itself_by_lasting() -> None:
+def test_a_connection_that_outlasts_a_timed_handshake_is_established() -> None:
     listener = Listener(1)
     (old,) = listener.accept("", timed=True)
     listener.now += 6.1
@@ -166,7 +166,7 @@ def test_a_timed_handshake_proves_itself_by_lasting() -> None:
     assert not old.closed
 
 
-def test_each_address_has_a_limit_of_its_own() -> None:
+def test_each_address_has_its_own_limit() -> None:
     listener = Listener(10, per_address=2)
     a, b = listener.accept("192.0.2.1", "192.0.2.1")
     listener.limits.establish(b)
@@ -183,7 +183,7 @@ def test_each_address_has_a_limit_of_its_own() -> None:
     assert not listener.accept("192.0.2.1")[0].closed
 
 
-def test_connections_whose_end_went_unnoticed_are_found_before_anybody_is_refused() -> None:
+def test_connections_whose_end_was_missed_are_forgotten_before_a_refusal() -> None:
     listener = Listener(2)
     gone, there = listener.accept("192.0.2.1", "")
     for connection in (gone, there):
@@ -194,7 +194,7 @@ def test_connections_whose_end_went_unnoticed_are_found_before_anybody_is_refuse
     assert not listener.notes
 
 
-def test_removing_twice_does_no_harm_and_nothing_is_left() -> None:
+def test_a_second_remove_has_no_effect_and_no_record_remains() -> None:
     listener = Listener(5)
     for connection in listener.accept("192.0.2.1", "192.0.2.1", "") * 2:
         listener.limits.remove(connection)

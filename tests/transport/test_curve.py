@@ -18,7 +18,7 @@ REQUEST = [b"1.0", b"7", b"trio_sched", b"10.0.0.1", b"", b"CURVE", b"k" * 32]
 ROLES: dict[bytes, Any] = {b"k" * 32: "engine"}
 
 
-def test_a_known_key_is_let_in_with_its_role() -> None:
+def test_a_known_key_is_admitted_with_its_role() -> None:
     assert curve.zap_reply(REQUEST, ROLES) == [b"1.0", b"7", b"200", b"OK", b"engine", b""]
 
 
@@ -26,18 +26,18 @@ def test_a_known_key_is_let_in_with_its_role() -> None:
     ("at", "value"),
     [(6, b"x" * 32), (6, b""), (5, b"PLAIN"), (5, b"NULL"), (2, b""), (2, b"other"), (0, b"2.0")],
 )
-def test_anything_else_is_not(at: int, value: bytes) -> None:
+def test_other_requests_are_refused(at: int, value: bytes) -> None:
     request = [*REQUEST]
     request[at] = value
     assert curve.zap_reply(request, ROLES)[:3] == [b"1.0", b"7", b"400"]
 
 
 @pytest.mark.parametrize("request_", [[], [b"1.0"], REQUEST[:-1], [*REQUEST, b"more"]])
-def test_a_garbled_request_is_refused(request_: list[bytes]) -> None:
+def test_a_malformed_request_is_refused(request_: list[bytes]) -> None:
     assert curve.zap_reply(request_, ROLES)[2] == b"400"
 
 
-def test_keys_are_fresh_and_their_secrets_do_not_show() -> None:
+def test_keys_are_new_and_their_reprs_omit_secrets() -> None:
     keys = curve.new_keys()
     pairs = [keys.server, *keys.roles.values()]
     assert len({pair.secret for pair in pairs} | {pair.public for pair in pairs}) == 6
@@ -46,7 +46,7 @@ def test_keys_are_fresh_and_their_secrets_do_not_show() -> None:
 
 
 @pytest.mark.parametrize("role", ["client", "engine"])
-def test_both_roles_get_in(run: Any, secured: Any, role: str) -> None:
+def test_both_roles_are_admitted(run: Any, secured: Any, role: str) -> None:
     async def main() -> None:
         with secured.router() as router, BlockingDealer(secured.connection(router, role)) as dealer:
             async with anyio.create_task_group() as group:
@@ -60,7 +60,7 @@ def test_both_roles_get_in(run: Any, secured: Any, role: str) -> None:
     run(main)
 
 
-def test_an_unknown_key_gets_nothing_in(run: Any, secured: Any) -> None:
+def test_messages_of_an_unknown_key_do_not_arrive(run: Any, secured: Any) -> None:
     async def main() -> None:
         stranger = curve.new_keys().roles["client"]
         with secured.router() as router:
@@ -98,7 +98,7 @@ def _refused(socket: zmq.Socket[bytes], address: str) -> bool:
 
 
 @pytest.mark.parametrize("which", ["plain", "wrong server key"])
-def test_no_key_or_the_wrong_server_is_refused(run: Any, secured: Any, which: str) -> None:
+def test_a_handshake_without_keys_or_with_another_server_key_fails(run: Any, secured: Any, which: str) -> None:
     async def main() -> None:
         with secured.router() as router, zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
@@ -113,7 +113,7 @@ def test_no_key_or_the_wrong_server_is_refused(run: Any, secured: Any, which: st
     run(main)
 
 
-def test_without_its_handler_a_router_admits_nobody(run: Any, secured: Any) -> None:
+def test_a_router_without_its_zap_handler_admits_no_connection(run: Any, secured: Any) -> None:
     async def main() -> None:
         with secured.router() as router, ZmqSocket.dealer(secured.connection(router)) as dealer:
             dealer.send([b"hello"])
@@ -126,7 +126,7 @@ def test_without_its_handler_a_router_admits_nobody(run: Any, secured: Any) -> N
     run(main)
 
 
-def test_the_keys_of_one_scheduler_do_not_open_another(run: Any, secured: Any) -> None:
+def test_the_keys_of_one_scheduler_are_refused_by_another(run: Any, secured: Any) -> None:
     async def main() -> None:
         other = curve.new_keys()
         with secured.router() as first, ZmqSocket.router("tcp://127.0.0.1:0", keys=other.for_server()) as second:

@@ -133,11 +133,11 @@ def run_blocking(run: Any, endpoint: Any, seconds: float) -> int:
 
 
 @pytest.mark.parametrize("load", [run_asynchronous, run_blocking])
-def test_no_stall(run: Any, endpoint: Any, load: Callable[..., int]) -> None:
+def test_no_reader_stalls(run: Any, endpoint: Any, load: Callable[..., int]) -> None:
     assert load(run, endpoint, 0.5) > 500
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [run_asynchronous, run_blocking])
-def test_no_stall_for_long(run: Any, endpoint: Any, load: Callable[..., int]) -> None:
+def test_no_reader_stalls_for_15_seconds(run: Any, endpoint: Any, load: Callable[..., int]) -> None:
     assert load(run, endpoint, 15.0) > 10_000

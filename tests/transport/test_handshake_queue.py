@@ -68,7 +68,7 @@ async def after(seconds: float) -> None:
         await trio.testing.wait_all_tasks_blocked()
 
 
-def test_turns_come_at_a_rate_and_the_newest_of_an_address_goes_first() -> None:
+def test_turns_are_granted_at_a_rate_to_the_newest_request_of_an_address() -> None:
     async def test(peers: Peers) -> None:
         await peers.add("a:1", "a:2", "a:3")
         assert peers.answers == []
@@ -89,7 +89,7 @@ def test_addresses_take_turns() -> None:
     run_with_peers(test)
 
 
-def test_requests_whose_peer_has_closed_take_no_turn() -> None:
+def test_requests_of_closed_connections_take_no_turn() -> None:
     async def test(peers: Peers) -> None:
         await peers.add("a:1", "a:2", "a:3")
         peers.closed = {"a:2", "a:3"}
@@ -106,7 +106,7 @@ def test_requests_whose_peer_has_closed_take_no_turn() -> None:
 
 
 @pytest.mark.parametrize("flooding", ["a", "b"])
-def test_when_too_many_wait_the_oldest_of_the_largest_address_is_refused(flooding: str) -> None:
+def test_in_a_full_queue_the_oldest_request_of_the_largest_address_is_refused(flooding: str) -> None:
     async def test(peers: Peers) -> None:
         await peers.add("c:1", *[f"{flooding}:{number}" for number in range(6)])
         assert peers.refused == [f"{flooding}:0", f"{flooding}:1"]
@@ -114,7 +114,7 @@ def test_when_too_many_wait_the_oldest_of_the_largest_address_is_refused(floodin
     run_with_peers(test)
 
 
-def test_a_request_that_is_cancelled_gives_its_place_back() -> None:
+def test_a_cancelled_request_is_removed() -> None:
     async def test(peers: Peers) -> None:
         for _ in range(10):
             with trio.move_on_after(0) as scope:

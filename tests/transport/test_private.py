@@ -62,7 +62,7 @@ def test_a_directory_that_the_user_names_may_be_a_link(runtime_dir: Path) -> Non
     assert files.find(runtime_dir / "link", "client").token == "t"
 
 
-def test_a_directory_in_one_where_everybody_can_rename_is_refused(runtime_dir: Path) -> None:
+def test_a_directory_below_a_world_writable_one_is_refused(runtime_dir: Path) -> None:
     shared = private(runtime_dir / "shared")
     path = private(shared / "run")
     shared.chmod(0o777)
@@ -99,7 +99,7 @@ def looked_at(mode: int, user: int | None = None, group: int | None = None, kind
         (looked_at(0o775, group=OTHER), f"the group {OTHER} can rename it"),
     ],
 )
-def test_who_could_exchange_a_directory(found: os.stat_result, reason: str) -> None:
+def test_a_directory_that_another_user_could_replace_is_reported(found: os.stat_result, reason: str) -> None:
     weakness = checks._weakness(Path("/somewhere"), found)
     assert reason in weakness
     assert bool(reason) == bool(weakness)
@@ -123,14 +123,14 @@ def test_only_the_private_group_may_write(
     assert "belongs to user" in checks._weakness(Path("/somewhere"), looked_at(0o775, user=1)), "ours only"
 
 
-def test_roots_directories_are_known_where_root_has_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_directories_are_trusted_where_root_has_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_unmapped_user", lambda: OTHER)
     assert checks._weakness(Path("/tmp"), looked_at(0o1777, OTHER)) == ""
     assert "every user" in checks._weakness(Path("/tmp"), looked_at(0o777, OTHER))
     assert "belongs to user" in checks._weakness(Path("/tmp/some"), looked_at(0o755, OTHER))
 
 
-def test_the_lookup_steps_a_directory_is_every_directory_and_link(runtime_dir: Path) -> None:
+def test_the_lookup_steps_are_every_directory_and_link(runtime_dir: Path) -> None:
     root = Path(os.path.realpath(runtime_dir))
     (root / "a" / "b").mkdir(parents=True)
     (root / "c").mkdir()
@@ -146,7 +146,7 @@ def test_the_lookup_steps_a_directory_is_every_directory_and_link(runtime_dir: P
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 @pytest.mark.parametrize("by", ["owner", "group", "link"])
-def test_a_directory_that_another_user_could_exchange_is_refused(
+def test_a_directory_in_a_replaceable_one_is_refused(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """Before anything is made in a directory of the other user."""
@@ -181,7 +181,7 @@ def test_a_directory_that_another_user_could_exchange_is_refused(
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_the_user_names_may_be_a_link_to_one_of_ours(runtime_dir: Path) -> None:
+def test_a_file_that_the_user_names_may_be_a_link_to_a_private_file(runtime_dir: Path) -> None:
     (runtime_dir / "link.json").symlink_to(written(runtime_dir, "t"))
     assert files.find(str(runtime_dir / "link.json"), "client").token == "t"
 
@@ -205,7 +205,7 @@ def test_a_file_of_another_user_is_refused(runtime_dir: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_root_too_takes_only_files_of_its_own(runtime_dir: Path) -> None:
+def test_root_reads_only_its_own_files(runtime_dir: Path) -> None:
     path = written(runtime_dir, "t")
     os.chown(path, 65534, 65534)
     for where in (str(path), "default"):
@@ -215,7 +215,7 @@ def test_root_too_takes_only_files_of_its_own(runtime_dir: Path) -> None:
         files.find(None, "client")
 
 
-def test_a_fifo_blocks_nobody(runtime_dir: Path) -> None:
+def test_a_fifo_does_not_block_the_search(runtime_dir: Path) -> None:
     os.mkfifo(runtime_dir / "default-client.json", 0o600)
     for where in (str(runtime_dir / "default-client.json"), "default"):
         with pytest.raises(ConnectionFileError, match="it is a FIFO, not a regular file"):
@@ -224,7 +224,7 @@ def test_a_fifo_blocks_nobody(runtime_dir: Path) -> None:
         files.find(None, "client")
 
 
-def test_a_device_is_no_connection_file() -> None:
+def test_a_device_is_not_a_connection_file() -> None:
     with pytest.raises(ConnectionFileError, match="it is a device, not a regular file"):
         read_private(Path(os.devnull))
 
@@ -237,7 +237,7 @@ def test_a_file_that_is_too_large_is_not_read(runtime_dir: Path) -> None:
         read_private(path)
 
 
-def test_a_draft_that_is_a_link_is_not_written_through(runtime_dir: Path) -> None:
+def test_a_draft_that_is_a_link_is_replaced(runtime_dir: Path) -> None:
     target = runtime_dir / "target"
     target.touch()
     (runtime_dir / f".default-client.json.{os.getpid()}").symlink_to(target)
@@ -289,7 +289,7 @@ def tokens_found() -> set[str]:
 
 
 @pytest.mark.parametrize("how", ["link", "rename"])
-def test_a_directory_that_is_exchanged_leads_nobody_astray(
+def test_a_directory_that_is_replaced_during_a_search_is_not_used(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """The wrong one is open to others, as one of another user could be."""
@@ -303,7 +303,7 @@ def test_a_directory_that_is_exchanged_leads_nobody_astray(
         assert "evil" not in tokens_found()
 
 
-def test_a_file_that_is_exchanged_leads_nobody_astray(runtime_dir: Path) -> None:
+def test_a_file_that_is_replaced_during_a_search_is_not_used(runtime_dir: Path) -> None:
     """A link to a file elsewhere, in the place of the file."""
     other = private(runtime_dir / "elsewhere")
     good = written(runtime_dir, "good").rename(runtime_dir / "good")

@@ -158,7 +158,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 # ---- talking --------------------------------------------------------------------------------------------------------
 
 
-def test_text_and_binary_there_and_back() -> None:
+def test_text_and_binary_messages_are_echoed() -> None:
     async def main() -> None:
         async with serving() as server, connected(server.url) as client:
             for data in ("text", b"binary", "", "ü" * 1000, b"\0" * 500_000):
@@ -168,7 +168,7 @@ def test_text_and_binary_there_and_back() -> None:
     run(main)
 
 
-def test_what_was_queued_arrives_before_the_close() -> None:
+def test_queued_messages_arrive_before_the_close() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         for number in range(1000):
             assert peer.send(str(number))
@@ -184,7 +184,7 @@ def test_what_was_queued_arrives_before_the_close() -> None:
     run(main)
 
 
-def test_the_reason_of_a_peer_that_closes() -> None:
+def test_the_close_reason_of_the_peer_is_kept() -> None:
     said, told = trio.open_memory_channel[str](1)
 
     async def listen(peer: WebSocketPeer) -> None:
@@ -216,7 +216,9 @@ def test_the_reason_of_a_peer_that_closes() -> None:
         ("/", [(b"Origin", b"null")], Handshake("/", "null")),
     ],
 )
-def test_what_a_handshake_says(path: str, headers: list[tuple[bytes, bytes]], expected: Handshake) -> None:
+def test_a_handshake_has_path_origin_and_token(
+    path: str, headers: list[tuple[bytes, bytes]], expected: Handshake
+) -> None:
     async def main() -> None:
         async with serving() as server:
             await answers_at(server, path, headers)
@@ -230,7 +232,7 @@ def test_what_a_handshake_says(path: str, headers: list[tuple[bytes, bytes]], ex
     run(main)
 
 
-def test_one_that_may_not_connect_is_told_why() -> None:
+def test_a_refusal_is_an_http_response_with_the_reason() -> None:
     async def main() -> None:
         async with serving() as server:
             server.refusal = Refusal(403, "not you")
@@ -253,7 +255,7 @@ ONE_HANDSHAKE: dict[str, Any] = {"handshakes_per_s": 1 / websocket.HANDSHAKE_BUR
 """And none more for seconds."""
 
 
-def test_connections_without_a_request_use_up_no_handshake() -> None:
+def test_connections_without_a_request_take_no_turn() -> None:
     async def main() -> None:
         async with serving(**ONE_HANDSHAKE) as server:
             for _ in range(50):
@@ -267,7 +269,7 @@ def test_connections_without_a_request_use_up_no_handshake() -> None:
     run(main)
 
 
-def test_peers_that_show_a_token_do_not_wait_for_those_that_show_none() -> None:
+def test_peers_with_a_token_do_not_wait_for_peers_without_one() -> None:
     async def main() -> None:
         async with serving(handshake_s=20.0, **ONE_HANDSHAKE) as server:
             await answers(server)
@@ -283,7 +285,7 @@ def test_peers_that_show_a_token_do_not_wait_for_those_that_show_none() -> None:
     run(main)
 
 
-def test_beyond_those_that_may_wait_the_oldest_is_refused() -> None:
+def test_in_a_full_queue_the_oldest_handshake_is_refused() -> None:
     async def main() -> None:
         async with serving(handshake_s=4.0, **ONE_HANDSHAKE) as server:  # one may wait
             await answers(server)
@@ -299,7 +301,7 @@ def test_beyond_those_that_may_wait_the_oldest_is_refused() -> None:
 
 
 @pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="the system does not tell")
-def test_a_peer_that_is_closed_by_peer_is_noticed_whatever_it_sent_before() -> None:
+def test_a_close_by_the_peer_is_detected_behind_unread_bytes() -> None:
     async def main() -> None:
         here, there = trio.socket.socketpair()
         async with trio.SocketStream(here) as stream:
@@ -338,7 +340,7 @@ def test_a_message_that_is_too_large_closes_the_connection_with_the_reason() -> 
     run(main)
 
 
-def test_one_that_lets_its_queue_fill_up_is_closed_with_the_reason() -> None:
+def test_a_peer_with_a_full_queue_is_closed_with_the_reason() -> None:
     accepted: list[int] = []
 
     async def flood(peer: WebSocketPeer) -> None:
@@ -361,7 +363,7 @@ def test_one_that_lets_its_queue_fill_up_is_closed_with_the_reason() -> None:
     run(main)
 
 
-def test_a_message_larger_than_the_queue_goes_through() -> None:
+def test_a_message_larger_than_the_queue_is_sent() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         assert peer.send("small")
         assert peer.send("y" * 5_000_000)
@@ -377,7 +379,7 @@ def test_a_message_larger_than_the_queue_goes_through() -> None:
     run(main)
 
 
-def test_one_that_takes_nothing_is_cut_off() -> None:
+def test_a_peer_that_does_not_read_is_disconnected() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         peer.send(BIG)
         async for _ in peer:
@@ -393,7 +395,7 @@ def test_one_that_takes_nothing_is_cut_off() -> None:
     run(main)
 
 
-def test_bytes_that_it_takes_are_signs_of_life() -> None:
+def test_bytes_that_the_peer_reads_are_activity() -> None:
     signs: list[float] = []
 
     async def talk(peer: WebSocketPeer) -> None:
@@ -413,7 +415,7 @@ def test_bytes_that_it_takes_are_signs_of_life() -> None:
     run(main)
 
 
-def test_bytes_that_only_the_system_takes_are_none() -> None:
+def test_bytes_that_only_the_kernel_takes_are_not_activity() -> None:
     signs: list[float] = []
 
     async def talk(peer: WebSocketPeer) -> None:
@@ -434,7 +436,7 @@ def test_bytes_that_only_the_system_takes_are_none() -> None:
     run(main)
 
 
-def test_pongs_are_signs_of_life() -> None:
+def test_pongs_are_activity() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         alive = trio.Event()
         peer.on_life(alive.set)
@@ -448,7 +450,7 @@ def test_pongs_are_signs_of_life() -> None:
     run(main)
 
 
-def test_one_that_does_not_answer_a_close_is_not_waited_for() -> None:
+def test_a_close_that_the_peer_does_not_answer_has_a_deadline() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         peer.close(1001, "bye")
 
@@ -466,7 +468,7 @@ def test_one_that_does_not_answer_a_close_is_not_waited_for() -> None:
 @pytest.mark.parametrize(
     "garbage", [b"\x16\x03\x01 not TLS here", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(100_000)]
 )
-def test_a_handshake_that_is_none_ends_only_its_own_connection(garbage: bytes) -> None:
+def test_an_invalid_handshake_ends_only_its_own_connection(garbage: bytes) -> None:
     async def main() -> None:
         async with serving(handshake_s=0.2) as server:
             stream = await trio.open_tcp_stream("127.0.0.1", server.port)
@@ -499,7 +501,7 @@ def test_a_broken_frame_ends_only_its_own_connection(frame: bytes, code: int) ->
     run(main)
 
 
-def test_one_that_says_nothing_is_not_waited_for() -> None:
+def test_a_connection_without_a_request_times_out() -> None:
     async def main() -> None:
         async with serving(handshake_s=0.1) as server:
             assert await read_to_the_end(await trio.open_tcp_stream("127.0.0.1", server.port)) == b""
@@ -529,7 +531,7 @@ def test_a_handler_that_fails_ends_its_own_connection() -> None:
 # ---- listening ------------------------------------------------------------------------------------------------------
 
 
-def test_over_tls() -> None:
+def test_tls_connections_are_served() -> None:
     async def main() -> None:
         tls = websocket.tls_context(str(TLS / "localhost.crt"), str(TLS / "localhost.key"))
         async with serving(tls=tls, handshake_s=0.5) as server:
@@ -557,7 +559,7 @@ def test_over_tls() -> None:
         ("localhost.key", "localhost.crt", "cannot be used"),
     ],
 )
-def test_a_certificate_that_will_not_do(certificate: str, key: str, says: str) -> None:
+def test_an_unusable_certificate_is_an_error(certificate: str, key: str, says: str) -> None:
     paths = [str(TLS / name) if name else "" for name in (certificate, key)]
     with pytest.raises(ConfigError, match=says):
         websocket.tls_context(*paths)
@@ -567,7 +569,7 @@ def test_without_a_certificate_there_is_no_tls() -> None:
     assert websocket.tls_context("", "") is None
 
 
-def test_a_port_in_use() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     async def main() -> None:
         async with serving() as server:
             with pytest.raises(AddressInUseError, match=f"websocket_port = {server.port}"):
@@ -577,7 +579,7 @@ def test_a_port_in_use() -> None:
 
 
 @pytest.mark.parametrize("host", ["", "192.0.2.1", "no such host"])
-def test_a_host_that_is_none(host: str) -> None:
+def test_an_invalid_host_is_an_error(host: str) -> None:
     with pytest.raises(ConfigError, match="websocket_host"):
         trio.run(websocket.listen, host, 0)
 
@@ -604,7 +606,7 @@ async def until_open(limits: ConnectionLimits, count: int) -> None:
         await trio.sleep(0.001)
 
 
-def test_silent_connections_give_way_and_those_with_a_token_stay() -> None:
+def test_silent_connections_are_closed_in_favor_of_new_ones_and_those_with_a_token_stay() -> None:
     async def main() -> None:
         now = 100.0
         notes: list[str] = []
@@ -629,7 +631,7 @@ def test_silent_connections_give_way_and_those_with_a_token_stay() -> None:
     trio.run(main)
 
 
-def test_a_listener_without_descriptors_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_continues_after_a_lack_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "_NO_DESCRIPTORS_PAUSE_S", 0.0)
     accept = trio.SocketListener.accept
     failures = iter([errno.EMFILE, errno.ENFILE])

@@ -81,7 +81,7 @@ class Peer:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_frames_and_messages_are_found_however_they_are_cut(seed: int) -> None:
+def test_frames_and_messages_are_found_in_pieces_of_any_size(seed: int) -> None:
     rng = random.Random(seed)
     data, frames, messages, unfinished, is_open = b"", 0, 0, 0, False
     for _ in range(rng.randint(1, 30)):
@@ -103,7 +103,7 @@ def test_frames_and_messages_are_found_however_they_are_cut(seed: int) -> None:
     assert (scanner.frames, scanner.messages, scanner.unfinished_bytes) == (frames, messages, unfinished)
 
 
-def test_scanning_stops_after_so_many_frames_or_a_message() -> None:
+def test_scanning_stops_at_the_frame_limit_or_after_a_message() -> None:
     data = frame(10) + frame(3, 9) + frame(4)
     assert FrameScanner().scan(data, 0, 2) == len(frame(10) + frame(3, 9))
     assert FrameScanner().scan(data, 0, 9, one_message=True) == len(frame(10))
@@ -112,7 +112,7 @@ def test_scanning_stops_after_so_many_frames_or_a_message() -> None:
     assert (scanner.messages, scanner.unfinished_bytes) == (1, 3)
 
 
-def test_a_budget_lets_a_burst_through_and_then_so_much_a_second() -> None:
+def test_a_token_bucket_permits_a_burst_and_then_a_rate() -> None:
     budget = Budget(100.0, burst_s=0.5)
     assert budget.take(50.0, 10.0) == 0.0
     assert budget.take(100.0, 10.0) == pytest.approx(1.0)
@@ -123,7 +123,7 @@ def test_a_budget_lets_a_burst_through_and_then_so_much_a_second() -> None:
 # ---- before a peer is admitted --------------------------------------------------------------------------------------
 
 
-def test_what_follows_the_request_is_not_read_with_it() -> None:
+def test_bytes_behind_the_request_are_not_passed_with_it() -> None:
     async def main() -> None:
         hello = frame(20)
         for cut in range(len(REQUEST) - 5, len(REQUEST) + 4):
@@ -136,7 +136,7 @@ def test_what_follows_the_request_is_not_read_with_it() -> None:
     run_virtual(main)
 
 
-def test_one_message_is_read_before_admission_and_the_others_wait() -> None:
+def test_one_message_is_read_before_authentication_and_the_others_wait() -> None:
     async def main() -> None:
         peer = Peer(REQUEST, frame(20) + frame(30) + frame(40), b"")
         assert await peer.meter.read(1 << 16) == REQUEST
@@ -160,7 +160,9 @@ def test_one_message_is_read_before_admission_and_the_others_wait() -> None:
     ],
     ids=["bytes", "fragments", "pings", "pieces"],
 )
-def test_a_stranger_that_says_too_much_is_refused_and_not_read(pieces: list[bytes], too_large: bool) -> None:
+def test_an_unauthenticated_peer_that_sends_too_much_is_refused_and_not_read(
+    pieces: list[bytes], too_large: bool
+) -> None:
     async def main() -> None:
         peer = Peer(REQUEST, *pieces)
         with trio.move_on_after(1000) as scope:
@@ -173,7 +175,7 @@ def test_a_stranger_that_says_too_much_is_refused_and_not_read(pieces: list[byte
     run_virtual(main)
 
 
-def test_a_request_without_end_is_not_read_to_its_end() -> None:
+def test_an_endless_request_is_refused() -> None:
     async def main() -> None:
         for piece in (b"X" * 1000, b"X"):
             peer = Peer(*[piece] * 100_000)
@@ -194,7 +196,7 @@ async def admitted(*pieces: bytes, **options: Any) -> Peer:
     return peer
 
 
-def test_frames_are_handed_on_a_few_at_a_time_at_a_rate() -> None:
+def test_frames_are_passed_a_few_at_a_time_at_a_rate() -> None:
     async def main() -> None:
         peer = await admitted(FRAGMENT * 10_000, frames_per_s=1000.0)
         began = trio.current_time()
@@ -217,7 +219,7 @@ def test_bytes_are_read_at_a_rate() -> None:
     run_virtual(main)
 
 
-def test_a_message_that_is_too_large_is_refused_at_its_header_and_ignored() -> None:
+def test_a_message_that_is_too_large_is_refused_at_its_header_and_discarded() -> None:
     async def main() -> None:
         peer = await admitted(frame(10), frame(2 << 20)[:1000], *[bytes(60_000)] * 30)
         assert await peer.reads_all() == [frame(10)]
@@ -232,7 +234,7 @@ def pieces_of(data: bytes, size: int = 60_000) -> list[bytes]:
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.5])
-def test_many_large_messages_at_once_wait_for_each_other_and_all_end(pause_s: float) -> None:
+def test_many_large_messages_wait_for_each_other_and_all_are_completed(pause_s: float) -> None:
     async def main() -> None:
         limit, size, count = 2_000_000, 900_000, 20
         partial_messages = PartialMessages(limit, stall_s=10.0)
@@ -276,7 +278,7 @@ async def stalling(partial_messages: PartialMessages, size: int) -> StallingPeer
     return peer
 
 
-def test_those_that_stall_give_way_when_others_wait_and_only_as_many_as_must() -> None:
+def test_stalled_connections_are_closed_only_while_others_wait_and_only_as_many_as_needed() -> None:
     async def main() -> None:
         partial_messages = PartialMessages(2_000_000, stall_s=10.0)
         stalled = [await stalling(partial_messages, 600_000) for _ in range(3)]
@@ -298,7 +300,7 @@ def test_those_that_stall_give_way_when_others_wait_and_only_as_many_as_must() -
     run_virtual(main)
 
 
-def test_one_that_waits_is_alive_and_what_comes_is_a_sign_of_life() -> None:
+def test_a_connection_that_waits_for_a_reservation_is_active() -> None:
     async def main() -> None:
         partial_messages = PartialMessages(500_000, stall_s=100.0)
         stalled = await stalling(partial_messages, 480_000)
@@ -318,7 +320,7 @@ def test_one_that_waits_is_alive_and_what_comes_is_a_sign_of_life() -> None:
     run_virtual(main)
 
 
-def test_one_that_gave_way_holds_nothing_when_more_of_it_arrives() -> None:
+def test_a_stopped_connection_holds_no_memory_when_more_bytes_arrive() -> None:
     async def main() -> None:
         partial_messages = PartialMessages(1_000_000)
         peer = await admitted(*pieces_of(frame(1 << 20)), partial_messages=partial_messages)

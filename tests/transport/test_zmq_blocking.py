@@ -26,14 +26,14 @@ def wakeup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(zmq_blocking.sys, "platform", "darwin")
 
 
-def test_it_loads_no_event_loop() -> None:
+def test_the_module_imports_no_event_loop() -> None:
     slow = {"trio", "anyio", "asyncio", "numpy", "structlog", "typer", "ssl"}
     code = f"import sys, trio_sched.transport.zmq_blocking; print(*sorted(set(sys.modules) & {slow}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 
-def test_there_and_back(endpoint: Any) -> None:
+def test_messages_are_sent_and_received(endpoint: Any) -> None:
     async def serve(dealer_done: threading.Event) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(router.authenticate)
@@ -62,7 +62,7 @@ def test_there_and_back(endpoint: Any) -> None:
             thread.join()
 
 
-def test_a_wait_ends_in_time(local: Any) -> None:
+def test_a_wait_times_out(local: Any) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
         began = time.monotonic()
         assert dealer.wait(0.02) is False
@@ -73,7 +73,7 @@ def test_a_wait_ends_in_time(local: Any) -> None:
 
 
 @pytest.mark.usefixtures("wakeup")
-def test_a_wake_before_the_wait_ends_it_at_once_and_only_once(local: Any) -> None:
+def test_a_wake_before_the_wait_ends_one_wait_at_once(local: Any) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
         dealer.wake()
         dealer.wake()
@@ -82,7 +82,7 @@ def test_a_wake_before_the_wait_ends_it_at_once_and_only_once(local: Any) -> Non
 
 
 @pytest.mark.usefixtures("wakeup")
-def test_a_wake_ends_a_wait_that_sleeps(local: Any) -> None:
+def test_a_wake_ends_a_running_wait(local: Any) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
 
         def wake() -> None:
@@ -96,9 +96,7 @@ def test_a_wake_ends_a_wait_that_sleeps(local: Any) -> None:
         thread.join()
 
 
-def test_a_sleeping_owner_costs_one_system_call_and_one_that_is_awake_none(
-    local: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wake_makes_a_system_call_only_while_the_owner_waits(local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
         calls: list[int] = []
         monkeypatch.setattr(dealer._wakeup, "set", lambda: calls.append(1))
@@ -140,7 +138,7 @@ def test_no_wake_is_lost(local: Any) -> None:
 
 
 @pytest.mark.usefixtures("wakeup")
-def test_waking_a_closed_one_does_nothing(local: Any) -> None:
+def test_a_wake_after_the_close_has_no_effect(local: Any) -> None:
     with local.router() as router:
         dealer = BlockingDealer(local.connection(router))
         descriptor = dealer._wakeup.descriptor
@@ -152,7 +150,7 @@ def test_waking_a_closed_one_does_nothing(local: Any) -> None:
             os.fstat(descriptor)
 
 
-def test_it_leaves_no_descriptor_behind(local: Any) -> None:
+def test_closed_dealers_leave_no_descriptors(local: Any) -> None:
     def descriptors() -> int:
         return len(os.listdir("/dev/fd"))
 

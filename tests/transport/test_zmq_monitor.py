@@ -108,7 +108,7 @@ async def serving(router: ZmqSocket) -> Any:
             router.close()
 
 
-def test_silent_connections_give_way_and_those_that_speak_stay(run: Any, endpoint: Any) -> None:
+def test_silent_connections_are_closed_in_favor_of_new_ones_and_active_ones_stay(run: Any, endpoint: Any) -> None:
     async def main() -> None:
         bounded = Bounded()
         router = endpoint.router(limits=bounded.limits)
@@ -135,7 +135,7 @@ def test_silent_connections_give_way_and_those_that_speak_stay(run: Any, endpoin
     run(main)
 
 
-def test_when_all_speak_newcomers_are_refused_and_get_in_when_there_is_room(run: Any, endpoint: Any) -> None:
+def test_new_connections_are_refused_until_an_active_one_ends(run: Any, endpoint: Any) -> None:
     async def main() -> None:
         bounded = Bounded(2)
         router = endpoint.router(limits=bounded.limits)
@@ -165,7 +165,7 @@ def test_when_all_speak_newcomers_are_refused_and_get_in_when_there_is_room(run:
     run(main)
 
 
-def test_a_handshake_that_does_not_end_is_closed_by_libzmq(run: Any, endpoint: Any) -> None:
+def test_libzmq_closes_a_connection_whose_handshake_times_out(run: Any, endpoint: Any) -> None:
     async def main() -> None:
         bounded = Bounded(handshake_s=0.05)
         router = endpoint.router(limits=bounded.limits)
@@ -177,7 +177,7 @@ def test_a_handshake_that_does_not_end_is_closed_by_libzmq(run: Any, endpoint: A
     run(main)
 
 
-def test_a_descriptor_that_was_used_again_is_not_shut_down() -> None:
+def test_a_reused_descriptor_is_not_shut_down() -> None:
     mine, other = socket.socketpair()
     with mine, other:
         connection = zmq_monitor.DescriptorConnection.of(mine.fileno())
@@ -193,13 +193,13 @@ def test_a_descriptor_that_was_used_again_is_not_shut_down() -> None:
             assert mine.recv(100) == b"still there"
 
 
-def test_what_is_no_connection_is_not_counted(tmp_path: Path) -> None:
+def test_a_descriptor_that_is_not_a_connection_is_not_counted(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
         assert zmq_monitor.DescriptorConnection.of(file.fileno()) is None
     assert zmq_monitor.DescriptorConnection.of(1 << 20) is None
 
 
-def test_a_set_of_sockets_shares_the_limits() -> None:
+def test_the_sockets_of_a_set_share_the_limits() -> None:
     bounded = Bounded()
     with SocketSet(limits=bounded.limits) as sockets:
         addresses = [sockets.bind(kind, "tcp://127.0.0.1:0").address for kind in ("router", "pub", "xpub")]
@@ -217,7 +217,7 @@ def test_a_set_of_sockets_shares_the_limits() -> None:
     assert bounded.limits.open_count == 0
 
 
-def test_a_monitor_that_nobody_reads_in_time_holds_libzmq_up_and_not_the_end(local: Any, monkeypatch: Any) -> None:
+def test_a_slow_monitor_delays_libzmq_and_does_not_block_the_close(local: Any, monkeypatch: Any) -> None:
     """More events than the monitor holds, at the moment of the end."""
     slow = threading.Event()
     count = zmq_monitor.ConnectionMonitor._count
@@ -243,7 +243,7 @@ def test_a_monitor_that_nobody_reads_in_time_holds_libzmq_up_and_not_the_end(loc
 # ---- the gate -------------------------------------------------------------------------------------------------------
 
 
-def test_a_closed_gate_turns_newcomers_away_and_keeps_who_is_inside(tmp_path: Path) -> None:
+def test_a_closed_gate_refuses_new_connections_and_keeps_accepted_ones(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -290,7 +290,7 @@ def test_the_gate_closes_when_the_reserve_is_used_up(local: Any, monkeypatch: An
 # ---- what a client is told ------------------------------------------------------------------------------------------
 
 
-def test_why_nobody_answers(tmp_path: Path) -> None:
+def test_the_diagnosis_of_an_unanswered_address_names_the_cause(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     assert "nothing listens" in describe_unanswered(f"ipc://{path}")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -318,5 +318,5 @@ def test_why_nobody_answers(tmp_path: Path) -> None:
     assert "could not be resolved here" in describe_unanswered("tcp://nowhere.invalid:1")
 
 
-def test_libzmq_is_what_we_think() -> None:
+def test_the_event_numbers_of_libzmq_are_as_documented() -> None:
     assert (int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)) == (0x20, 0x200)

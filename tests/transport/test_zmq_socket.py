@@ -46,7 +46,7 @@ def until_readable(socket: ZmqSocket) -> bool:
     return bool(select.select([socket._descriptor], [], [], WAIT_S)[0])
 
 
-def test_there_and_back(run: Any, endpoint: Any) -> None:
+def test_messages_are_sent_and_received(run: Any, endpoint: Any) -> None:
     async def main() -> None:
         with endpoint.router() as router, ZmqSocket.dealer(endpoint.connection(router)) as dealer:
             async with anyio.create_task_group() as group:
@@ -76,7 +76,7 @@ def test_small_frames_are_bytes_and_large_ones_are_not_copied(run: Any, local: A
     run(main)
 
 
-def test_messages_arrive_in_order_and_no_more_than_the_limit(run: Any, local: Any) -> None:
+def test_messages_arrive_in_order_and_at_most_limit_at_once(run: Any, local: Any) -> None:
     async def main() -> None:
         with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
             dealer.send_many([b"%d" % number] for number in range(1000))
@@ -91,7 +91,7 @@ def test_messages_arrive_in_order_and_no_more_than_the_limit(run: Any, local: An
     run(main)
 
 
-def test_a_reader_sleeps_through_a_swallowed_edge_and_flush_wakes_it(run: Any, local: Any) -> None:
+def test_a_reader_misses_a_consumed_edge_and_flush_wakes_it(run: Any, local: Any) -> None:
     """The trap itself, and the way out: see the head of zmq_socket.py."""
 
     async def main() -> None:
@@ -122,7 +122,7 @@ def test_a_reader_sleeps_through_a_swallowed_edge_and_flush_wakes_it(run: Any, l
     run(main)
 
 
-def test_a_flush_before_the_wait_has_begun_is_not_lost(run: Any, local: Any) -> None:
+def test_a_flush_before_the_wait_is_not_lost(run: Any, local: Any) -> None:
     async def main() -> None:
         with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
             dealer.send([b"hello"])
@@ -142,7 +142,7 @@ def test_a_flush_before_the_wait_has_begun_is_not_lost(run: Any, local: Any) -> 
     run(main)
 
 
-def test_an_unknown_peer(run: Any, local: Any) -> None:
+def test_sending_to_an_unknown_peer_returns_false(run: Any, local: Any) -> None:
     async def main() -> None:
         with local.router() as router:
             assert router.send([b"nobody", b"hello"]) is False
@@ -151,7 +151,7 @@ def test_an_unknown_peer(run: Any, local: Any) -> None:
     run(main)
 
 
-def test_a_peer_that_is_gone(run: Any, endpoint: Any) -> None:
+def test_sending_to_a_disconnected_peer_returns_false(run: Any, endpoint: Any) -> None:
     async def main() -> None:
         with endpoint.router() as router:
             async with anyio.create_task_group() as group:
@@ -168,7 +168,7 @@ def test_a_peer_that_is_gone(run: Any, endpoint: Any) -> None:
     run(main)
 
 
-def test_a_slow_peer_gets_all_of_200_000_messages(run: Any, local: Any) -> None:
+def test_a_slow_peer_receives_all_of_200_000_messages(run: Any, local: Any) -> None:
     """With libzmq's default high-water marks 3,500 arrive, without an error."""
 
     async def main() -> None:
@@ -182,7 +182,7 @@ def test_a_slow_peer_gets_all_of_200_000_messages(run: Any, local: Any) -> None:
     run(main)
 
 
-def test_a_message_that_is_too_large_costs_its_sender_the_connection_and_nobody_else(run: Any, local: Any) -> None:
+def test_a_message_that_is_too_large_closes_only_the_connection_of_its_sender(run: Any, local: Any) -> None:
     async def main() -> None:
         with local.router(max_message_bytes=1000) as router:
             connection = local.connection(router)
@@ -202,7 +202,7 @@ def test_a_message_that_is_too_large_costs_its_sender_the_connection_and_nobody_
     run(main)
 
 
-def test_the_scheduler_need_not_be_there_yet(run: Any, local: Any) -> None:
+def test_a_dealer_may_connect_before_the_scheduler_starts(run: Any, local: Any) -> None:
     async def main() -> None:
         with local.router() as router:
             connection = local.connection(router)
@@ -215,7 +215,7 @@ def test_the_scheduler_need_not_be_there_yet(run: Any, local: Any) -> None:
     run(main)
 
 
-def test_a_cancelled_receive_loses_nothing(run: Any, local: Any) -> None:
+def test_a_cancelled_receive_loses_no_message(run: Any, local: Any) -> None:
     async def main() -> None:
         with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
             dealer.send([b"hello"])
@@ -232,7 +232,7 @@ def test_a_cancelled_receive_loses_nothing(run: Any, local: Any) -> None:
     run(main)
 
 
-def test_nor_does_one_that_is_cancelled_with_messages_in_hand(run: Any, local: Any) -> None:
+def test_a_receive_that_is_cancelled_after_its_drain_loses_no_message(run: Any, local: Any) -> None:
     async def main() -> None:
         with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
             got: list[Any] = []
@@ -278,7 +278,7 @@ def test_receive_is_a_checkpoint_even_in_a_flood(run: Any, local: Any) -> None:
     run(main)
 
 
-def test_two_readers_are_refused(run: Any, local: Any) -> None:
+def test_a_second_reader_is_refused(run: Any, local: Any) -> None:
     async def main() -> None:
         with local.router() as router:
             async with anyio.create_task_group() as group:
@@ -316,7 +316,7 @@ def test_closing_ends_the_reader_and_frees_the_address(run: Any, endpoint: Any) 
     run(main)
 
 
-def test_what_was_sent_before_closing_arrives(run: Any, local: Any) -> None:
+def test_messages_sent_before_the_close_arrive(run: Any, local: Any) -> None:
     async def main() -> None:
         with local.router() as router:
             with ZmqSocket.dealer(local.connection(router)) as dealer:

@@ -38,7 +38,7 @@ def by_name(number: int, call: str, *args: Any, **options: Any) -> dict[str, Any
     return {"id": number, "call": call, "args": list(args), "options": options}
 
 
-def test_calls_by_name(run: Any, lab: Any) -> None:
+def test_calls_by_name_return_values_and_errors(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await it.nursery.start(partial(run_nanny, it.running.engine_connection, workers=1))
@@ -62,7 +62,7 @@ def test_calls_by_name(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_a_pickled_call_with_arrays(run: Any, lab: Any) -> None:
+def test_a_pickled_call_with_arrays_returns_its_result(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await it.nursery.start(partial(run_nanny, it.running.engine_connection, workers=1))
@@ -81,7 +81,7 @@ def test_a_pickled_call_with_arrays(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_node(run: Any, lab: Any) -> None:
+def test_a_node_client_gets_a_result(run: Any, lab: Any) -> None:
     node = shutil.which("node")
     command = [node or "", "--experimental-websocket", "-e"]
     if not node or subprocess.run([*command, "new WebSocket"], capture_output=True).stderr.count(b"bad option"):

@@ -50,7 +50,7 @@ async def refusal(url: str, path: str = "/", headers: str = "") -> tuple[int, st
 # ---- the messages ---------------------------------------------------------------------------------------------------
 
 
-def test_a_call_by_name_in_json(run: Any, lab: Any) -> None:
+def test_a_call_by_name_is_submitted_in_json(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             engine = await it.engine()
@@ -66,7 +66,7 @@ def test_a_call_by_name_in_json(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_a_pickled_call_in_json(run: Any, lab: Any) -> None:
+def test_a_pickled_call_is_submitted_in_json(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             engine = await it.engine(eager=True)
@@ -83,7 +83,7 @@ def test_a_pickled_call_in_json(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_a_binary_client_hears_binary(run: Any, lab: Any) -> None:
+def test_a_binary_client_receives_binary_messages(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await it.engine(eager=True)
@@ -102,7 +102,7 @@ def test_a_binary_client_hears_binary(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_frames_travel_inside(run: Any, lab: Any) -> None:
+def test_frames_are_part_of_their_record(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             engine = await it.engine()
@@ -119,7 +119,7 @@ def test_frames_travel_inside(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_what_is_said_behind_a_hello_waits_for_its_answer(run: Any, lab: Any) -> None:
+def test_messages_behind_a_hello_wait_for_the_welcome(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await it.engine(eager=True)
@@ -131,7 +131,7 @@ def test_what_is_said_behind_a_hello_waits_for_its_answer(run: Any, lab: Any) ->
     run(main)
 
 
-def test_a_message_that_cannot_be_read_is_answered_and_changes_nothing(run: Any, lab: Any) -> None:
+def test_a_malformed_message_is_answered_and_changes_nothing(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await page.join()
@@ -145,7 +145,7 @@ def test_a_message_that_cannot_be_read_is_answered_and_changes_nothing(run: Any,
     run(main)
 
 
-def test_the_limit_it_is_told_is_the_front_s(run: Any, lab: Any) -> None:
+def test_the_welcome_has_the_message_limit_of_the_front(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(websocket_max_message_bytes=10_000) as it:
             async with it.bearer() as page:
@@ -164,7 +164,7 @@ def test_the_limit_it_is_told_is_the_front_s(run: Any, lab: Any) -> None:
 # ---- who may come in ------------------------------------------------------------------------------------------------
 
 
-def test_the_token_in_any_of_three_places(run: Any, lab: Any) -> None:
+def test_the_token_is_accepted_in_three_places(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(websocket_token="a b&c=ü") as it:
             assert it.token == "a b&c=ü"
@@ -200,7 +200,7 @@ def test_a_wrong_token_is_refused(run: Any, lab: Any) -> None:
 
 
 @pytest.mark.parametrize("role", ["engine", "nanny"])
-def test_only_clients_come_this_way(run: Any, lab: Any, role: str) -> None:
+def test_only_clients_may_connect(run: Any, lab: Any, role: str) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await page.say("hello", role=role, token=it.running.engine_connection.token)
@@ -222,7 +222,7 @@ def test_the_first_message_must_be_a_hello(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_and_it_must_come_soon(run: Any, lab: Any) -> None:
+def test_the_hello_has_a_time_limit(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(websocket_hello_s=0.5) as it:
             async with it.bearer() as page:
@@ -253,7 +253,7 @@ def test_pages_of_other_origins_are_refused(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_there_is_one_path(run: Any, lab: Any) -> None:
+def test_other_paths_are_refused(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             assert (await refusal(it.url, "/other"))[0] == 404
@@ -261,7 +261,7 @@ def test_there_is_one_path(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_there_is_a_limit_to_connections(run: Any, lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_connections_is_limited(run: Any, lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         monkeypatch.setattr(front, "STRANGERS_KEPT", 1)
         async with lab(max_clients=1) as it, it.bearer() as first, it.bearer() as second:
@@ -280,7 +280,7 @@ def test_there_is_a_limit_to_connections(run: Any, lab: Any, monkeypatch: pytest
 # ---- coming and going -----------------------------------------------------------------------------------------------
 
 
-def test_results_wait_for_one_that_went_away(run: Any, lab: Any) -> None:
+def test_results_wait_for_a_disconnected_client(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             engine = await it.engine()
@@ -316,7 +316,7 @@ def test_a_session_is_on_one_connection_at_a_time(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_a_good_bye_is_answered_with_one(run: Any, lab: Any) -> None:
+def test_a_bye_is_answered_with_a_normal_close(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await page.join()
@@ -327,7 +327,7 @@ def test_a_good_bye_is_answered_with_one(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_a_page_that_is_silent_but_there_stays(run: Any, lab: Any) -> None:
+def test_a_page_that_only_sends_pongs_stays_connected(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(heartbeat_s=0.1, missed_heartbeats=5) as it, it.bearer() as page:
             await page.join()
@@ -339,7 +339,7 @@ def test_a_page_that_is_silent_but_there_stays(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_at_the_end_everybody_is_told(run: Any, lab: Any) -> None:
+def test_a_shutdown_closes_every_connection_with_the_reason(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await page.join()
@@ -353,7 +353,7 @@ def test_at_the_end_everybody_is_told(run: Any, lab: Any) -> None:
 # ---- slow readers ---------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_reader_holds_up_nobody_and_finds_its_results_later(run: Any, lab: Any) -> None:
+def test_a_slow_reader_delays_no_other_client_and_gets_its_results_later(run: Any, lab: Any) -> None:
     count, size = 150, 100_000
 
     async def main() -> None:
@@ -400,7 +400,7 @@ def frame(text: str) -> bytes:
     return b"\x81" + length + bytes(4) + data
 
 
-def test_one_that_asks_and_does_not_read_is_closed(run: Any, lab: Any) -> None:
+def test_a_client_that_queries_and_does_not_read_is_closed(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(window_bytes=1 << 14) as it:
             async with it.bearer(message_queue_size=1) as page:
@@ -420,7 +420,7 @@ def test_one_that_asks_and_does_not_read_is_closed(run: Any, lab: Any) -> None:
 # ---- listening ------------------------------------------------------------------------------------------------------
 
 
-def test_the_connection_file_has_the_address(run: Any, lab: Any) -> None:
+def test_the_connection_file_contains_the_url(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             assert it.url == it.running.addresses["websocket"]
@@ -432,7 +432,7 @@ def test_the_connection_file_has_the_address(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_what_is_wrong_with_the_settings_says_so(run: Any, lab: Any) -> None:
+def test_invalid_settings_are_errors(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             port = int(it.url.rpartition(":")[2].strip("/"))
@@ -448,7 +448,7 @@ def test_what_is_wrong_with_the_settings_says_so(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_tls(run: Any, lab: Any) -> None:
+def test_the_front_serves_tls(run: Any, lab: Any) -> None:
     import ssl
 
     tls = Path(__file__).parents[1] / "transport" / "tls"
@@ -467,7 +467,7 @@ def test_tls(run: Any, lab: Any) -> None:
 # ---- what strangers and large messages may cost ---------------------------------------------------------------------
 
 
-def test_a_stranger_that_floods_is_closed_and_one_that_says_hello_is_not(run: Any, lab: Any) -> None:
+def test_an_unauthenticated_peer_that_floods_is_closed_and_others_are_served(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             stream = await trio.open_tcp_stream("127.0.0.1", int(it.url.rpartition(":")[2].strip("/")))
@@ -484,7 +484,7 @@ def test_a_stranger_that_floods_is_closed_and_one_that_says_hello_is_not(run: An
     run(main)
 
 
-def test_a_hello_has_a_limit_and_the_messages_behind_it_have_their_own(run: Any, lab: Any) -> None:
+def test_the_hello_has_a_smaller_size_limit_than_later_messages(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             await it.engine(eager=True)
@@ -499,7 +499,7 @@ def test_a_hello_has_a_limit_and_the_messages_behind_it_have_their_own(run: Any,
     run(main)
 
 
-def test_large_messages_are_taken_one_at_a_time_and_small_ones_pass(run: Any, lab: Any) -> None:
+def test_large_messages_are_decoded_one_at_a_time_and_small_ones_do_not_wait(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             await it.engine(eager=True)

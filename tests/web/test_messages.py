@@ -69,12 +69,12 @@ def as_json(end: TaskEnd, *frames: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("message", FROM_CLIENT, ids=lambda message: type(message).__name__)
-def test_what_a_client_says_in_either_format(message: Any) -> None:
+def test_messages_of_a_client_are_decoded_in_both_formats(message: Any) -> None:
     assert messages.decode(msgspec.json.encode(message).decode()) == (message, [])
     assert messages.decode(native.encode(message)) == (message, [])
 
 
-def test_what_a_page_would_write() -> None:
+def test_hand_written_json_is_decoded() -> None:
     text = '{"type": "submit", "tasks": [{"id": 1, "call": "math:hypot", "args": [3, 4.5], "kwargs": {}}], "new": 1}'
     assert messages.decode(text) == (Submit([Call(1, call="math:hypot", args=[3, 4.5], kwargs={})]), [])
 
@@ -117,14 +117,14 @@ def test_attached_buffers_become_frames() -> None:
         (native.encode(Welcome(1, "s", "i")), "unknown_type", "welcome"),
     ],
 )
-def test_what_cannot_be_read_says_why(data: Any, kind: str, says: str) -> None:
+def test_a_malformed_message_raises_with_the_reason(data: Any, kind: str, says: str) -> None:
     with pytest.raises(WireError, match=says) as caught:
         messages.decode(data)
     assert caught.value.kind == kind
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_what_is_taken_can_be_passed_on_from_a_deeper_stack(binary: bool) -> None:
+def test_a_decoded_message_can_be_encoded_in_a_deeper_stack(binary: bool) -> None:
     """Decoder and encoder use the stack; the scheduler encodes in the middle of a turn, where an error would end it."""
 
     def nested(levels: int) -> Any:
@@ -162,7 +162,7 @@ def test_what_is_taken_can_be_passed_on_from_a_deeper_stack(binary: bool) -> Non
 
 
 @given(PLAIN)
-def test_plain_data_comes_as_json(data: Any) -> None:
+def test_plain_data_is_converted_to_json(data: Any) -> None:
     result = as_json(value_of(data))
     assert result.get("value") == data
     assert result["codec"] == "msgpack"
@@ -179,7 +179,7 @@ def test_plain_data_comes_as_json(data: Any) -> None:
         (datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC), "2020-01-02T00:00:00Z"),
     ],
 )
-def test_the_conventions_of_javascript(data: Any, value: Any) -> None:
+def test_special_values_follow_javascript(data: Any, value: Any) -> None:
     assert as_json(value_of(data)).get("value") == value
 
 
@@ -195,20 +195,20 @@ def test_the_conventions_of_javascript(data: Any, value: Any) -> None:
     ],
     ids=["extension", "odd key", "large", "deep", "garbage", "empty"],
 )
-def test_what_json_cannot_say_stays_bytes(body: bytes) -> None:
+def test_results_that_json_cannot_represent_stay_bytes(body: bytes) -> None:
     result = as_json(TaskEnd(1, body=body, codec="msgpack"))
     assert base64.b64decode(result.get("body", "")) == body
     assert "value" not in result
 
 
-def test_a_pickled_result_comes_as_bytes() -> None:
+def test_a_pickled_result_is_sent_as_bytes() -> None:
     body, _ = payload.dumps({1, 2})
     result = as_json(TaskEnd(1, body=body))
     assert payload.loads(base64.b64decode(result["body"])) == {1, 2}
     assert "codec" not in result
 
 
-def test_a_large_body_travels_inside() -> None:
+def test_a_large_body_is_part_of_its_record() -> None:
     body = payload.dumps("x" * 100_000)[0]
     result = as_json(TaskEnd(1, frames=1), body)
     assert payload.loads(base64.b64decode(result["body"])) == "x" * 100_000
@@ -219,7 +219,7 @@ def test_a_large_body_travels_inside() -> None:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_buffers_travel_attached_each_to_its_own_record(binary: bool) -> None:
+def test_buffers_are_attached_to_their_own_record(binary: bool) -> None:
     ends = [TaskEnd(1, frames=2, body=b"1"), TaskEnd(2, body=b"2"), TaskEnd(3, frames=2), TaskEnd(4, frames=1)]
     frames = [b"a", memoryview(b"b"), bytearray(b"3"), b"c", b"4"]
     message = Results(7, ends, 9)
@@ -237,13 +237,13 @@ def test_buffers_travel_attached_each_to_its_own_record(binary: bool) -> None:
     assert [(end.body, end.frames) for end in ends] == [(b"1", 2), (b"2", 0), (b"", 2), (b"", 1)]
 
 
-def test_in_binary_plain_data_stays_msgpack() -> None:
+def test_plain_data_stays_msgpack_in_binary_messages() -> None:
     data = messages.encode(Results(1, [value_of([1, 2])]), (), binary=True)
     [end] = msgspec.msgpack.decode(data, type=Results).results
     assert (msgspec.msgpack.decode(end.body), end.value) == ([1, 2], None)
 
 
-def test_errors_come_in_words() -> None:
+def test_errors_have_name_message_and_traceback() -> None:
     error = native.RemoteError("ValueError", "no", "Traceback ...")
     result = as_json(TaskEnd(1, "error", body=b"pickle", error=error, reason="it failed"))
     assert result["error"] == {"name": "ValueError", "message": "no", "traceback": "Traceback ..."}
