@@ -1,4 +1,4 @@
-"""Connection files: what is written can be read by its owner alone, and every way to fail says what to do."""
+"""Connection files: only their owner can read them, and every error names the remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HERE = os.uname().nodename
 
 
 def pair(name: str = "alpha", **changes: Any) -> tuple[Connection, Connection]:
-    """A client's and an engine's connection to a scheduler that runs: this process."""
+    """Return a client's and an engine's connection to a running scheduler, which is this process."""
     common: dict[str, Any] = {
         "address": "tcp://127.0.0.1:1",
         "token": "secret",
@@ -31,8 +31,8 @@ def pair(name: str = "alpha", **changes: Any) -> tuple[Connection, Connection]:
     return Connection(name, "client", **common), Connection(name, "engine", **common)
 
 
-def gone() -> int:
-    """The number of a process that has ended."""
+def ended_pid() -> int:
+    """Return the id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-S", "-c", ""])
     process.wait()
     return process.pid
@@ -191,7 +191,7 @@ def test_several_schedulers_are_an_error_that_lists_them(runtime_dir: Path) -> N
 
 
 def test_a_stale_file_is_skipped_and_named(runtime_dir: Path) -> None:
-    path, _ = files.write_connection_files(*pair("dead", pid=gone()))
+    path, _ = files.write_connection_files(*pair("dead", pid=ended_pid()))
     with pytest.raises(NoSchedulerError, match=r"dead-client\.json is stale"):
         files.find(None, "client")
     with pytest.raises(NoSchedulerError, match="'dead' is gone"):
@@ -208,7 +208,7 @@ def test_a_file_without_its_local_socket_is_stale(runtime_dir: Path) -> None:
 
 
 def test_a_file_of_another_host_is_not_stale(runtime_dir: Path) -> None:
-    assert not files.is_stale(pair(host="elsewhere", pid=gone())[0])
+    assert not files.is_stale(pair(host="elsewhere", pid=ended_pid())[0])
 
 
 def test_a_file_open_to_others_is_skipped_and_named(runtime_dir: Path) -> None:
@@ -237,13 +237,13 @@ def test_files_of_a_successor_are_not_removed(runtime_dir: Path) -> None:
 
 def test_the_clients_file_is_searched_in_three_directories(runtime_dir: Path, tmp_path: Path) -> None:
     _, engine = pair()
-    copied = tmp_path / "copied.json"
+    copy = tmp_path / "copied.json"
     assert files.client_file_of(engine) == files.client_file_of(engine, "alpha") == runtime_dir / "alpha-client.json"
-    assert files.client_file_of(engine, copied) == files.client_file_of(engine, str(tmp_path))
-    assert files.client_file_of(engine, copied) == tmp_path / "alpha-client.json"  # as long as none is anywhere
+    assert files.client_file_of(engine, copy) == files.client_file_of(engine, str(tmp_path))
+    assert files.client_file_of(engine, copy) == tmp_path / "alpha-client.json"  # the first path, if no file exists
     local = pair(address=f"ipc://{tmp_path}/alpha.sock")[1]
     assert files.client_file_of(local) == tmp_path / "alpha-client.json"
     files.write_connection_files(*pair())
-    assert files.client_file_of(local, copied) == runtime_dir / "alpha-client.json"
+    assert files.client_file_of(local, copy) == runtime_dir / "alpha-client.json"
     (tmp_path / "alpha-client.json").touch()
-    assert files.client_file_of(local) == files.client_file_of(engine, copied) == tmp_path / "alpha-client.json"
+    assert files.client_file_of(local) == files.client_file_of(engine, copy) == tmp_path / "alpha-client.json"

@@ -1,4 +1,4 @@
-"""Limits of connections: how they are derived, and who gives way."""
+"""Connection limits: their derivation, and the connection that is closed at a limit."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ from trio_sched.transport.connection_limits import (
 )
 
 
-class Fake(TrackedConnection):
-    """A connection that remembers that it was closed."""
+class FakeConnection(TrackedConnection):
+    """A connection that records that it was closed."""
 
     def __init__(self, address: str = "", *, timed: bool = False) -> None:
         super().__init__(address)
-        self.closed = self.gone = False
+        self.closed = self.end_was_missed = False
         self.handshake_is_timed = timed
 
     def close(self) -> None:
         self.closed = True
 
     def is_open(self) -> bool:
-        return not self.gone
+        return not self.end_was_missed
 
 
 class Listener:
-    """Adds connections at times of its own."""
+    """A listener with its own clock."""
 
-    def __init__(self, most: int, per_address: int | None = None) -> None:
+    def __init__(self, max_connections: int, per_address: int | None = None) -> None:
         self.now = 100.0
         self.notes: Counter[str] = Counter()
-        bounds = ConnectionBounds(most, per_address or most, descriptors=1024, handshake_s=5.0)
+        bounds = ConnectionBounds(max_connections, per_address or max_connections, descriptors=1024, handshake_s=5.0)
         self.limits = ConnectionLimits(bounds, self.note, lambda: self.now)
 
     def note(self, kind: str, why: str) -> None:
         assert "at most" in why
         self.notes[kind] += 1
 
-    def accept(self, *addresses: str, timed: bool = False) -> list[Fake]:
-        accepted = [Fake(address, timed=timed) for address in addresses]
+    def accept(self, *addresses: str, timed: bool = False) -> list[FakeConnection]:
+        accepted = [FakeConnection(address, timed=timed) for address in addresses]
         for connection in accepted:
             assert self.limits.add(connection) is not connection.closed
         return accepted
 
 
-# ---- deriving -------------------------------------------------------------------------------------------------------
+# ---- derivation -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("descriptors", "asked", "most", "per_address"),
+    ("descriptors", "configured", "max_connections", "max_per_address"),
     [
         (1024, (0, 0), 512, 256),
         (20_000, (0, 0), 15_000, 7_500),
@@ -73,13 +73,13 @@ class Listener:
     ],
 )
 def test_bounds_are_derived_from_the_descriptor_limit(
-    descriptors: int, asked: tuple[int, int], most: int, per_address: int
+    descriptors: int, configured: tuple[int, int], max_connections: int, max_per_address: int
 ) -> None:
-    bounds = connection_bounds(descriptors, *asked)
-    assert (bounds.max_connections, bounds.max_per_address) == (most, per_address)
-    assert not bounds.is_short(most) or descriptors < 64
+    bounds = connection_bounds(descriptors, *configured)
+    assert (bounds.max_connections, bounds.max_per_address) == (max_connections, max_per_address)
+    assert not bounds.is_short(max_connections) or descriptors < 64
     assert bounds.is_short(descriptors)
-    assert most + bounds.burst <= descriptors or descriptors < 64
+    assert max_connections + bounds.burst <= descriptors or descriptors < 64
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_addresses_are_grouped_by_host_and_loopback_is_exempt(host: str, group: 
     assert address_group(host) == group
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
 def test_the_soft_descriptor_limit_is_raised_to_the_hard_one() -> None:
     script = """
 import resource
@@ -115,7 +115,7 @@ assert raise_descriptor_limit() == 300
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-# ---- deciding -------------------------------------------------------------------------------------------------------
+# ---- decisions ------------------------------------------------------------------------------------------------------
 
 
 def test_the_oldest_connection_that_is_not_established_is_closed() -> None:
@@ -131,19 +131,19 @@ def test_the_oldest_connection_that_is_not_established_is_closed() -> None:
 
 def test_new_connections_are_refused_when_all_are_established() -> None:
     listener = Listener(2)
-    taking_part = listener.accept("", "")
-    for connection in taking_part:
+    established = listener.accept("", "")
+    for connection in established:
         listener.limits.establish(connection)
     listener.now += 3600
     (newcomer,) = listener.accept("")
     assert newcomer.closed
-    assert not any(c.closed for c in taking_part)
+    assert not any(c.closed for c in established)
     assert listener.notes == {"connection_refused": 1}
     assert "2 connections of at most 2" in listener.limits.status()["refusing"]
     assert not listener.limits.admits_new_connections
     listener.now += REFUSING_S
     assert not listener.limits.status()["refusing"]
-    listener.limits.remove(taking_part[0])
+    listener.limits.remove(established[0])
     assert listener.limits.admits_new_connections
     assert not listener.accept("")[0].closed
 
@@ -185,10 +185,10 @@ def test_each_address_has_its_own_limit() -> None:
 
 def test_connections_whose_end_was_missed_are_forgotten_before_a_refusal() -> None:
     listener = Listener(2)
-    gone, there = listener.accept("192.0.2.1", "")
-    for connection in (gone, there):
+    ended, open_one = listener.accept("192.0.2.1", "")
+    for connection in (ended, open_one):
         listener.limits.establish(connection)
-    gone.gone = True
+    ended.end_was_missed = True
     listener.now += RECOUNT_S
     assert not listener.accept("")[0].closed
     assert not listener.notes

@@ -1,4 +1,4 @@
-"""CURVE and ZAP: who has a key of one of the two roles gets in, and nobody else."""
+"""CURVE and ZAP: only peers with a key of one of the two roles are admitted."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def test_both_roles_are_admitted(run: Any, secured: Any, role: str) -> None:
 
 def test_messages_of_an_unknown_key_do_not_arrive(run: Any, secured: Any) -> None:
     async def main() -> None:
-        stranger = curve.new_keys().roles["client"]
+        other = curve.new_keys().roles["client"]
         with secured.router() as router:
             right = secured.connection(router)
-            wrong = replace(right, public_key=stranger.public, secret_key=stranger.secret)
+            wrong = replace(right, public_key=other.public, secret_key=other.secret)
             async with anyio.create_task_group() as group:
                 group.start_soon(router.authenticate)
-                with ZmqSocket.dealer(wrong) as outsider, ZmqSocket.dealer(right) as insider:
-                    outsider.send([b"let me in"])
+                with ZmqSocket.dealer(wrong) as refused, ZmqSocket.dealer(right) as admitted:
+                    refused.send([b"hello"])
                     with anyio.fail_after(WAIT_S):
                         while not router.refused_key_count:
                             await anyio.lowlevel.checkpoint()
-                    insider.send([b"hello"])
+                    admitted.send([b"hello"])
                     with anyio.fail_after(WAIT_S):
                         assert [body for _, body in await router.receive()] == [b"hello"]
                 router.close()
@@ -82,7 +82,7 @@ def test_messages_of_an_unknown_key_do_not_arrive(run: Any, secured: Any) -> Non
 
 
 def _refused(socket: zmq.Socket[bytes], address: str) -> bool:
-    """Whether the handshake of `socket` with `address` fails (or breaks off)."""
+    """Whether the handshake of `socket` with `address` fails, or its connection is closed."""
     failed = (
         zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -119,7 +119,7 @@ def test_a_router_without_its_zap_handler_admits_no_connection(run: Any, secured
             dealer.send([b"hello"])
             assert router._authenticator is not None
             with anyio.fail_after(WAIT_S):
-                [[_, _, *request]] = await router._authenticator.receive()  # it asks, and nobody answers
+                [[_, _, *request]] = await router._authenticator.receive()  # the request is not answered
             assert request[5] == b"CURVE"
             assert router._option(zmq.EVENTS) & zmq.POLLIN == 0
 
@@ -130,13 +130,13 @@ def test_the_keys_of_one_scheduler_are_refused_by_another(run: Any, secured: Any
     async def main() -> None:
         other = curve.new_keys()
         with secured.router() as first, ZmqSocket.router("tcp://127.0.0.1:0", keys=other.for_server()) as second:
-            astray = replace(secured.connection(first), address=second.address, server_key=other.server.public)
+            wrong = replace(secured.connection(first), address=second.address, server_key=other.server.public)
             async with anyio.create_task_group() as group:
                 group.start_soon(first.authenticate)
                 group.start_soon(second.authenticate)
-                with ZmqSocket.dealer(astray) as dealer, ZmqSocket.dealer(secured.connection(first)) as welcome:
+                with ZmqSocket.dealer(wrong) as dealer, ZmqSocket.dealer(secured.connection(first)) as right:
                     dealer.send([b"hello"])
-                    welcome.send([b"hello"])
+                    right.send([b"hello"])
                     with anyio.fail_after(WAIT_S):
                         assert len(await first.receive()) == 1
                         while not second.refused_key_count:

@@ -1,4 +1,4 @@
-"""Which addresses are taken and which refused, and that no scheduler takes another's."""
+"""Accepted and refused addresses; no scheduler replaces the socket of another one."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_a_name_in_use_is_an_error(local: Any) -> None:
 def test_a_stale_socket_file_is_replaced(run: Any, local: Any) -> None:
     import socket
 
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(local.address.removeprefix("ipc://"))
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(local.address.removeprefix("ipc://"))
 
     async def main() -> None:
         with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:

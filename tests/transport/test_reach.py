@@ -1,4 +1,4 @@
-"""Whoever waits in vain for a scheduler is told which host is wrong, in what way, and where it came from."""
+"""The diagnosis of an unanswered address names the host, the cause and the source of the address."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMIT_S = 60
 
 @pytest.fixture(autouse=True)
 def _no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a name is unknown everywhere, but a name server may take its time to say so."""
+    """Fail the lookup of an unknown name at once, which a slow name server would delay."""
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *more: Any, **options: Any) -> Any:
@@ -42,13 +42,13 @@ def _no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of this machine at which nobody listens."""
+    """A port of this machine at which no process listens."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
 
 
-def to(address: str, role: Any = "client") -> Connection:
+def connection_to(address: str, role: Any = "client") -> Connection:
     keys = new_keys()
     pair = keys.roles[role]
     return Connection(
@@ -84,17 +84,17 @@ def test_a_slow_name_server_does_not_delay_the_diagnosis(monkeypatch: pytest.Mon
     answered.set()
 
 
-# ---- those who wait -------------------------------------------------------------------------------------------------
+# ---- reports of the diagnosis ---------------------------------------------------------------------------------------
 
 
 def test_a_client_reports_the_diagnosis() -> None:
     with pytest.raises(NoSchedulerError, match=f"did not answer within 0.01 s: {NOWHERE} .*{WHERE_FROM}"):
-        Client(to("tcp://nowhere.invalid:7077"), connect_timeout=0.01)
+        Client(connection_to("tcp://nowhere.invalid:7077"), connect_timeout=0.01)
 
 
 def test_an_async_client_reports_the_diagnosis() -> None:
     async def main() -> None:
-        async with open_client(to("tcp://nowhere.invalid:7077"), connect_timeout=0.01):
+        async with open_client(connection_to("tcp://nowhere.invalid:7077"), connect_timeout=0.01):
             raise AssertionError
 
     with pytest.raises(NoSchedulerError, match=f"did not answer within 0.01 s: {NOWHERE} .*{WHERE_FROM}"):
@@ -104,7 +104,7 @@ def test_an_async_client_reports_the_diagnosis() -> None:
 def test_a_command_reports_the_diagnosis(tmp_path: Path) -> None:
     path = tmp_path / "lab-client.json"
     path.touch(0o600)
-    path.write_text(to_json(to("tcp://nowhere.invalid:7077")))
+    path.write_text(to_json(connection_to("tcp://nowhere.invalid:7077")))
     with pytest.raises(NoSchedulerError, match=f"did not answer in 0.01 s: {NOWHERE} .*{WHERE_FROM}"):
         Conversation(path, timeout_s=0.01)
 
@@ -112,7 +112,7 @@ def test_a_command_reports_the_diagnosis(tmp_path: Path) -> None:
 def test_engines_report_the_diagnosis() -> None:
     async def main() -> None:
         with trio.fail_after(LIMIT_S):
-            await run_nanny(to("tcp://nowhere.invalid:7077", "engine"), workers=1, start_timeout_s=0.01)
+            await run_nanny(connection_to("tcp://nowhere.invalid:7077", "engine"), workers=1, start_timeout_s=0.01)
 
     with pytest.raises(NoSchedulerError, match=f"did not answer within 0.01 s: {NOWHERE} .*{WHERE_FROM}"):
         trio.run(main)

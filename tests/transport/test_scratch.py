@@ -1,4 +1,4 @@
-"""Scratch directories: gone when their owner is, whatever it died of; those in use and those of others stay."""
+"""Scratch directories: removed when their owner has ended for any reason; other directories are kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def left_by_a_killed_process(temporary: Path) -> Path:
+def abandoned_directory(temporary: Path) -> Path:
     code = "import os, sys; from trio_sched.transport.scratch import *; d = ScratchDirectory(sys.argv[1])\n"
     code += "(d.path / 'inside').mkdir(); print(d.path, flush=True); os.kill(os.getpid(), 9)"
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -42,7 +42,7 @@ def test_a_scratch_directory_is_private_and_removed_at_the_end(temporary: Path) 
 
 
 def test_the_directory_of_a_killed_process_is_removed_by_the_next_one(temporary: Path) -> None:
-    left = left_by_a_killed_process(temporary)
+    left = abandoned_directory(temporary)
     assert (left / "inside").is_dir()
     with ScratchDirectory(PREFIX) as scratch:
         assert list(temporary.iterdir()) == [scratch.path]
@@ -61,7 +61,7 @@ def test_an_inherited_lock_keeps_the_directory(temporary: Path) -> None:
 
 
 def test_links_unlocked_and_shared_directories_are_kept(temporary: Path) -> None:
-    left = left_by_a_killed_process(temporary)
+    left = abandoned_directory(temporary)
     link, unlocked, shared = (temporary / f"{PREFIX}{name}" for name in ("link", "unlocked", "shared"))
     kept = temporary / "elsewhere"
     left.rename(kept)
@@ -77,7 +77,7 @@ def test_links_unlocked_and_shared_directories_are_kept(temporary: Path) -> None
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a directory of another user")
 def test_directories_of_other_users_are_kept(temporary: Path) -> None:
-    left = left_by_a_killed_process(temporary)
+    left = abandoned_directory(temporary)
     os.chown(left, 12345, 12345)
     sweep(PREFIX)
     assert (left / "inside").is_dir()

@@ -1,4 +1,4 @@
-"""WebSockets over real sockets: who may connect, what one peer may cost, and that no peer can hurt another."""
+"""The WebSocket server over real sockets: handshakes, limits of a peer, and isolation of failures."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from trio_sched.transport.websocket_meter import FrameMeter, MeteredStream, Part
 
 WAIT_S = 30.0
 TLS = Path(__file__).parent / "tls"
+#: More than the buffers of two sockets hold.
 BIG = "x" * 50_000_000
-"""More than the buffers of two sockets hold."""
 REQUEST = (
     b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
@@ -36,8 +36,8 @@ REQUEST = (
 )
 
 
-class Serving:
-    """A server for one test: its address, and what it noted."""
+class Served:
+    """A server for one test: its address, and the events that it counted."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -54,7 +54,7 @@ class Serving:
         self.notes.append((kind, why))
 
     async def noted(self, kind: str) -> str:
-        """Wait until something of this kind was noted; why."""
+        """Wait for an event of this kind, and return its reason."""
         while True:
             for known, why in self.notes:
                 if known == kind:
@@ -76,8 +76,8 @@ async def serving(
     admitted: bool = True,
     rates: dict[str, Any] | None = None,
     **limits: Any,
-) -> AsyncIterator[Serving]:
-    """`admitted`: every peer is, from its first byte."""
+) -> AsyncIterator[Served]:
+    """Run a server. `admitted`: every peer is authenticated from its first message on."""
     chosen = Limits(
         **{"window_bytes": 1 << 20, "rates": Rates(**{"message_bytes": 1 << 20, **(rates or {})}), **limits}
     )
@@ -88,7 +88,7 @@ async def serving(
         await handle(peer)
 
     listeners, url = await websocket.listen("127.0.0.1", 0, tls)
-    server = Serving(url)
+    server = Served(url)
     with trio.fail_after(WAIT_S):
         async with trio.open_nursery() as nursery:
             serve = partial(websocket.serve, connections=connections)
@@ -99,7 +99,7 @@ async def serving(
 
 @asynccontextmanager
 async def connected(url: str, **options: Any) -> AsyncIterator[WebSocketConnection]:
-    """A client. Its library leaves the socket open when the server closes first."""
+    """Connect a client, and close its socket, which its library leaves open when the server closes first."""
     async with open_websocket_url(url, **options) as client:
         try:
             yield client
@@ -109,20 +109,20 @@ async def connected(url: str, **options: Any) -> AsyncIterator[WebSocketConnecti
             await trio.aclose_forcefully(client._stream)
 
 
-async def shaken(server: Serving) -> trio.SocketStream:
-    """A client without a library, after its handshake."""
+async def after_handshake(server: Served) -> trio.SocketStream:
+    """Connect a client without a library, and complete its handshake."""
     stream = await trio.open_tcp_stream("127.0.0.1", server.port)
     await stream.send_all(REQUEST)
     answer = b""
     while not answer.endswith(b"\r\n\r\n"):
         answer += await stream.receive_some(1)
     assert answer.startswith(b"HTTP/1.1 101")
-    assert b"deflate" not in answer, "a few bytes could become gigabytes"
+    assert b"deflate" not in answer, "compression would allow a few bytes to become gigabytes"
     return stream
 
 
 async def read_to_the_end(stream: trio.SocketStream) -> bytes:
-    """Until the server closes, or resets because it did not read everything; what it said."""
+    """Read until the server closes the connection, or resets it because of unread bytes. Return the bytes."""
     received = b""
     try:
         while data := await stream.receive_some():
@@ -133,15 +133,15 @@ async def read_to_the_end(stream: trio.SocketStream) -> bytes:
     return received
 
 
-async def answers(server: Serving, **options: Any) -> None:
-    """The server is there for others."""
+async def check_served(server: Served, **options: Any) -> None:
+    """Check that the server serves another client."""
     async with connected(server.url, **options) as client:
-        await client.send_message("still there?")
-        assert await client.get_message() == "still there?"
+        await client.send_message("hello")
+        assert await client.get_message() == "hello"
 
 
 async def until_closed(client: WebSocketConnection) -> tuple[int, str | None]:
-    """Read until the server closes; its code and reason."""
+    """Read until the server closes the connection. Return its code and reason."""
     try:
         while True:
             await client.get_message()
@@ -155,7 +155,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     trio.run(main)
 
 
-# ---- talking --------------------------------------------------------------------------------------------------------
+# ---- messages -------------------------------------------------------------------------------------------------------
 
 
 def test_text_and_binary_messages_are_echoed() -> None:
@@ -185,23 +185,23 @@ def test_queued_messages_arrive_before_the_close() -> None:
 
 
 def test_the_close_reason_of_the_peer_is_kept() -> None:
-    said, told = trio.open_memory_channel[str](1)
+    send_reason, reasons = trio.open_memory_channel[str](1)
 
     async def listen(peer: WebSocketPeer) -> None:
         async for _ in peer:
             pass
-        said.send_nowait(peer.closed_because)
+        send_reason.send_nowait(peer.closed_because)
 
     async def main() -> None:
         async with serving(listen) as server:
             async with connected(server.url) as client:
                 await client.aclose(4001, "had enough")
-            assert await told.receive() == "4001 had enough"
+            assert await reasons.receive() == "4001 had enough"
 
     run(main)
 
 
-# ---- who may connect ------------------------------------------------------------------------------------------------
+# ---- handshakes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_handshake_has_path_origin_and_token(
             assert server.handshakes == [expected]
             assert "secret" not in repr(server.handshakes)
 
-    async def answers_at(server: Serving, path: str, headers: list[tuple[bytes, bytes]]) -> None:
+    async def answers_at(server: Served, path: str, headers: list[tuple[bytes, bytes]]) -> None:
         async with connected(server.url.rstrip("/") + path, extra_headers=headers):
             pass
 
@@ -243,16 +243,16 @@ def test_a_refusal_is_an_http_response_with_the_reason() -> None:
             assert answer.endswith(b"\r\n\r\nnot you\n")
             assert await server.noted("refused") == "not you"
             server.refusal = None
-            await answers(server)
+            await check_served(server)
 
     run(main)
 
 
-# ---- how many may connect in a second -------------------------------------------------------------------------------
+# ---- the rate of handshakes -----------------------------------------------------------------------------------------
 
 
+#: Permits one handshake, and the next one after several seconds.
 ONE_HANDSHAKE: dict[str, Any] = {"handshakes_per_s": 1 / websocket.HANDSHAKE_BURST_S}
-"""And none more for seconds."""
 
 
 def test_connections_without_a_request_take_no_turn() -> None:
@@ -261,7 +261,7 @@ def test_connections_without_a_request_take_no_turn() -> None:
             for _ in range(50):
                 await (await trio.open_tcp_stream("127.0.0.1", server.port)).aclose()
             silent = [await trio.open_tcp_stream("127.0.0.1", server.port) for _ in range(50)]
-            await answers(server)
+            await check_served(server)
             for stream in silent:
                 await trio.aclose_forcefully(stream)
             assert server.notes == []
@@ -272,7 +272,7 @@ def test_connections_without_a_request_take_no_turn() -> None:
 def test_peers_with_a_token_do_not_wait_for_peers_without_one() -> None:
     async def main() -> None:
         async with serving(handshake_s=20.0, **ONE_HANDSHAKE) as server:
-            await answers(server)
+            await check_served(server)
             waiting = [await trio.open_tcp_stream("127.0.0.1", server.port) for _ in range(6)]
             for stream in waiting:
                 await stream.send_all(REQUEST)
@@ -287,8 +287,8 @@ def test_peers_with_a_token_do_not_wait_for_peers_without_one() -> None:
 
 def test_in_a_full_queue_the_oldest_handshake_is_refused() -> None:
     async def main() -> None:
-        async with serving(handshake_s=4.0, **ONE_HANDSHAKE) as server:  # one may wait
-            await answers(server)
+        async with serving(handshake_s=4.0, **ONE_HANDSHAKE) as server:  # one request may wait
+            await check_served(server)
             oldest = await trio.open_tcp_stream("127.0.0.1", server.port)
             await oldest.send_all(REQUEST)
             newest = await trio.open_tcp_stream("127.0.0.1", server.port)
@@ -300,7 +300,7 @@ def test_in_a_full_queue_the_oldest_handshake_is_refused() -> None:
     run(main)
 
 
-@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="the system does not tell")
+@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="the system does not report it")
 def test_a_close_by_the_peer_is_detected_behind_unread_bytes() -> None:
     async def main() -> None:
         here, there = trio.socket.socketpair()
@@ -321,7 +321,7 @@ def test_a_close_by_the_peer_is_detected_behind_unread_bytes() -> None:
     run(main)
 
 
-# ---- what one may cost ----------------------------------------------------------------------------------------------
+# ---- limits of a peer -----------------------------------------------------------------------------------------------
 
 
 def test_a_message_that_is_too_large_closes_the_connection_with_the_reason() -> None:
@@ -335,7 +335,7 @@ def test_a_message_that_is_too_large_closes_the_connection_with_the_reason() -> 
                 assert code == websocket.TOO_LARGE
                 assert "1000 bytes" in (reason or "")
             assert "1000 bytes" in await server.noted("too_large")
-            await answers(server)
+            await check_served(server)
 
     run(main)
 
@@ -387,7 +387,7 @@ def test_a_peer_that_does_not_read_is_disconnected() -> None:
 
     async def main() -> None:
         async with serving(talk, stall_s=0.2) as server:
-            stream = await shaken(server)
+            stream = await after_handshake(server)
             assert "nothing in 0.2 s" in await server.noted("slow_reader")
             await stream.aclose()
             assert [kind for kind, _ in server.notes] == ["slow_reader"]
@@ -396,10 +396,10 @@ def test_a_peer_that_does_not_read_is_disconnected() -> None:
 
 
 def test_bytes_that_the_peer_reads_are_activity() -> None:
-    signs: list[float] = []
+    active_at: list[float] = []
 
     async def talk(peer: WebSocketPeer) -> None:
-        peer.on_life(lambda: signs.append(trio.current_time()))
+        peer.on_life(lambda: active_at.append(trio.current_time()))
         peer.send(BIG)
         async for _ in peer:
             pass
@@ -410,37 +410,37 @@ def test_bytes_that_the_peer_reads_are_activity() -> None:
             connected(server.url, max_message_size=1 << 30) as client,
         ):
             assert len(await client.get_message()) == len(BIG)
-        assert signs
+        assert active_at
 
     run(main)
 
 
 def test_bytes_that_only_the_kernel_takes_are_not_activity() -> None:
-    signs: list[float] = []
+    active_at: list[float] = []
 
     async def talk(peer: WebSocketPeer) -> None:
-        peer.on_life(lambda: signs.append(trio.current_time()))
+        peer.on_life(lambda: active_at.append(trio.current_time()))
         peer.send("x" * 1000)
         async for _ in peer:
             pass
 
     async def main() -> None:
         async with serving(talk, ping_s=0.01) as server:
-            stream = await shaken(server)
+            stream = await after_handshake(server)
             received = b""
-            while b"\x89\x04" not in received:  # a ping, which is not answered
+            while b"\x89\x04" not in received:  # a ping, which the client does not answer
                 received += await stream.receive_some()
             await stream.aclose()
-        assert signs == []
+        assert active_at == []
 
     run(main)
 
 
 def test_pongs_are_activity() -> None:
     async def talk(peer: WebSocketPeer) -> None:
-        alive = trio.Event()
-        peer.on_life(alive.set)
-        await alive.wait()
+        active = trio.Event()
+        peer.on_life(active.set)
+        await active.wait()
         peer.send("alive")
 
     async def main() -> None:
@@ -456,13 +456,13 @@ def test_a_close_that_the_peer_does_not_answer_has_a_deadline() -> None:
 
     async def main() -> None:
         async with serving(talk, close_s=0.1) as server:
-            stream = await shaken(server)
+            stream = await after_handshake(server)
             assert (await read_to_the_end(stream)).endswith(b"bye")
 
     run(main)
 
 
-# ---- what goes wrong on one ends there ------------------------------------------------------------------------------
+# ---- isolation of failures ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ def test_an_invalid_handshake_ends_only_its_own_connection(garbage: bytes) -> No
             with suppress(trio.BrokenResourceError):
                 await stream.send_all(garbage)
             await read_to_the_end(stream)
-            await answers(server)
+            await check_served(server)
 
     run(main)
 
@@ -485,18 +485,18 @@ def test_an_invalid_handshake_ends_only_its_own_connection(garbage: bytes) -> No
     [
         (b"\x81\x05hello", 1002),  # not masked, as a client's frames must be
         (b"\x81\x82\0\0\0\0\xff\xff", 1007),  # text that is not UTF-8
-        (b"\x83\x80\0\0\0\0", 1002),  # no such kind of frame
-        (b"\xc1\x80\0\0\0\0", 1002),  # compressed, which was not agreed
+        (b"\x83\x80\0\0\0\0", 1002),  # a frame of an undefined type
+        (b"\xc1\x80\0\0\0\0", 1002),  # compressed, without the extension
     ],
 )
 def test_a_broken_frame_ends_only_its_own_connection(frame: bytes, code: int) -> None:
     async def main() -> None:
         async with serving(close_s=0.2) as server:
-            stream = await shaken(server)
+            stream = await after_handshake(server)
             await stream.send_all(frame)
             await read_to_the_end(stream)
             assert (await server.noted("malformed")).startswith(str(code))
-            await answers(server)
+            await check_served(server)
 
     run(main)
 
@@ -514,7 +514,7 @@ def test_a_handler_that_fails_ends_its_own_connection() -> None:
     async def fail(peer: WebSocketPeer) -> None:
         async for data in peer:
             if data == "fail":
-                raise ValueError("as it was told")
+                raise ValueError("the handler failed")
             peer.send(data)
 
     async def main() -> None:
@@ -522,8 +522,8 @@ def test_a_handler_that_fails_ends_its_own_connection() -> None:
             async with connected(server.url) as client:
                 await client.send_message("fail")
                 await until_closed(client)
-            assert "as it was told" in await server.noted("websocket_failure")
-            await answers(server)
+            assert "the handler failed" in await server.noted("websocket_failure")
+            await check_served(server)
 
     run(main)
 
@@ -537,7 +537,7 @@ def test_tls_connections_are_served() -> None:
         async with serving(tls=tls, handshake_s=0.5) as server:
             assert server.url.startswith("wss://127.0.0.1:")
             trusting = ssl.create_default_context(cafile=str(TLS / "localhost.crt"))
-            await answers(server, ssl_context=trusting)
+            await check_served(server, ssl_context=trusting)
             untrusting = await trio.open_ssl_over_tcp_stream("127.0.0.1", server.port)
             with pytest.raises(trio.BrokenResourceError):
                 await untrusting.do_handshake()
@@ -545,13 +545,13 @@ def test_tls_connections_are_served() -> None:
             stream = await trio.open_tcp_stream("127.0.0.1", server.port)
             await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
             await read_to_the_end(stream)
-            await answers(server, ssl_context=trusting)
+            await check_served(server, ssl_context=trusting)
 
     run(main)
 
 
 @pytest.mark.parametrize(
-    ("certificate", "key", "says"),
+    ("certificate", "key", "message"),
     [
         ("localhost.crt", "", "websocket_key is not set"),
         ("", "localhost.key", "websocket_certificate is not set"),
@@ -559,9 +559,9 @@ def test_tls_connections_are_served() -> None:
         ("localhost.key", "localhost.crt", "cannot be used"),
     ],
 )
-def test_an_unusable_certificate_is_an_error(certificate: str, key: str, says: str) -> None:
+def test_an_unusable_certificate_is_an_error(certificate: str, key: str, message: str) -> None:
     paths = [str(TLS / name) if name else "" for name in (certificate, key)]
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         websocket.tls_context(*paths)
 
 
@@ -599,7 +599,7 @@ def test_a_name_with_several_addresses_has_one_port() -> None:
 
 
 async def until_open(limits: ConnectionLimits, count: int) -> None:
-    """Wait until so many connections are counted."""
+    """Wait until `count` connections are counted."""
     while True:
         if limits.open_count == count:
             return
@@ -621,8 +621,8 @@ def test_silent_connections_are_closed_in_favor_of_new_ones_and_those_with_a_tok
                 async with connected(server.url + "?token=shown") as other:
                     assert await read_to_the_end(silent[0]) == b""
                     for client in (page, other):
-                        await client.send_message("still there?")
-                        assert await client.get_message() == "still there?"
+                        await client.send_message("hello")
+                        assert await client.get_message() == "hello"
                 for stream in silent[1:]:
                     await stream.aclose()
             assert notes == ["connection_refused", "silent_connection_closed"]
@@ -645,7 +645,7 @@ def test_a_listener_continues_after_a_lack_of_descriptors(monkeypatch: pytest.Mo
 
     async def main() -> None:
         async with serving() as server:
-            await answers(server)
+            await check_served(server)
             assert [kind for kind, _ in server.notes].count("no_descriptors") == 2
 
     trio.run(main)

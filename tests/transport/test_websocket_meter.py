@@ -1,4 +1,4 @@
-"""What one WebSocket connection may make the scheduler read."""
+"""The limits on what one WebSocket connection makes the scheduler read."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class Peer:
         self.asked.append(max_bytes)
         return self.pieces.pop(0) if self.pieces else b""
 
-    async def reads_all(self) -> list[bytes]:
+    async def read_all(self) -> list[bytes]:
         parts = []
         while part := await self.meter.read(1 << 16):
             parts.append(bytes(part))
         return parts
 
     async def is_stuck(self) -> bool:
-        """Whether it reads nothing more."""
+        """Whether nothing more is read within a long time."""
         with trio.move_on_after(1000) as scope:
             await self.meter.read(1 << 16)
         return scope.cancelled_caught
@@ -120,7 +120,7 @@ def test_a_token_bucket_permits_a_burst_and_then_a_rate() -> None:
     assert budget.take(50.0, 100.0) == 0.0
 
 
-# ---- before a peer is admitted --------------------------------------------------------------------------------------
+# ---- before authentication ------------------------------------------------------------------------------------------
 
 
 def test_bytes_behind_the_request_are_not_passed_with_it() -> None:
@@ -143,7 +143,7 @@ def test_one_message_is_read_before_authentication_and_the_others_wait() -> None
         assert await peer.meter.read(1 << 16) == frame(20)
         assert await peer.is_stuck()
         peer.meter.mark_authenticated()
-        assert b"".join(await peer.reads_all()) == frame(30) + frame(40)
+        assert b"".join(await peer.read_all()) == frame(30) + frame(40)
         assert not peer.refused
         assert max(size or 0 for size in peer.asked[:2]) <= 4096
 
@@ -166,7 +166,7 @@ def test_an_unauthenticated_peer_that_sends_too_much_is_refused_and_not_read(
     async def main() -> None:
         peer = Peer(REQUEST, *pieces)
         with trio.move_on_after(1000) as scope:
-            await peer.reads_all()
+            await peer.read_all()
         assert scope.cancelled_caught
         assert [refused for refused, _ in peer.refused] == [too_large]
         assert await peer.is_stuck()
@@ -180,16 +180,16 @@ def test_an_endless_request_is_refused() -> None:
         for piece in (b"X" * 1000, b"X"):
             peer = Peer(*[piece] * 100_000)
             with pytest.raises(trio.BrokenResourceError):
-                await peer.reads_all()
+                await peer.read_all()
             assert len(piece) * len(peer.asked) <= HANDSHAKE_BYTES + 4096
 
     run_virtual(main)
 
 
-# ---- afterwards -----------------------------------------------------------------------------------------------------
+# ---- after authentication -------------------------------------------------------------------------------------------
 
 
-async def admitted(*pieces: bytes, **options: Any) -> Peer:
+async def authenticated(*pieces: bytes, **options: Any) -> Peer:
     peer = Peer(REQUEST, *pieces, **options)
     await peer.meter.read(1 << 16)
     peer.meter.mark_authenticated()
@@ -198,22 +198,22 @@ async def admitted(*pieces: bytes, **options: Any) -> Peer:
 
 def test_frames_are_passed_a_few_at_a_time_at_a_rate() -> None:
     async def main() -> None:
-        peer = await admitted(FRAGMENT * 10_000, frames_per_s=1000.0)
-        began = trio.current_time()
-        parts = await peer.reads_all()
+        peer = await authenticated(FRAGMENT * 10_000, frames_per_s=1000.0)
+        started = trio.current_time()
+        parts = await peer.read_all()
         assert max(map(len, parts)) == FRAMES_AT_ONCE * len(FRAGMENT)
         assert b"".join(parts) == FRAGMENT * 10_000
-        assert trio.current_time() - began == pytest.approx(10.0 - 0.1)
+        assert trio.current_time() - started == pytest.approx(10.0 - 0.1)
 
     run_virtual(main)
 
 
 def test_bytes_are_read_at_a_rate() -> None:
     async def main() -> None:
-        peer = await admitted(*[frame(50_000)] * 100, bytes_per_s=1e6)
-        began = trio.current_time()
-        await peer.reads_all()
-        assert trio.current_time() - began == pytest.approx(4.9, abs=0.1)
+        peer = await authenticated(*[frame(50_000)] * 100, bytes_per_s=1e6)
+        started = trio.current_time()
+        await peer.read_all()
+        assert trio.current_time() - started == pytest.approx(4.9, abs=0.1)
         assert not peer.refused
 
     run_virtual(main)
@@ -221,10 +221,10 @@ def test_bytes_are_read_at_a_rate() -> None:
 
 def test_a_message_that_is_too_large_is_refused_at_its_header_and_discarded() -> None:
     async def main() -> None:
-        peer = await admitted(frame(10), frame(2 << 20)[:1000], *[bytes(60_000)] * 30)
-        assert await peer.reads_all() == [frame(10)]
+        peer = await authenticated(frame(10), frame(2 << 20)[:1000], *[bytes(60_000)] * 30)
+        assert await peer.read_all() == [frame(10)]
         assert peer.refused == [(True, f"a message has at most {1 << 20} bytes")]
-        assert not peer.pieces, "it must be able to finish, or it would not read why"
+        assert not peer.pieces, "the peer must be able to finish its message, so that it reads the close frame"
 
     run_virtual(main)
 
@@ -238,23 +238,23 @@ def test_many_large_messages_wait_for_each_other_and_all_are_completed(pause_s: 
     async def main() -> None:
         limit, size, count = 2_000_000, 900_000, 20
         partial_messages = PartialMessages(limit, stall_s=10.0)
-        most = 0
-        ended: list[Peer] = []
+        peak = 0
+        completed: list[Peer] = []
 
         async def upload(peer: Peer) -> None:
-            nonlocal most
+            nonlocal peak
             while await peer.meter.read(1 << 16):
-                most = max(most, partial_messages._bytes)
+                peak = max(peak, partial_messages._bytes)
                 await trio.sleep(pause_s)
-            ended.append(peer)
+            completed.append(peer)
 
-        peers = [await admitted(*pieces_of(frame(size)), partial_messages=partial_messages) for _ in range(count)]
+        peers = [await authenticated(*pieces_of(frame(size)), partial_messages=partial_messages) for _ in range(count)]
         async with trio.open_nursery() as nursery:
             for peer in peers:
                 nursery.start_soon(upload, peer)
-        assert len(ended) == count
+        assert len(completed) == count
         assert [peer.refused for peer in peers] == [[]] * count
-        assert limit / 2 < most <= limit + size + count * SMALL_BYTES
+        assert limit / 2 < peak <= limit + size + count * SMALL_BYTES
         assert not partial_messages._bytes
         assert not partial_messages._held
 
@@ -262,7 +262,7 @@ def test_many_large_messages_wait_for_each_other_and_all_are_completed(pause_s: 
 
 
 class StallingPeer(Peer):
-    """Sends its pieces and then nothing more."""
+    """A peer that sends its pieces and then nothing more."""
 
     async def _receive(self, max_bytes: int | None) -> bytes:
         if not self.pieces:
@@ -271,7 +271,7 @@ class StallingPeer(Peer):
 
 
 async def stalling(partial_messages: PartialMessages, size: int) -> StallingPeer:
-    """Admitted; has sent `size` bytes of a message."""
+    """Return an authenticated peer that sends `size` bytes of a message."""
     peer = StallingPeer(REQUEST, *pieces_of(frame(1 << 20)[:size]), partial_messages=partial_messages)
     await peer.meter.read(1 << 16)
     peer.meter.mark_authenticated()
@@ -284,13 +284,13 @@ def test_stalled_connections_are_closed_only_while_others_wait_and_only_as_many_
         stalled = [await stalling(partial_messages, 600_000) for _ in range(3)]
         async with trio.open_nursery() as nursery:
             for peer in stalled:
-                nursery.start_soon(peer.reads_all)
+                nursery.start_soon(peer.read_all)
             await trio.sleep(1000)
-            assert not any(peer.refused for peer in stalled), "nobody waits"
-            honest = await admitted(*pieces_of(frame(300_000)), partial_messages=partial_messages)
-            began = trio.current_time()
-            assert sum(map(len, await honest.reads_all())) == len(frame(300_000))
-            assert trio.current_time() - began < 2
+            assert not any(peer.refused for peer in stalled), "no other connection waits"
+            honest = await authenticated(*pieces_of(frame(300_000)), partial_messages=partial_messages)
+            started = trio.current_time()
+            assert sum(map(len, await honest.read_all())) == len(frame(300_000))
+            assert trio.current_time() - started < 2
             assert sorted(len(peer.refused) for peer in stalled) == [0, 0, 1]
             assert "grew by less than 65536 bytes in 10 s" in next(
                 peer.refused[0][1] for peer in stalled if peer.refused
@@ -305,10 +305,10 @@ def test_a_connection_that_waits_for_a_reservation_is_active() -> None:
         partial_messages = PartialMessages(500_000, stall_s=100.0)
         stalled = await stalling(partial_messages, 480_000)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(stalled.reads_all)
+            nursery.start_soon(stalled.read_all)
             await trio.testing.wait_all_tasks_blocked()
-            waiting = await admitted(*pieces_of(frame(300_000)), partial_messages=partial_messages)
-            nursery.start_soon(waiting.reads_all)
+            waiting = await authenticated(*pieces_of(frame(300_000)), partial_messages=partial_messages)
+            nursery.start_soon(waiting.read_all)
             await trio.sleep(50)
             assert waiting.pieces
             assert 40 < len(waiting.active_at) < 60
@@ -323,13 +323,13 @@ def test_a_connection_that_waits_for_a_reservation_is_active() -> None:
 def test_a_stopped_connection_holds_no_memory_when_more_bytes_arrive() -> None:
     async def main() -> None:
         partial_messages = PartialMessages(1_000_000)
-        peer = await admitted(*pieces_of(frame(1 << 20)), partial_messages=partial_messages)
+        peer = await authenticated(*pieces_of(frame(1 << 20)), partial_messages=partial_messages)
         await peer.meter.read(1 << 16)
         await peer.meter.read(1 << 16)
         peer.meter.stop("enough")
         partial_messages.hold(peer.meter, 0)
         assert await peer.meter.read(1 << 16) == b""
         assert partial_messages._bytes == 0
-        assert not peer.pieces, "it must be able to finish, or it would not read why"
+        assert not peer.pieces, "the peer must be able to finish its message, so that it reads the close frame"
 
     run_virtual(main)

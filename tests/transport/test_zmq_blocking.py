@@ -1,4 +1,4 @@
-"""BlockingDealer: its owner sleeps until there is something to do, others wake it, and it costs little to import."""
+"""BlockingDealer: the owner waits for messages, other threads wake it, and its import is cheap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAIT_S = 10.0
 
 @pytest.fixture(params=["eventfd", "socketpair"])
 def wakeup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to wake."""
+    """Run with both kinds of wake-up descriptor."""
     if request.param == "socketpair":
         monkeypatch.setattr(zmq_blocking.sys, "platform", "darwin")
 
@@ -64,9 +64,9 @@ def test_messages_are_sent_and_received(endpoint: Any) -> None:
 
 def test_a_wait_times_out(local: Any) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
-        began = time.monotonic()
+        started = time.monotonic()
         assert dealer.wait(0.02) is False
-        assert 0.02 <= time.monotonic() - began < WAIT_S
+        assert 0.02 <= time.monotonic() - started < WAIT_S
         assert dealer.wait(0.0) is False
         assert dealer.wait(-1.0) is False
         assert dealer.receive(0.001) is None
@@ -104,7 +104,7 @@ def test_a_wake_makes_a_system_call_only_while_the_owner_waits(local: Any, monke
         assert dealer.wait(0.0) is True
         dealer.wake()
         assert calls == []
-        dealer._is_waiting = True  # as the others see it while the owner sleeps, and until it has got up
+        dealer._is_waiting = True  # the state while the owner waits, and until it runs again
         dealer.wake()
         dealer.wake()
         assert calls == [1]
@@ -112,7 +112,7 @@ def test_a_wake_makes_a_system_call_only_while_the_owner_waits(local: Any, monke
 
 @pytest.mark.usefixtures("wakeup")
 def test_no_wake_is_lost(local: Any) -> None:
-    """Several threads hand over numbers, waking the owner each time; it must never sleep on one."""
+    """Several threads pass numbers and wake the owner each time. It must not wait while a number is in the inbox."""
     inbox: list[int] = []
     each, threads = 3_000, 3
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
@@ -144,7 +144,7 @@ def test_a_wake_after_the_close_has_no_effect(local: Any) -> None:
         descriptor = dealer._wakeup.descriptor
         dealer.close()
         dealer.close()
-        dealer._is_waiting = True  # as a thread sees it that looked just before the close
+        dealer._is_waiting = True  # the state that a thread has read just before the close
         dealer.wake()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
@@ -160,7 +160,7 @@ def test_closed_dealers_leave_no_descriptors(local: Any) -> None:
         for _ in range(5):
             with BlockingDealer(connection) as dealer:
                 dealer.wait(0.0)
-        until = time.monotonic() + WAIT_S  # the router's ends are closed by a thread of libzmq, when it gets to it
+        until = time.monotonic() + WAIT_S  # a thread of libzmq closes the ends of the router, at some time
         while descriptors() > before and time.monotonic() < until:
             threading.Event().wait(0.01)
         assert descriptors() <= before

@@ -1,4 +1,4 @@
-"""ZmqSocket with real sockets: what is sent arrives, once and in order; a reader always wakes; closing is safe."""
+"""ZmqSocket with real sockets: messages arrive once and in order, a reader always wakes, and closing is safe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAIT_S = 10.0
 
 
 async def receive(socket: ZmqSocket, count: int = 1) -> list[list[Any]]:
-    """At least `count` messages."""
+    """Receive at least `count` messages."""
     messages: list[list[Any]] = []
     with anyio.fail_after(WAIT_S):
         while len(messages) < count:
@@ -26,23 +26,23 @@ async def receive(socket: ZmqSocket, count: int = 1) -> list[list[Any]]:
 
 
 async def until_waiting(socket: ZmqSocket) -> None:
-    """Until the reader of `socket` has gone to sleep."""
+    """Wait until the reader of `socket` waits."""
     with anyio.fail_after(WAIT_S):
         while socket._wait_scope is None:
             await anyio.lowlevel.checkpoint()
         await anyio.wait_all_tasks_blocked()
 
 
-async def until_there(socket: ZmqSocket) -> None:
-    """Until a message can be taken without waiting."""
+async def until_available(socket: ZmqSocket) -> None:
+    """Wait until a message is available."""
     with anyio.fail_after(WAIT_S):
         while not socket._option(zmq.EVENTS) & zmq.POLLIN:
             await anyio.lowlevel.checkpoint()
-    socket._is_drained = False  # it was looked at behind its back
+    socket._is_drained = False  # EVENTS was read without the knowledge of the socket
 
 
 def until_readable(socket: ZmqSocket) -> bool:
-    """Whether the descriptor has an edge, without swallowing it."""
+    """Wait until the descriptor has an edge, without consuming it."""
     return bool(select.select([socket._descriptor], [], [], WAIT_S)[0])
 
 
@@ -92,7 +92,7 @@ def test_messages_arrive_in_order_and_at_most_limit_at_once(run: Any, local: Any
 
 
 def test_a_reader_misses_a_consumed_edge_and_flush_wakes_it(run: Any, local: Any) -> None:
-    """The trap itself, and the way out: see the head of zmq_socket.py."""
+    """The edge-triggered descriptor and its remedy, as described in zmq_socket.py."""
 
     async def main() -> None:
         with local.router() as router, ZmqSocket.dealer(local.connection(router)) as dealer:
@@ -108,9 +108,9 @@ def test_a_reader_misses_a_consumed_edge_and_flush_wakes_it(run: Any, local: Any
                 await until_waiting(router)
                 dealer.send([b"news"])
                 assert until_readable(router)
-                router.send([peer, b"crossing"])  # looks at the socket, and so swallows the edge
+                router.send([peer, b"crossing"])  # reads the state of the socket, and so consumes the edge
                 router._option(zmq.EVENTS)
-                assert not select.select([router._descriptor], [], [], 0)[0], "libzmq no longer swallows the edge"
+                assert not select.select([router._descriptor], [], [], 0)[0], "libzmq no longer consumes the edge"
                 await anyio.wait_all_tasks_blocked()
                 assert got == []
                 router.flush()
@@ -161,7 +161,7 @@ def test_sending_to_a_disconnected_peer_returns_false(run: Any, endpoint: Any) -
                     [[peer, _]] = await receive(router)
                     assert router.send([peer, b"welcome"])
                 with anyio.fail_after(WAIT_S):
-                    while router.send([peer, b"still there?"]):
+                    while router.send([peer, b"hello"]):
                         await anyio.lowlevel.checkpoint()
                 router.close()
 
@@ -190,9 +190,9 @@ def test_a_message_that_is_too_large_closes_only_the_connection_of_its_sender(ru
                 bad.send([b"bad"])
                 [[peer, _]] = await receive(router)
                 bad.send([b"x" * 1001])
-                bad.send([b"after"])  # lost with the connection, or sent over the next one
+                bad.send([b"after"])  # lost with the connection, or sent over the next connection
                 with anyio.fail_after(WAIT_S):
-                    while router.send([peer, b"still there?"]):
+                    while router.send([peer, b"hello"]):
                         await anyio.lowlevel.checkpoint()
                 good.send([b"y" * 1000])
                 bodies = [body for _, body in await receive(router)]
@@ -221,7 +221,7 @@ def test_a_cancelled_receive_loses_no_message(run: Any, local: Any) -> None:
             dealer.send([b"hello"])
             await receive(router)
             dealer.send([b"news"])
-            await until_there(router)
+            await until_available(router)
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await router.receive()
@@ -243,7 +243,7 @@ def test_a_receive_that_is_cancelled_after_its_drain_loses_no_message(run: Any, 
 
             for number in range(20):  # the order in which trio runs tasks is random: about half of these hit
                 dealer.send([b"%d" % number])
-                await until_there(router)
+                await until_available(router)
                 scope = anyio.CancelScope()
                 async with anyio.create_task_group() as group:
                     group.start_soon(read, scope)

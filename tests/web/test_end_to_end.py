@@ -1,4 +1,4 @@
-"""From a WebSocket to a real engine and back: a Python client and, where there is one, node's own WebSocket."""
+"""Calls from a WebSocket to a real engine: a Python client and, if node is installed, its WebSocket."""
 
 from __future__ import annotations
 
@@ -51,13 +51,17 @@ def test_calls_by_name_return_values_and_errors(run: Any, lab: Any) -> None:
                 by_name(5, "builtins:dict", [["a", [1, None, "ü"]]]),
                 by_name(6, "builtins:print", "printed", after=[5]),
             )
-            ends = {end["id"] & 0xFFFF_FFFF: end for end in await page.results(6)}
-            assert ends[1]["value"] == 5.0
-            assert (ends[2]["outcome"], ends[2]["error"]["name"]) == ("error", "ValueError")
-            assert (ends[3]["outcome"], "nowhere" in ends[3]["error"]["message"]) == ("error", True)
-            assert payload.loads(base64.b64decode(ends[4]["body"])) == 1 + 2j, "no plain data: as bytes"
-            assert ends[5]["value"] == {"a": [1, None, "ü"]}
-            assert (ends[6].get("value"), ends[6]["codec"], ends[6]["stdout"]) == (None, "msgpack", "printed\n")
+            results = {end["id"] & 0xFFFF_FFFF: end for end in await page.results(6)}
+            assert results[1]["value"] == 5.0
+            assert (results[2]["outcome"], results[2]["error"]["name"]) == ("error", "ValueError")
+            assert (results[3]["outcome"], "nowhere" in results[3]["error"]["message"]) == ("error", True)
+            assert payload.loads(base64.b64decode(results[4]["body"])) == 1 + 2j, "not plain data: as bytes"
+            assert results[5]["value"] == {"a": [1, None, "ü"]}
+            assert (results[6].get("value"), results[6]["codec"], results[6]["stdout"]) == (
+                None,
+                "msgpack",
+                "printed\n",
+            )
 
     run(main)
 
@@ -74,9 +78,9 @@ def test_a_pickled_call_with_arrays_returns_its_result(run: Any, lab: Any) -> No
             submit = native.Submit([call], functions={call.fn: function})
             await page.connection.send_message(msgspec.json.encode(submit).decode())
             [end] = await page.results(1)
-            told = msgspec.json.decode(json.dumps(end), type=native.TaskEnd)
-            assert told.attached, "large arrays travel out of band"
-            assert numpy.array_equal(payload.loads(told.body, told.attached), numpy.sqrt(given))
+            result = msgspec.json.decode(json.dumps(end), type=native.TaskEnd)
+            assert result.attached, "large arrays travel out of band"
+            assert numpy.array_equal(payload.loads(result.body, result.attached), numpy.sqrt(given))
 
     run(main)
 

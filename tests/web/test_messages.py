@@ -1,4 +1,4 @@
-"""Messages of the native wire as JSON text and msgpack binary: nothing is lost, and JSON says what it can."""
+"""Messages of the native wire as JSON text and msgpack binary: no data is lost, and plain data is JSON."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ FROM_CLIENT = [
 
 
 def value_of(data: Any) -> TaskEnd:
-    """How a call by name that returned `data` ended."""
+    """Return the result of a call by name that returned `data`."""
     return TaskEnd(1, body=msgspec.msgpack.encode(data), codec="msgpack")
 
 
 def as_json(end: TaskEnd, *frames: bytes) -> dict[str, Any]:
-    """The one result, as a page sees it."""
+    """Return the one result as a page receives it."""
     text = messages.encode(Results(1, [end]), frames, binary=False)
     assert isinstance(text, str)
     [result] = json.loads(text)["results"]
@@ -92,7 +92,7 @@ def test_attached_buffers_become_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "kind", "says"),
+    ("data", "kind", "message"),
     [
         ("", "malformed", "not a message"),
         ("nonsense", "malformed", "not a message"),
@@ -117,15 +117,15 @@ def test_attached_buffers_become_frames() -> None:
         (native.encode(Welcome(1, "s", "i")), "unknown_type", "welcome"),
     ],
 )
-def test_a_malformed_message_raises_with_the_reason(data: Any, kind: str, says: str) -> None:
-    with pytest.raises(WireError, match=says) as caught:
+def test_a_malformed_message_raises_with_the_reason(data: Any, kind: str, message: str) -> None:
+    with pytest.raises(WireError, match=message) as caught:
         messages.decode(data)
     assert caught.value.kind == kind
 
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_a_decoded_message_can_be_encoded_in_a_deeper_stack(binary: bool) -> None:
-    """Decoder and encoder use the stack; the scheduler encodes in the middle of a turn, where an error would end it."""
+    """Decoder and encoder use the stack. The scheduler encodes during a turn, where an error would end the turn."""
 
     def nested(levels: int) -> Any:
         data: Any = b"\x91" * levels + b"\x90" if binary else "[" * levels + "[]" + "]" * levels
@@ -141,19 +141,19 @@ def test_a_decoded_message_can_be_encoded_in_a_deeper_stack(binary: bool) -> Non
         else:
             native.encode(native.Assign(message.tasks))
 
-    def taken(levels: int) -> Any:
+    def decoded(levels: int) -> Any:
         try:
             return messages.decode(nested(levels))[0]
         except WireError:
             return None
 
-    # How deep is too deep depends on the version of Python: since 3.12 C code has a limit of its own.
+    # The permitted depth depends on the version of Python: since 3.12 C code has its own limit.
     accepted, refused = 100, 1_000_000
-    assert taken(accepted) is not None
-    assert taken(refused) is None
+    assert decoded(accepted) is not None
+    assert decoded(refused) is None
     while refused - accepted > 1:
         middle = (accepted + refused) // 2
-        message = taken(middle)
+        message = decoded(middle)
         if message is None:
             refused = middle
         else:
@@ -225,15 +225,15 @@ def test_buffers_are_attached_to_their_own_record(binary: bool) -> None:
     message = Results(7, ends, 9)
     data = messages.encode(message, frames, binary=binary)
     decode = msgspec.msgpack.decode if binary else msgspec.json.decode
-    told = decode(data, type=Results)
-    assert [(end.body, end.attached, end.frames) for end in told.results] == [
+    decoded = decode(data, type=Results)
+    assert [(end.body, end.attached, end.frames) for end in decoded.results] == [
         (b"1", [b"a", b"b"], 2),
         (b"2", None, 0),
         (b"3", [b"c"], 1),
         (b"4", None, 0),
     ]
-    assert (told.seq, told.accepted) == (7, 9)
-    assert message.results is ends, "what is kept to be sent again is not touched"
+    assert (decoded.seq, decoded.accepted) == (7, 9)
+    assert message.results is ends, "the original, which may be sent again, is unchanged"
     assert [(end.body, end.frames) for end in ends] == [(b"1", 2), (b"2", 0), (b"", 2), (b"", 1)]
 
 
