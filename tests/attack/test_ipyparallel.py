@@ -1,4 +1,4 @@
-"""Peers without the key at the ports of `trio-sched ipcontroller`, with ipyparallel's own client beside them."""
+"""Peers without the key at the ports of `trio-sched ipcontroller`, while ipyparallel's own client is measured."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.attack.ipyparallel_harness import IppHonestClient, IppServer
 
 pytestmark = [pytest.mark.attack, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
 NOBODY = 65534
+#: The server, its engines, its client, the attacker and other programs share one machine.
 SLOWDOWN = 10.0
-"""With one machine for the server, its engines, its client and the attacker, and other work beside them."""
 
 
 def attack(server: IppServer, honest: IppHonestClient, mode: str, *arguments: object) -> dict[str, Any]:
-    """What the attacker got."""
+    """Run an attack. Return the messages that the attacker got."""
     attacker = Attacker("ipyparallel_peer.py", mode, server.ports, *arguments)
     honest.during(attacker).check(SLOWDOWN)
     direct = honest.real[:]

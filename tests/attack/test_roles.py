@@ -1,4 +1,4 @@
-"""The role of a peer is what its key proves, also where somebody tries again and again."""
+"""The role of a peer is the role that its key proves, also after many attempts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def test_the_key_of_an_engine_is_not_accepted_for_a_client() -> None:
         attacker = Attacker("wrong_role.py", server.engine_file, server.client_file)
         outcome = honest.during(attacker)
         view = honest.client.status()
-    counted = re.fullmatch(r"refused (\d+) welcomed (\d+) answered (\d+)", attacker.output.strip())
-    assert counted is not None, attacker.output
-    refused, welcomed, answered = map(int, counted.groups())
+    match = re.fullmatch(r"refused (\d+) welcomed (\d+) answered (\d+)", attacker.output.strip())
+    assert match is not None, attacker.output
+    refused, welcomed, answered = map(int, match.groups())
     print(attacker.output)
     assert refused > 5
     assert (welcomed, answered) == (0, 0)

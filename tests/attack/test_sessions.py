@@ -1,4 +1,4 @@
-"""Clients that vanish hold no places."""
+"""Sessions of clients that have disconnected without a Bye do not count against the limit of clients."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_a_thousand_abandoned_sessions_do_not_block_new_clients() -> None:
                     newcomers.append(client.submit(abs, -3).result(60))
             for command in ("status", "status", "explain 1-1"):
                 line = [sys.executable, "-m", "trio_sched", *command.split(), "-C", str(server.client_file)]
-                asked = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
-                assert "max_" not in asked.stderr, asked.stderr
+                done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+                assert "max_" not in done.stderr, done.stderr
         assert newcomers == [3, 3, 3]
         outcome = honest.during(Attacker("vanishing_clients.py", server.client_file, 100))
     outcome.check(slowdown=10)

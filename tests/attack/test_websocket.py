@@ -1,4 +1,4 @@
-"""Strangers, and clients without measure, on the WebSocket port, with an honest client beside them."""
+"""Floods of unauthenticated peers and of clients on the WebSocket port, while an honest client is measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from tests.attack.attackers.websocket import request
 from tests.attack.harness import Attacker, HonestClient, Outcome, Server
 
+#: Five is the goal; the rest is for other load on the machine.
 SLOWDOWN = 10.0
-"""Five is what is wanted; the rest is for other load on the machine."""
 
 
 def attacked(kind: str, count: int, *, with_token: bool) -> Outcome:
-    """What so many connections do to an honest client."""
+    """Attack with `count` connections, and measure an honest client."""
     with Server("-n", "1", "--websocket-port", "0", "--log-level", "error") as server, HonestClient(server) as honest:
         address = server.connection.websocket.removeprefix("ws://").strip("/")
         token = [server.connection.token] if with_token else []
@@ -53,7 +53,7 @@ NEWCOMERS = 20
 
 
 def newcomer(address: str, token: str) -> bool:
-    """Whether a peer gets through the handshake."""
+    """Whether the handshake of a new peer succeeds."""
     host, port = address.rsplit(":", 1)
     try:
         with socket.create_connection((host, int(port)), 10) as connection:
@@ -69,7 +69,7 @@ def test_new_peers_connect_during_a_flood(kind: str) -> None:
     with Server("-n", "1", "--websocket-port", "0", "--log-level", "error") as server:
         address = server.connection.websocket.removeprefix("ws://").strip("/")
         with HonestClient(server) as honest, Attacker("websocket.py", kind, address, 4):
-            honest.round_trips(6.0)  # until the handshakes that may be made at once are used up
+            honest.round_trips(6.0)  # until the burst of handshakes is used up
             assert not honest.lost
             assert all(newcomer(address, server.connection.token) for _ in range(NEWCOMERS))
             without_token = sum(newcomer(address, "") for _ in range(NEWCOMERS))
