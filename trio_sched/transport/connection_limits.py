@@ -142,12 +142,9 @@ def address_group(host: str) -> str:
 
 
 class TrackedConnection(ABC):
-    """One accepted connection. A listener overrides `close`, and `is_open` if it may miss the end of a connection.
+    """One accepted connection. A listener overrides `close`, and `is_open` if it may miss the end of a connection."""
 
-    `established` and `opened_at` are set by `ConnectionLimits`.
-    """
-
-    __slots__ = ("address", "established", "opened_at")
+    __slots__ = ("address",)
 
     #: Whether the listener closes a connection whose handshake times out. One that is open later is established.
     handshake_is_timed = False
@@ -155,8 +152,6 @@ class TrackedConnection(ABC):
     def __init__(self, address: str = "") -> None:
         #: The `address_group` of the peer.
         self.address = address
-        self.established = False
-        self.opened_at = 0.0
 
     @abstractmethod
     def close(self) -> None:
@@ -193,7 +188,8 @@ class ConnectionLimits:
         self._note = note
         self._clock = clock
         self._lock = threading.Lock()
-        self._tracked: set[TrackedConnection] = set()
+        #: When each open connection was accepted.
+        self._accepted_at: dict[TrackedConnection, float] = {}
         self._all = _Group()
         self._by_address: dict[str, _Group] = {}
         self._recounted_at = -RECOUNT_S
@@ -217,7 +213,7 @@ class ConnectionLimits:
 
     def _choose_victim(self, connection: TrackedConnection) -> tuple[str, TrackedConnection | None]:
         """Return the kind of event to count, and the connection to close: possibly the new one."""
-        connection.opened_at = self._clock()
+        now = self._clock()
         for group, limit, kind, name in self._limits_of(connection):
             if group.count < limit or self._recount(group, limit):
                 continue
@@ -225,13 +221,13 @@ class ConnectionLimits:
             victim = self._oldest_pending(group)
             if victim is None:
                 self.refused_count += 1
-                self._refused_at = connection.opened_at
+                self._refused_at = now
                 return kind, connection
             self._forget(victim)
             self.evicted_count += 1
-            self._count(connection)
+            self._count(connection, now)
             return "silent_connection_closed", victim
-        self._count(connection)
+        self._count(connection, now)
         return "", None
 
     def establish(self, connection: TrackedConnection) -> None:
@@ -277,16 +273,15 @@ class ConnectionLimits:
             return (self._all,)
         return (self._all, self._by_address.setdefault(connection.address, _Group()))
 
-    def _count(self, connection: TrackedConnection) -> None:
-        self._tracked.add(connection)
+    def _count(self, connection: TrackedConnection, now: float) -> None:
+        self._accepted_at[connection] = now
         for group in self._groups_of(connection):
             group.count += 1
             group.pending[connection] = None
 
     def _forget(self, connection: TrackedConnection) -> None:
-        if connection not in self._tracked:
+        if self._accepted_at.pop(connection, None) is None:
             return
-        self._tracked.remove(connection)
         for group in self._groups_of(connection):
             group.count -= 1
             group.pending.pop(connection, None)
@@ -294,8 +289,7 @@ class ConnectionLimits:
             del self._by_address[connection.address]
 
     def _mark_established(self, connection: TrackedConnection) -> None:
-        if not connection.established and connection in self._tracked:
-            connection.established = True
+        if connection in self._all.pending:
             for group in self._groups_of(connection):
                 group.pending.pop(connection, None)
 
@@ -303,10 +297,11 @@ class ConnectionLimits:
         """Return the connection to close in favor of a new one; None: no connection can be closed."""
         while group.pending:
             oldest = next(iter(group.pending))
-            if oldest.handshake_is_timed and self._clock() - oldest.opened_at > self.bounds.handshake_s + 1.0:
+            age_s = self._clock() - self._accepted_at[oldest]
+            if oldest.handshake_is_timed and age_s > self.bounds.handshake_s + 1.0:
                 self._mark_established(oldest)
                 continue
-            return oldest if self._clock() - oldest.opened_at >= MIN_EVICTION_AGE_S else None
+            return oldest if age_s >= MIN_EVICTION_AGE_S else None
         return None
 
     def _recount(self, group: _Group, limit: int) -> bool:
@@ -317,6 +312,6 @@ class ConnectionLimits:
         now = self._clock()
         if now - self._recounted_at >= RECOUNT_S:
             self._recounted_at = now
-            for connection in [connection for connection in self._tracked if not connection.is_open()]:
+            for connection in [connection for connection in self._accepted_at if not connection.is_open()]:
                 self._forget(connection)
         return group.count < limit

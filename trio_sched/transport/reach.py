@@ -14,7 +14,7 @@ PROBE_S = 1.0
 DIAGNOSIS_S = 3.0
 _ADVICE = (
     "The address comes from the connection file; behind a wildcard such as tcp://0.0.0.0:7077 a scheduler puts the "
-    "name of its host there, or what --advertised-host says"
+    "name of its host there, or the value of --advertised-host"
 )
 _FULL = (
     ": it runs, but closes new connections, because it has max_connections, or max_connections_per_address from here "

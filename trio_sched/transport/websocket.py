@@ -167,7 +167,7 @@ async def serve(
 ) -> None:
     """Serve until cancelled: run `handle` in its own task for each peer to which `check` has no refusal.
 
-    `note(kind, why=text)` counts what goes wrong on a connection. With `connections`, each connection counts there from
+    `note(kind, why=text)` counts the failure of a connection. With `connections`, each connection counts there from
     its acceptance on. The listeners are closed at the end.
     """
     server = _Server(limits, check, handle, note, connections)

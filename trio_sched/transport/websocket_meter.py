@@ -446,7 +446,7 @@ class MeteredStream(trio.abc.Stream):
 
     @property
     def is_closed_by_peer(self) -> bool:
-        """Whether the peer has closed the connection; False on systems that cannot tell."""
+        """Whether the peer has closed the connection; False on systems that do not report it."""
         return _is_closed_by_peer(self._socket.fileno())
 
     async def wait_readable(self) -> None:
