@@ -1,4 +1,4 @@
-"""Connection files: what is written can be read by its owner alone, and every way to fail says what to do."""
+"""Connection files: only their owner can read them, and every error names the remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HERE = os.uname().nodename
 
 
 def pair(name: str = "alpha", **changes: Any) -> tuple[Connection, Connection]:
-    """A client's and an engine's connection to a scheduler that runs: this process."""
+    """Return a client's and an engine's connection to a running scheduler, which is this process."""
     common: dict[str, Any] = {
         "address": "tcp://127.0.0.1:1",
         "token": "secret",
@@ -31,14 +31,14 @@ def pair(name: str = "alpha", **changes: Any) -> tuple[Connection, Connection]:
     return Connection(name, "client", **common), Connection(name, "engine", **common)
 
 
-def gone() -> int:
-    """The number of a process that has ended."""
+def ended_pid() -> int:
+    """Return the id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-S", "-c", ""])
     process.wait()
     return process.pid
 
 
-def test_what_is_written_is_read_and_only_by_us(runtime_dir: Path) -> None:
+def test_connection_files_are_read_back_and_have_mode_0600(runtime_dir: Path) -> None:
     client, engine = pair(server_key="k", websocket="wss://x")
     paths = files.write_connection_files(client, engine)
     assert [files.read_connection_file(path) for path in paths] == [client, engine]
@@ -47,13 +47,13 @@ def test_what_is_written_is_read_and_only_by_us(runtime_dir: Path) -> None:
     assert sorted(path.name for path in runtime_dir.iterdir()) == ["alpha-client.json", "alpha-engine.json"]
 
 
-def test_a_file_is_replaced_whole(runtime_dir: Path) -> None:
+def test_writing_replaces_the_former_files(runtime_dir: Path) -> None:
     files.write_connection_files(*pair(token="first"))
     path, _ = files.write_connection_files(*pair(token="second"))
     assert files.read_connection_file(path).token == "second"
 
 
-def test_secrets_do_not_show_in_a_repr() -> None:
+def test_the_repr_omits_secrets() -> None:
     client, _ = pair(token="hush", secret_key="hush")
     assert "hush" not in repr(client)
 
@@ -63,13 +63,13 @@ def test_unknown_fields_of_a_later_version_are_ignored() -> None:
     assert files.from_json(text) == Connection("a", "client", "ipc:///x", "t")
 
 
-def test_json_goes_there_and_back() -> None:
+def test_from_json_inverts_to_json() -> None:
     client, _ = pair()
     assert files.from_json(files.to_json(client)) == client
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1}', '{"name": "a", "role": "king"}', "\xff"])
-def test_a_malformed_file_says_which_one(runtime_dir: Path, text: str) -> None:
+def test_the_error_of_a_malformed_file_names_the_file(runtime_dir: Path, text: str) -> None:
     path = runtime_dir / "x.json"
     path.write_bytes(text.encode("latin-1"))
     path.chmod(0o600)
@@ -77,7 +77,7 @@ def test_a_malformed_file_says_which_one(runtime_dir: Path, text: str) -> None:
         files.read_connection_file(path)
 
 
-def test_a_missing_file(runtime_dir: Path) -> None:
+def test_a_missing_file_is_an_error(runtime_dir: Path) -> None:
     with pytest.raises(ConnectionFileError, match="no connection file"):
         files.read_connection_file(runtime_dir / "none.json")
 
@@ -90,17 +90,17 @@ def test_a_file_that_others_can_read_is_refused(runtime_dir: Path, mode: int) ->
         files.read_connection_file(path)
 
 
-def test_a_directory_is_no_connection_file(runtime_dir: Path) -> None:
+def test_a_directory_is_not_a_connection_file(runtime_dir: Path) -> None:
     with pytest.raises(ConnectionFileError, match="it is a directory, not a regular file"):
         files.read_connection_file(runtime_dir)
 
 
-def test_the_runtime_directory_is_made_private(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtime_directory_is_created_with_mode_0700(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(files.ENV_DIRECTORY, str(runtime_dir / "new" / "er"))
     assert stat.S_IMODE(files.runtime_dir().stat().st_mode) == 0o700
 
 
-def test_without_a_setting_it_is_the_session_s_then_the_temporary_one(
+def test_the_runtime_directory_defaults_to_xdg_then_to_the_temporary_directory(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(files.ENV_DIRECTORY)
@@ -119,7 +119,7 @@ def test_a_runtime_directory_open_to_others_is_refused(runtime_dir: Path) -> Non
         files.write_connection_files(*pair(), runtime_dir)
 
 
-def test_a_runtime_directory_of_somebody_else_is_refused(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_directory_of_another_user_is_refused(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
     with pytest.raises(ConfigError, match="belongs to user"):
         files.runtime_dir()
@@ -128,17 +128,17 @@ def test_a_runtime_directory_of_somebody_else_is_refused(runtime_dir: Path, monk
 def test_a_runtime_directory_that_is_a_file_is_refused(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (runtime_dir / "file").touch()
     monkeypatch.setenv(files.ENV_DIRECTORY, str(runtime_dir / "file"))
-    with pytest.raises(ConfigError, match="cannot make"):
+    with pytest.raises(ConfigError, match="cannot create"):
         files.runtime_dir()
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "a b", "a\n"])
-def test_a_name_must_be_a_file_name(runtime_dir: Path, name: str) -> None:
+def test_a_name_must_be_valid_in_a_file_name(runtime_dir: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="name"):
         files.connection_path(name, "client")
 
 
-def test_an_ipc_path_that_is_too_long_says_what_to_set(runtime_dir: Path) -> None:
+def test_the_error_of_a_too_long_ipc_path_names_the_setting(runtime_dir: Path) -> None:
     assert files.ipc_address("a") == f"ipc://{runtime_dir}/a.sock"
     with pytest.raises(ConfigError, match=files.ENV_DIRECTORY):
         files.ipc_address("a" * 100)
@@ -147,7 +147,7 @@ def test_an_ipc_path_that_is_too_long_says_what_to_set(runtime_dir: Path) -> Non
 # ---- finding --------------------------------------------------------------------------------------------------------
 
 
-def test_the_only_one_is_found(runtime_dir: Path) -> None:
+def test_the_only_scheduler_is_found(runtime_dir: Path) -> None:
     client, engine = pair()
     files.write_connection_files(client, engine)
     assert files.find(None, "client") == client
@@ -155,7 +155,7 @@ def test_the_only_one_is_found(runtime_dir: Path) -> None:
     assert files.find(runtime_dir, "engine") == engine
 
 
-def test_by_name_and_by_path(runtime_dir: Path) -> None:
+def test_a_scheduler_is_found_by_name_and_by_path(runtime_dir: Path) -> None:
     client, engine = pair()
     path, _ = files.write_connection_files(client, engine)
     files.write_connection_files(*pair("beta"))
@@ -164,7 +164,7 @@ def test_by_name_and_by_path(runtime_dir: Path) -> None:
     assert files.find(str(path), "client") == client
 
 
-def test_the_environment_names_one(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_is_found_by_the_environment_variable(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client, engine = pair()
     _, path = files.write_connection_files(client, engine)
     files.write_connection_files(*pair("beta"))
@@ -174,14 +174,14 @@ def test_the_environment_names_one(runtime_dir: Path, monkeypatch: pytest.Monkey
     assert files.find(None, "engine") == engine
 
 
-def test_none_runs(runtime_dir: Path) -> None:
+def test_no_scheduler_is_an_error(runtime_dir: Path) -> None:
     with pytest.raises(NoSchedulerError, match="no scheduler runs"):
         files.find(None, "client")
     with pytest.raises(NoSchedulerError, match=r"'alpha'.*running there: none"):
         files.find("alpha", "client")
 
 
-def test_several_run_and_are_listed(runtime_dir: Path) -> None:
+def test_several_schedulers_are_an_error_that_lists_them(runtime_dir: Path) -> None:
     files.write_connection_files(*pair("alpha"))
     files.write_connection_files(*pair("beta"))
     with pytest.raises(NoSchedulerError, match="2 schedulers run: alpha, beta"):
@@ -190,8 +190,8 @@ def test_several_run_and_are_listed(runtime_dir: Path) -> None:
         files.find("gamma", "client")
 
 
-def test_a_stale_one_is_skipped_and_named(runtime_dir: Path) -> None:
-    path, _ = files.write_connection_files(*pair("dead", pid=gone()))
+def test_a_stale_file_is_skipped_and_named(runtime_dir: Path) -> None:
+    path, _ = files.write_connection_files(*pair("dead", pid=ended_pid()))
     with pytest.raises(NoSchedulerError, match=r"dead-client\.json is stale"):
         files.find(None, "client")
     with pytest.raises(NoSchedulerError, match="'dead' is gone"):
@@ -203,12 +203,12 @@ def test_a_stale_one_is_skipped_and_named(runtime_dir: Path) -> None:
     assert files.find(None, "client") == client
 
 
-def test_one_whose_socket_is_gone_is_stale(runtime_dir: Path) -> None:
+def test_a_file_without_its_local_socket_is_stale(runtime_dir: Path) -> None:
     assert files.is_stale(pair(address=f"ipc://{runtime_dir}/none.sock")[0])
 
 
-def test_one_of_another_host_is_taken_at_its_word(runtime_dir: Path) -> None:
-    assert not files.is_stale(pair(host="elsewhere", pid=gone())[0])
+def test_a_file_of_another_host_is_not_stale(runtime_dir: Path) -> None:
+    assert not files.is_stale(pair(host="elsewhere", pid=ended_pid())[0])
 
 
 def test_a_file_open_to_others_is_skipped_and_named(runtime_dir: Path) -> None:
@@ -218,13 +218,13 @@ def test_a_file_open_to_others_is_skipped_and_named(runtime_dir: Path) -> None:
         files.find(None, "client")
 
 
-def test_the_other_role_s_file_is_not_taken(runtime_dir: Path) -> None:
+def test_the_file_of_the_other_role_is_refused(runtime_dir: Path) -> None:
     path, _ = files.write_connection_files(*pair())
     with pytest.raises(ConnectionFileError, match=r"take alpha-engine\.json"):
         files.find(path, "engine")
 
 
-def test_removing_leaves_a_successor_s_files_alone(runtime_dir: Path) -> None:
+def test_files_of_a_successor_are_not_removed(runtime_dir: Path) -> None:
     first, second = pair(scheduler="1"), pair(scheduler="2")
     files.write_connection_files(*first)
     files.write_connection_files(*second)
@@ -235,17 +235,15 @@ def test_removing_leaves_a_successor_s_files_alone(runtime_dir: Path) -> None:
     assert list(runtime_dir.iterdir()) == []
 
 
-def test_the_clients_file_is_looked_for_beside_the_engines_the_socket_and_in_the_runtime_directory(
-    runtime_dir: Path, tmp_path: Path
-) -> None:
+def test_the_clients_file_is_searched_in_three_directories(runtime_dir: Path, tmp_path: Path) -> None:
     _, engine = pair()
-    copied = tmp_path / "copied.json"
+    copy = tmp_path / "copied.json"
     assert files.client_file_of(engine) == files.client_file_of(engine, "alpha") == runtime_dir / "alpha-client.json"
-    assert files.client_file_of(engine, copied) == files.client_file_of(engine, str(tmp_path))
-    assert files.client_file_of(engine, copied) == tmp_path / "alpha-client.json"  # as long as none is anywhere
+    assert files.client_file_of(engine, copy) == files.client_file_of(engine, str(tmp_path))
+    assert files.client_file_of(engine, copy) == tmp_path / "alpha-client.json"  # the first path, if no file exists
     local = pair(address=f"ipc://{tmp_path}/alpha.sock")[1]
     assert files.client_file_of(local) == tmp_path / "alpha-client.json"
     files.write_connection_files(*pair())
-    assert files.client_file_of(local, copied) == runtime_dir / "alpha-client.json"
+    assert files.client_file_of(local, copy) == runtime_dir / "alpha-client.json"
     (tmp_path / "alpha-client.json").touch()
-    assert files.client_file_of(local) == files.client_file_of(engine, copied) == tmp_path / "alpha-client.json"
+    assert files.client_file_of(local) == files.client_file_of(engine, copy) == tmp_path / "alpha-client.json"

@@ -1,4 +1,4 @@
-"""Whoever waits in vain for a scheduler is told which host is wrong, in what way, and where it came from."""
+"""The diagnosis of an unanswered address names the host, the cause and the source of the address."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMIT_S = 60
 
 @pytest.fixture(autouse=True)
 def _no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a name is unknown everywhere, but a name server may take its time to say so."""
+    """Fail the lookup of an unknown name at once, which a slow name server would delay."""
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *more: Any, **options: Any) -> Any:
@@ -42,13 +42,13 @@ def _no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of this machine at which nobody listens."""
+    """A port of this machine at which no process listens."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
 
 
-def to(address: str, role: Any = "client") -> Connection:
+def connection_to(address: str, role: Any = "client") -> Connection:
     keys = new_keys()
     pair = keys.roles[role]
     return Connection(
@@ -56,23 +56,23 @@ def to(address: str, role: Any = "client") -> Connection:
     )
 
 
-def test_a_local_socket_that_is_not_there() -> None:
+def test_a_missing_local_socket_is_reported() -> None:
     assert describe_unanswered("ipc:///nowhere/x.sock") == ": nothing listens there"
 
 
-def test_a_port_at_which_nobody_listens(closed_port: int) -> None:
+def test_a_closed_port_is_reported(closed_port: int) -> None:
     text = describe_unanswered(f"tcp://127.0.0.1:{closed_port}")
     assert f"the host '127.0.0.1' could not be reached at port {closed_port} (Connection refused)" in text
     assert "is the scheduler running" in text
 
 
-def test_somebody_else_listens_there() -> None:
+def test_an_open_port_of_another_process_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         text = describe_unanswered(f"tcp://127.0.0.1:{other.getsockname()[1]}")
     assert "or the file is that of a former one, since keys are new at each start: copy it again" in text
 
 
-def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_name_server_does_not_delay_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
     answered = threading.Event()
 
     def getaddrinfo(*_arguments: Any, **_options: Any) -> None:
@@ -84,42 +84,42 @@ def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytes
     answered.set()
 
 
-# ---- those who wait -------------------------------------------------------------------------------------------------
+# ---- reports of the diagnosis ---------------------------------------------------------------------------------------
 
 
-def test_a_client_says_it() -> None:
+def test_a_client_reports_the_diagnosis() -> None:
     with pytest.raises(NoSchedulerError, match=f"did not answer within 0.01 s: {NOWHERE} .*{WHERE_FROM}"):
-        Client(to("tcp://nowhere.invalid:7077"), connect_timeout=0.01)
+        Client(connection_to("tcp://nowhere.invalid:7077"), connect_timeout=0.01)
 
 
-def test_an_async_client_says_it() -> None:
+def test_an_async_client_reports_the_diagnosis() -> None:
     async def main() -> None:
-        async with open_client(to("tcp://nowhere.invalid:7077"), connect_timeout=0.01):
+        async with open_client(connection_to("tcp://nowhere.invalid:7077"), connect_timeout=0.01):
             raise AssertionError
 
     with pytest.raises(NoSchedulerError, match=f"did not answer within 0.01 s: {NOWHERE} .*{WHERE_FROM}"):
         anyio.run(main)
 
 
-def test_a_command_says_it(tmp_path: Path) -> None:
+def test_a_command_reports_the_diagnosis(tmp_path: Path) -> None:
     path = tmp_path / "lab-client.json"
     path.touch(0o600)
-    path.write_text(to_json(to("tcp://nowhere.invalid:7077")))
+    path.write_text(to_json(connection_to("tcp://nowhere.invalid:7077")))
     with pytest.raises(NoSchedulerError, match=f"did not answer in 0.01 s: {NOWHERE} .*{WHERE_FROM}"):
         Conversation(path, timeout_s=0.01)
 
 
-def test_engines_say_it() -> None:
+def test_engines_report_the_diagnosis() -> None:
     async def main() -> None:
         with trio.fail_after(LIMIT_S):
-            await run_nanny(to("tcp://nowhere.invalid:7077", "engine"), workers=1, start_timeout_s=0.01)
+            await run_nanny(connection_to("tcp://nowhere.invalid:7077", "engine"), workers=1, start_timeout_s=0.01)
 
     with pytest.raises(NoSchedulerError, match=f"did not answer within 0.01 s: {NOWHERE} .*{WHERE_FROM}"):
         trio.run(main)
 
 
 @pytest.mark.parametrize(("host", "warns"), [("nowhere.invalid", True), ("127.0.0.1", False)])
-def test_a_scheduler_warns_at_its_start(
+def test_a_scheduler_warns_of_an_unknown_advertised_host(
     runtime_dir: Path, caplog: pytest.LogCaptureFixture, host: str, warns: bool
 ) -> None:
     async def main() -> None:

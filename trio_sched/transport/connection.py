@@ -1,12 +1,12 @@
-"""Connection files: how clients and engines find a scheduler, and prove that they may talk to it.
+"""Connection files: the address and the credentials that a client or an engine needs to connect to a scheduler.
 
-A scheduler named NAME writes two files into the user's runtime directory, NAME-client.json and NAME-engine.json: its
-address, the token of the role, and over TCP the CURVE keys of the role. Whoever can read a file has its role, so the
-directory has mode 0700 and the files 0600, and a file that others could read, or have put there, is refused rather than
-used (private.py). Files appear by rename, never half written. One whose scheduler is gone is *stale*: a search skips it
-and names it in the error.
+A scheduler named NAME writes two files into the user's runtime directory, NAME-client.json and NAME-engine.json. Each
+contains the scheduler's address, the token of the role, and for TCP the CURVE keys of the role. A process that can read
+a file has its role. So the directory has mode 0700 and the files 0600, and a file that other users can read, or may
+have written, is refused (private_files.py). A file is written under another name and then renamed, so it is never
+incomplete. A file whose scheduler has ended is *stale*: a search skips it and names it in the error.
 
-Imports little: every worker reads one at its start.
+Every worker imports this module when it starts, so it imports little.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import msgspec
 from msgspec import Struct
 
 from trio_sched.errors import ConfigError, ConnectionFileError, NoSchedulerError
-from trio_sched.transport.private import names_in, private_directory, read_private, require_private, require_safe_way
+from trio_sched.transport.private import list_names, private_directory, read_private, require_private, require_safe_way
 
 Role: TypeAlias = Literal["client", "engine"]
 ROLES: tuple[Role, ...] = ("client", "engine")
 ENV_DIRECTORY = "TRIO_SCHED_RUNTIME_DIR"
 ENV_CONNECTION = "TRIO_SCHED_CONNECTION"
+#: Set in a worker and in the processes that its tasks start: "NAME" or "NAME on HOST", the scheduler of the worker.
 ENV_ENGINE_OF = "TRIO_SCHED_ENGINE_OF"
-"""In a worker and in what its tasks start: "NAME" or "NAME on HOST", the scheduler whose tasks run here."""
+#: Longest path of a Unix socket that Linux (107) and macOS (103) accept.
 MAX_IPC_PATH_BYTES = 103
-"""Longest path of a Unix socket that both Linux (107) and macOS (103) take."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class Connection(Struct, frozen=True, omit_defaults=True):
-    """What one role needs to reach one scheduler; the content of a connection file.
+    """The data that one role needs to connect to one scheduler; the content of a connection file.
 
-    `address` is "ipc:///path.sock" or "tcp://host:port"; `token` proves the role; `scheduler` is the instance's id, new
-    at each start; `pid` and `host` tell whether it still runs. Over TCP the three keys are CURVE keys in Z85 text.
-    `websocket` is the address of the WebSocket front, if there is one.
+    `address` is "ipc:///path.sock" or "tcp://host:port". `token` proves the role. `scheduler` is the id of the
+    instance, new at each start. `pid` and `host` show whether it still runs. For TCP the three keys are CURVE keys in
+    Z85 text. `websocket` is the URL of the WebSocket front; empty: the scheduler has none.
     """
 
     name: str
@@ -56,25 +56,25 @@ class Connection(Struct, frozen=True, omit_defaults=True):
     websocket: str = ""
 
     def __repr__(self) -> str:
-        """Without the secrets, which must not get into logs and tracebacks."""
+        """Omit the secrets, which must not appear in logs and tracebacks."""
         return f"Connection(name={self.name!r}, role={self.role!r}, address={self.address!r}, pid={self.pid})"
 
 
 def to_json(connection: Connection) -> str:
-    """The content of a connection file."""
+    """Return the content of a connection file."""
     return msgspec.json.format(msgspec.json.encode(connection), indent=2).decode()
 
 
 def from_json(text: str | bytes, *, source: str = "the connection") -> Connection:
-    """The inverse of `to_json`.
+    """Parse the content of a connection file.
 
-    :raises ConnectionFileError: it is not what a scheduler writes; `source` says in the message where it came from.
+    :raises ConnectionFileError: the text is not valid; the message begins with `source`.
     """
     try:
         return msgspec.json.decode(text, type=Connection)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConnectionFileError(
-            f"{source} is not a connection file of trio_sched ({error}); restart the scheduler to have it written anew"
+            f"{source} is not a connection file of trio_sched ({error}); restart the scheduler, which writes a new one"
         ) from None
 
 
@@ -82,42 +82,42 @@ def from_json(text: str | bytes, *, source: str = "the connection") -> Connectio
 
 
 def host_name() -> str:
-    """The name by which this machine is told from others in connection files and greetings."""
+    """Return the name of this machine, as in connection files and hellos."""
     if hasattr(os, "uname"):
         return os.uname().nodename
-    import platform  # costs some milliseconds
+    import platform  # costs a few milliseconds
 
     return platform.node()
 
 
 def runtime_dir() -> Path:
-    """The directory of this user's connection files and sockets, made (mode 0700) if it is not there.
+    """Return the directory of this user's connection files and sockets. It is created (mode 0700) if it does not exist.
 
-    $TRIO_SCHED_RUNTIME_DIR, else $XDG_RUNTIME_DIR/trio_sched, else <temporary directory>/trio_sched-<uid>.
+    It is $TRIO_SCHED_RUNTIME_DIR, else $XDG_RUNTIME_DIR/trio_sched, else <temporary directory>/trio_sched-<uid>.
 
-    :raises ConfigError: it is a link, belongs to another user, is open to others, or cannot be made; or another user
-        could exchange a directory on the way to it.
+    :raises ConfigError: it is a symbolic link, belongs to another user, is open to other users, or cannot be created;
+        or another user could replace a directory of its path.
     """
-    directory = _made_runtime_path()
+    directory = _create_runtime_path()
     require_private(directory)
     return directory
 
 
 @contextmanager
 def _opened(directory: Path | None) -> Iterator[tuple[Path, int]]:
-    """A private directory, default the runtime directory: its path and a descriptor of it. Errors as `runtime_dir`."""
-    directory = directory or _made_runtime_path()
+    """Yield the path and a descriptor of a private directory; None: the runtime directory. Raises as `runtime_dir`."""
+    directory = directory or _create_runtime_path()
     with private_directory(directory) as descriptor:
         yield directory, descriptor
 
 
-def _made_runtime_path() -> Path:
+def _create_runtime_path() -> Path:
     directory = _runtime_path()
-    require_safe_way(directory)  # before anything is made in a directory of another user
+    require_safe_way(directory)  # before a directory is created in one of another user
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot make the runtime directory {directory}: {error}; set {ENV_DIRECTORY}") from error
+        raise ConfigError(f"cannot create the runtime directory {directory}: {error}; set {ENV_DIRECTORY}") from error
     return directory
 
 
@@ -126,17 +126,17 @@ def _runtime_path() -> Path:
         return Path(chosen)
     if session := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(session) / "trio_sched"
-    import tempfile  # only here: it costs 3 ms that a worker need not pay
+    import tempfile  # costs 3 ms, which most workers save
 
     return Path(tempfile.gettempdir()) / f"trio_sched-{os.getuid()}"
 
 
 def ipc_address(name: str, directory: Path | None = None) -> str:
-    """The address of the local socket of the scheduler `name`.
+    """Return the address of the local socket of the scheduler `name`.
 
-    :raises ConfigError: the name cannot be a file name, or the path is too long for a Unix socket.
+    :raises ConfigError: the name is not allowed in a file name, or the path is too long for a Unix socket.
     """
-    path = str(((directory or runtime_dir()) / f"{_checked(name)}.sock").absolute())
+    path = str(((directory or runtime_dir()) / f"{_check_name(name)}.sock").absolute())
     if len(os.fsencode(path)) > MAX_IPC_PATH_BYTES:
         raise ConfigError(
             f"the path {path} is longer than the {MAX_IPC_PATH_BYTES} bytes of a Unix socket; "
@@ -145,7 +145,7 @@ def ipc_address(name: str, directory: Path | None = None) -> str:
     return f"ipc://{path}"
 
 
-def _checked(name: str) -> str:
+def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"name: {name!r} must be letters, digits, '_', '-' and '.', and not begin with '-' or '.'")
     return name
@@ -155,12 +155,12 @@ def _checked(name: str) -> str:
 
 
 def connection_path(name: str, role: Role, directory: Path | None = None) -> Path:
-    """Where the file of that role of the scheduler `name` is, or would be."""
-    return (directory or runtime_dir()) / f"{_checked(name)}-{role}.json"
+    """Return the path of the connection file of a role, whether or not the file exists."""
+    return (directory or runtime_dir()) / f"{_check_name(name)}-{role}.json"
 
 
 def write_connection_files(client: Connection, engine: Connection, directory: Path | None = None) -> tuple[Path, Path]:
-    """Write both files, replacing what a former scheduler of that name left. Returns (client's, engine's)."""
+    """Write both files, and replace those of a former scheduler of that name. Return their paths."""
     with _opened(directory) as (path, descriptor):
         return _write(client, path, descriptor), _write(engine, path, descriptor)
 
@@ -177,7 +177,7 @@ def _write(connection: Connection, directory: Path, descriptor: int) -> Path:
 
 
 def remove_connection_files(client: Connection, engine: Connection, directory: Path | None = None) -> None:
-    """Remove both files, unless another scheduler has taken the name meanwhile."""
+    """Remove both files, unless they belong to another scheduler of the same name by now."""
     with _opened(directory) as (where, descriptor):
         for connection in (client, engine):
             path = connection_path(connection.name, connection.role, where)
@@ -190,24 +190,24 @@ def remove_connection_files(client: Connection, engine: Connection, directory: P
 
 
 def read_connection_file(path: str | Path, directory: int | None = None) -> Connection:
-    """The connection in `path`; with a `directory` (a descriptor), in the file of that name in it.
+    """Read a connection file; with `directory` (a descriptor), the file of that name in it.
 
-    :raises ConnectionFileError: it is missing, malformed, no regular file, another user's, or readable by others.
+    :raises ConnectionFileError: the file is missing, malformed, not a regular file, another user's, or open to others.
     """
     path = Path(path).expanduser()
     return from_json(read_private(path, directory), source=str(path))
 
 
 def is_stale(connection: Connection) -> bool:
-    """Whether its scheduler is gone: it ran on this host, and its process or its local socket is no more."""
+    """Whether the scheduler has ended: it ran on this host, and its process or its local socket no longer exists."""
     if connection.host != host_name():
         return False
     if connection.address.startswith("ipc://") and not os.path.exists(connection.address.removeprefix("ipc://")):
         return True
-    return connection.pid > 0 and not _alive(connection.pid)
+    return connection.pid > 0 and not _is_running(connection.pid)
 
 
-def _alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -224,21 +224,21 @@ _ADDRESS = re.compile(r"\w+://.*|[\w.-]+:\d+")
 
 
 def find(where: str | Path | None, role: Role) -> Connection:
-    """The connection for `role`, from a path or a name; None: from $TRIO_SCHED_CONNECTION, else the only scheduler that
-    runs.
+    """Find the connection of a running scheduler for `role`.
 
-    Anything with a slash, or that ends in ".json", is a path; a path to a directory means the only one in it.
+    `where` is a path or a name; None: $TRIO_SCHED_CONNECTION, else the only scheduler that runs. A string with a slash,
+    or that ends in ".json", is a path. The path of a directory means the only scheduler in it.
 
-    :raises NoSchedulerError: none was found, or several among which to choose; the message lists their names.
-    :raises ConnectionFileError: the file that was named cannot be used.
-    :raises ConfigError: the directory to look in may be somebody else's.
+    :raises NoSchedulerError: no scheduler was found, or several; the message lists their names.
+    :raises ConnectionFileError: the named file cannot be used.
+    :raises ConfigError: the directory to search cannot be trusted.
     """
     if where is None:
         where = os.environ.get(ENV_CONNECTION) or None
         if where is not None and role == "client" and ENV_ENGINE_OF in os.environ:
             _require_client_file(Path(where))
     if where is None:
-        return _the_only_one(None, role)
+        return _find_only_one(None, role)
     if isinstance(where, str) and _ADDRESS.fullmatch(where):
         raise ConnectionFileError(
             f"{where!r} is an address, which does not do without the keys of the scheduler there; copy its connection "
@@ -246,13 +246,15 @@ def find(where: str | Path | None, role: Role) -> Connection:
         )
     if isinstance(where, Path) or "/" in where or where.endswith(".json"):
         path = Path(where).expanduser()
-        return _the_only_one(Path(os.path.realpath(path)), role) if path.is_dir() else _from_path(path, role)
-    return _by_name(where, role)
+        return _find_only_one(Path(os.path.realpath(path)), role) if path.is_dir() else _read_path(path, role)
+    return _find_by_name(where, role)
 
 
 def client_file_of(connection: Connection, where: str | Path | None = None) -> Path:
-    """Where, on this machine, the client's connection file of that scheduler is or should be: beside the engine's file
-    `where` (a path, or a name), else beside the local socket, else in the runtime directory; the first that is there.
+    """Return the path of the client's connection file of a scheduler on this machine.
+
+    Searched are the directory of the engine's file `where` (if it is a path), that of the local socket, and the runtime
+    directory. If no file exists, the first path is returned.
     """
     directories: list[Path] = []
     if where is not None and (isinstance(where, Path) or "/" in where or where.endswith(".json")):
@@ -266,17 +268,20 @@ def client_file_of(connection: Connection, where: str | Path | None = None) -> P
 
 
 def _require_client_file(path: Path) -> None:
-    """:raises NoSchedulerError: a task, or what it started, cannot be a client, because the file is not there."""
+    """Check that a task, or a process that it started, can be a client.
+
+    :raises NoSchedulerError: the file does not exist.
+    """
     if not path.exists():
         raise NoSchedulerError(
             f"this runs on an engine of the scheduler {os.environ[ENV_ENGINE_OF]}, but its connection file for "
-            f"clients, {path}, is not on this machine (or the scheduler has shut down). So that tasks here can be "
+            f"clients, {path}, is not on this machine (or the scheduler has shut down). To allow tasks here to be "
             f"clients, copy {path.name} from the scheduler's machine to there, with mode 0600; "
-            "an engine's key does not pass as a client"
+            "a client cannot use the key of an engine"
         )
 
 
-def _from_path(path: Path, role: Role) -> Connection:
+def _read_path(path: Path, role: Role) -> Connection:
     connection = read_connection_file(path)
     if connection.role != role:
         raise ConnectionFileError(
@@ -285,36 +290,36 @@ def _from_path(path: Path, role: Role) -> Connection:
         )
     if is_stale(connection):
         raise ConnectionFileError(
-            f"the connection file {path} is stale: its scheduler (process {connection.pid}) is gone; start one anew"
+            f"the connection file {path} is stale: its scheduler (process {connection.pid}) is gone; start a new one"
         )
     return connection
 
 
-def _by_name(name: str, role: Role) -> Connection:
+def _find_by_name(name: str, role: Role) -> Connection:
     with _opened(None) as (directory, descriptor):
         path = connection_path(name, role, directory)
-        if path.name not in names_in(descriptor, path.name):
-            running, _ = _look(directory, descriptor, role)
+        if path.name not in list_names(descriptor, path.name):
+            running, _ = _list_running(directory, descriptor, role)
             raise NoSchedulerError(f"no scheduler named {name!r} in {directory}; running there: {_names(running)}")
-        connection = _running_or_none(path, descriptor, role)
+        connection = _read_running(path, descriptor, role)
     if connection is None:
-        raise NoSchedulerError(f"the scheduler {name!r} is gone and left {path} behind; start one anew")
+        raise NoSchedulerError(f"the scheduler {name!r} is gone and left {path} behind; start a new one")
     return connection
 
 
-def _running_or_none(path: Path, directory: int, role: Role) -> Connection | None:
+def _read_running(path: Path, directory: int, role: Role) -> Connection | None:
     connection = read_connection_file(path, directory)
     return None if is_stale(connection) or connection.role != role else connection
 
 
-def _look(directory: Path, descriptor: int, role: Role) -> tuple[list[Connection], list[str]]:
-    """(those that run, the files that cannot be used and why)."""
+def _list_running(directory: Path, descriptor: int, role: Role) -> tuple[list[Connection], list[str]]:
+    """Return the connections of running schedulers, and for each unusable file the reason."""
     running: list[Connection] = []
     unusable: list[str] = []
-    for name in names_in(descriptor, f"-{role}.json"):
+    for name in list_names(descriptor, f"-{role}.json"):
         path = directory / name
         try:
-            connection = _running_or_none(path, descriptor, role)
+            connection = _read_running(path, descriptor, role)
         except ConnectionFileError as error:
             unusable.append(str(error))
             continue
@@ -325,9 +330,9 @@ def _look(directory: Path, descriptor: int, role: Role) -> tuple[list[Connection
     return running, unusable
 
 
-def _the_only_one(where: Path | None, role: Role) -> Connection:
+def _find_only_one(where: Path | None, role: Role) -> Connection:
     with _opened(where) as (directory, descriptor):
-        running, unusable = _look(directory, descriptor, role)
+        running, unusable = _list_running(directory, descriptor, role)
     if len(running) == 1:
         return running[0]
     if running:

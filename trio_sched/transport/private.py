@@ -1,13 +1,13 @@
-"""Directories and files that only this user can have made: opened once, checked on the descriptor, used through it.
+"""Directories and files that only this user can have created: opened once, checked by descriptor, used by descriptor.
 
-A path can name one thing when it is checked and another when it is opened: whoever may write to a directory on the
-way can exchange a link or a name in between. A descriptor cannot. Every check here is made on what was opened, files of
-a runtime directory are opened relative to its descriptor, and links in it are not followed.
+Between the check of a path and its use, another user that may write to a directory of the path can replace a link or a
+name in it. A descriptor cannot be replaced. So every check is made on the opened descriptor, files of a runtime
+directory are opened relative to the descriptor of the directory, and symbolic links in it are not followed.
 
-A socket has no descriptor before it is connected: it is reached by its path. Hence every directory and symbolic link on
-the way to a runtime directory must be one that only this user and root can exchange (`require_safe_way`).
+A socket is connected by its path, without a descriptor. Hence every directory and symbolic link in the path of a
+runtime directory must be one that only this user and root can replace (`require_safe_way`).
 
-Imports little: every worker reads a connection file at its start.
+Every worker reads a connection file when it starts, so this module imports little.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from pathlib import Path
 
 from trio_sched.errors import ConfigError, ConnectionFileError
 
+#: Largest connection file that is read. A connection file has less than 1 KiB.
 MAX_FILE_BYTES = 64 << 10
-"""Largest connection file that is read; one has less than 1 KiB."""
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none of these three
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
 _NO_BLOCK = getattr(os, "O_NONBLOCK", 0)
+#: Errors of an open with O_NOFOLLOW where the path is a symbolic link.
 _IS_LINK = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
-"""What systems answer to O_NOFOLLOW where a link is."""
 _ROOT = 0
+#: Number of symbolic links that are followed in one path, as in Linux.
 _MAX_LINKS = 40
-"""Symbolic links that are followed in one path, as in Linux."""
-_SYSTEM_PLACES = frozenset(
+#: Directories that only root can have created, on every system.
+_SYSTEM_DIRECTORIES = frozenset(
     map(Path, ("/", "/dev", "/dev/shm", "/home", "/run", "/run/user", "/tmp", "/var", "/var/run", "/var/tmp"))
 )
-"""What only root can have made, on every system."""
 
 
 @contextmanager
 def private_directory(path: Path) -> Iterator[int]:
-    """A descriptor of the directory `path` for the block.
+    """Open a directory for the block, and yield its descriptor.
 
-    :raises ConfigError: it is not a directory, is a link, belongs to another user or is open to others, or lies in a
-        directory in which another user could exchange it.
+    :raises ConfigError: the path is not a directory, is a symbolic link, belongs to another user, is open to other
+        users, or another user could replace it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | _DIRECTORY | _NO_FOLLOW)
@@ -56,7 +56,7 @@ def private_directory(path: Path) -> Iterator[int]:
     try:
         found = os.fstat(descriptor)
         if found.st_uid != os.geteuid():
-            raise ConfigError(f"the directory {path} belongs to user {found.st_uid}, not to us ({os.geteuid()})")
+            raise ConfigError(f"the directory {path} belongs to user {found.st_uid}, not to user {os.geteuid()}")
         if found.st_mode & OTHERS:
             raise ConfigError(f"the directory {path} is open to other users; chmod 700 {path}")
         require_safe_way(path)
@@ -66,33 +66,35 @@ def private_directory(path: Path) -> Iterator[int]:
 
 
 def require_private(path: Path) -> None:
-    """:raises ConfigError: as `private_directory`."""
+    """Check a directory.
+
+    :raises ConfigError: as `private_directory`.
+    """
     with private_directory(path):
         pass
 
 
 def require_safe_way(path: Path) -> None:
-    """Check that no other user than root can make `path` lead elsewhere. What does not exist yet is not checked.
+    """Check that only this user and root can change what `path` leads to. Missing parts of the path are not checked.
 
     Every directory above it, and every symbolic link that its lookup follows, must belong to this user or root. A
-    directory that others may write to needs the sticky bit, as /tmp has it. Exempt is a directory of this user that
-    only the user's private group may write to, which is what a umask of 002 makes.
+    directory that other users may write to needs the sticky bit, as /tmp has it. Exempt is a directory of this user
+    that only the user's private group may write to, as a umask of 002 creates it.
 
-    :raises ConfigError: it does not hold; the message says for which directory or link, and what to do.
+    :raises ConfigError: another user can; the message names the directory or link, and the remedy.
     """
     try:
-        for place, found in _way_to(path):
+        for place, found in _lookup_steps(path):
             if weakness := _weakness(place, found):
                 raise ConfigError(f"the directory {path} cannot be used: {weakness}")
     except OSError as error:
         raise ConfigError(f"cannot use the directory {path}: {error}") from error
 
 
-def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Each directory in which a part of `path` is looked up, and each symbolic link that is followed, from the root.
+def _lookup_steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield each directory in which a part of `path` is looked up, and each symbolic link that is followed, from root.
 
-    In this order nothing can change behind the check: who could exchange an entry of a directory is known before the
-    entry is looked at.
+    In this order no other user can interfere with the check: a directory is checked before its entries are read.
     """
     path = path.absolute()
     here = Path(path.anchor)
@@ -124,12 +126,14 @@ def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _weakness(place: Path, found: os.stat_result) -> str:
-    """Why another user could exchange what a directory contains, or a symbolic link, with what to do; "": none can."""
-    us = os.geteuid()
-    if found.st_uid not in (us, _ROOT) and not (place in _SYSTEM_PLACES and found.st_uid == _unmapped_user()):
+    """Return why another user could replace an entry of a directory, or a link, and the remedy; "": no one can."""
+    this_user = os.geteuid()
+    if found.st_uid not in (this_user, _ROOT) and not (
+        place in _SYSTEM_DIRECTORIES and found.st_uid == _unmapped_user()
+    ):
         return (
-            f"{place} is on the way to it and belongs to user {found.st_uid}, not to us ({us}) or root, so that user "
-            "can put another directory in its place; set TRIO_SCHED_RUNTIME_DIR to a directory in one of our own"
+            f"{place} is part of its path and belongs to user {found.st_uid}, not to user {this_user} or root, so that "
+            "user can replace it; set TRIO_SCHED_RUNTIME_DIR to a directory inside a directory of yours"
         )
     if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX:
         return ""
@@ -137,7 +141,7 @@ def _weakness(place: Path, found: os.stat_result) -> str:
     advice = f"of {place}, or set TRIO_SCHED_RUNTIME_DIR to another directory"
     if found.st_mode & stat.S_IWOTH:
         return f"it is in {owner}, where every user can rename it (no sticky bit); chmod o-w or +t {advice}"
-    if found.st_mode & stat.S_IWGRP and not (found.st_uid == us and _is_private_group(found.st_gid)):
+    if found.st_mode & stat.S_IWGRP and not (found.st_uid == this_user and _is_private_group(found.st_gid)):
         return (
             f"it is in {owner}, where the group {found.st_gid} can rename it (no sticky bit); chmod g-w or +t {advice}"
         )
@@ -145,19 +149,23 @@ def _weakness(place: Path, found: os.stat_result) -> str:
 
 
 def _unmapped_user() -> int | None:
-    """The user id that stands for root, and for other users, in a user namespace that does not map them, as in
-    containers that users start; None: root has its own id here."""
+    """Return the user id that stands for root and other users in a user namespace that does not map them.
+
+    Containers that users start have such namespaces. None: root has its own id here.
+    """
     try:
         with open("/proc/self/uid_map") as mapped, open("/proc/sys/kernel/overflowuid") as overflow:
             is_mapped = any(int(line.split()[1]) == _ROOT for line in mapped)
             return None if is_mapped else int(overflow.read())
-    except OSError:  # another system than Linux
+    except OSError:  # not Linux
         return None
 
 
 def _is_private_group(group_id: int) -> bool:
-    """Whether a group is our primary group and ours alone: it has our user's name, and no other members. Where users
-    have no names, as in some containers, the group must have the user's number."""
+    """Whether a group is the primary group of this user and has no other members.
+
+    It must have the name of the user, or its number where users have no names, as in some containers.
+    """
     if group_id != os.getegid():
         return False
     import grp  # not on Windows
@@ -171,19 +179,19 @@ def _is_private_group(group_id: int) -> bool:
     return group.gr_name == user and set(group.gr_mem) <= {user}
 
 
-def names_in(directory: int, suffix: str) -> list[str]:
-    """The names in an open directory that end in `suffix` and are not hidden, sorted."""
+def list_names(directory: int, suffix: str) -> list[str]:
+    """Return the names in an open directory that end in `suffix` and are not hidden, sorted."""
     return sorted(name for name in os.listdir(directory) if name.endswith(suffix) and not name.startswith("."))
 
 
 def read_private(path: Path, directory: int | None = None) -> bytes:
-    """The content of the file `path`; with a `directory` (a descriptor), of the file of that name in it.
+    """Read the file `path`; with `directory` (a descriptor), the file of that name in it.
 
-    A path that the user named may be a symbolic link or lie behind some: what counts is the file that was opened. In
-    an open directory a link is refused. Never blocks: only a regular file is read, and no more than `MAX_FILE_BYTES`.
+    A path that the user named may contain symbolic links, because the opened file is checked. In an open directory, a
+    symbolic link is refused. Never blocks: only a regular file is read, and at most `MAX_FILE_BYTES`.
 
-    :raises ConnectionFileError: it is missing, not a regular file, too large, belongs to another user or is open to
-        others.
+    :raises ConnectionFileError: the file is missing, not a regular file, too large, belongs to another user or is open
+        to other users.
     """
     flags = os.O_RDONLY | _NO_BLOCK  # a FIFO without a writer would block the open
     try:
@@ -210,7 +218,7 @@ def read_private(path: Path, directory: int | None = None) -> bytes:
 
 
 def _read(descriptor: int) -> bytes:
-    """Up to one byte more than allowed."""
+    """Read up to one byte more than allowed."""
     parts, left = [], MAX_FILE_BYTES + 1
     while left and (part := os.read(descriptor, left)):
         parts.append(part)
@@ -220,17 +228,19 @@ def _read(descriptor: int) -> bytes:
 
 def _check_file(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise ConnectionFileError(f"{path} is not a connection file: it is {_kind(found.st_mode)}, not a regular file")
+        raise ConnectionFileError(
+            f"{path} is not a connection file: it is {_file_kind(found.st_mode)}, not a regular file"
+        )
     if found.st_uid != os.geteuid():
         raise ConnectionFileError(
-            f"the connection file {path} belongs to user {found.st_uid}, not to us ({os.geteuid()}), and could lead to "
-            "that user's scheduler; copy it to a file of our own (mode 600) if that is wanted"
+            f"the connection file {path} belongs to user {found.st_uid}, not to user {os.geteuid()}, and could lead to "
+            "a scheduler of that user; copy it to a file of yours (mode 600) if that is wanted"
         )
     if found.st_mode & OTHERS:
         raise ConnectionFileError(
             f"the connection file {path} holds secrets and is open to other users "
             f"(mode {stat.S_IMODE(found.st_mode):o}); "
-            f"chmod 600 {path}, and restart the scheduler if somebody may have read it"
+            f"chmod 600 {path}, and restart the scheduler if another user may have read it"
         )
     if found.st_size > MAX_FILE_BYTES:
         raise _too_large(path)
@@ -240,6 +250,6 @@ def _too_large(path: Path) -> ConnectionFileError:
     return ConnectionFileError(f"{path} is not a connection file: it is larger than {MAX_FILE_BYTES} bytes")
 
 
-def _kind(mode: int) -> str:
+def _file_kind(mode: int) -> str:
     kinds = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISCHR, "a device"))
     return next((name for holds, name in kinds if holds(mode)), "a special file")

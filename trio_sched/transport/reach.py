@@ -1,6 +1,6 @@
-"""Why nobody answers at an address: for the error messages of those who waited in vain, and for nobody else.
+"""Diagnosis of an address that does not answer, for the error messages of clients, engines and commands.
 
-Everything here blocks, for a bounded time; asynchronous callers use a thread.
+All functions block, for a limited time. Asynchronous callers use a thread.
 """
 
 from __future__ import annotations
@@ -8,39 +8,40 @@ from __future__ import annotations
 import socket
 import threading
 
+#: Time limit of one step.
 PROBE_S = 1.0
-"""How long one step of a look may take."""
-LOOK_S = 3.0
-"""How long a look may take as a whole: name servers may take half a minute to say no."""
+#: Time limit of a diagnosis. Name servers may take half a minute to answer.
+DIAGNOSIS_S = 3.0
 _ADVICE = (
     "The address comes from the connection file; behind a wildcard such as tcp://0.0.0.0:7077 a scheduler puts the "
-    "name of its host there, or what --advertised-host says"
+    "name of its host there, or the value of --advertised-host"
 )
 _FULL = (
     ": it runs, but closes new connections, because it has max_connections, or max_connections_per_address from here "
-    "(trio-sched status tells)"
+    "(see trio-sched status)"
 )
 
 
-def describe_unanswered(address: str, timeout_s: float = LOOK_S) -> str:
-    """What a new connection to a scheduler that does not answer meets, and what to do about it, to follow "did not
-    answer"; empty: a local one is accepted and stays open, so the scheduler is busy or stopped. Takes up to `timeout_s`
+def describe_unanswered(address: str, timeout_s: float = DIAGNOSIS_S) -> str:
+    """Try to connect to a scheduler that does not answer. Return the result and the remedy, to follow "did not answer".
+
+    Empty: a local connection is accepted and stays open, so the scheduler is busy or stopped. Takes at most `timeout_s`
     seconds.
     """
     if address.startswith("ipc://"):
-        return _met_at_path(address.removeprefix("ipc://"))
+        return _probe_path(address.removeprefix("ipc://"))
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     found: list[str] = []
-    look = threading.Thread(target=lambda: found.append(_met_at_host(host.strip("[]"), port)), daemon=True)
-    look.start()
-    look.join(timeout_s)
+    probe = threading.Thread(target=lambda: found.append(_probe_host(host.strip("[]"), port)), daemon=True)
+    probe.start()
+    probe.join(timeout_s)
     return (
         found[0] if found else f": the host {host!r} could not be resolved or reached within {timeout_s:g} s. {_ADVICE}"
     )
 
 
 def resolution_problem(host: str) -> str:
-    """Why the host name cannot be resolved here; "" where it can."""
+    """Return why the host name cannot be resolved on this machine; "" if it can."""
     try:
         socket.getaddrinfo(host, None)
     except (OSError, UnicodeError) as error:
@@ -48,7 +49,7 @@ def resolution_problem(host: str) -> str:
     return ""
 
 
-def _met_at_path(path: str) -> str:
+def _probe_path(path: str) -> str:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_S)
         try:
@@ -58,13 +59,13 @@ def _met_at_path(path: str) -> str:
             return ""
         except (ConnectionRefusedError, FileNotFoundError):
             return ": nothing listens there"
-        except (ConnectionError, BlockingIOError):  # not even accepted
+        except (ConnectionError, BlockingIOError):  # not accepted
             return _FULL
         except OSError as error:
             return f": it cannot be reached ({error.strerror or error})"
 
 
-def _met_at_host(host: str, port: str) -> str:
+def _probe_host(host: str, port: str) -> str:
     if problem := resolution_problem(host):
         return (
             f": the host {host!r} could not be resolved here ({problem}). {_ADVICE}: start the scheduler with an "
@@ -78,8 +79,8 @@ def _met_at_host(host: str, port: str) -> str:
         what = "nothing listens there" if isinstance(error, ConnectionRefusedError) else "it cannot be reached"
         return (
             f": {what}; the host {host!r} could not be reached at port {port} "
-            f"({getattr(error, 'strerror', None) or error}). {_ADVICE}: is the scheduler running, is that address its "
-            "own, and does no firewall stand between?"
+            f"({getattr(error, 'strerror', None) or error}). {_ADVICE}: is the scheduler running, does it have that "
+            "address, and does a firewall block it?"
         )
     return (
         f": something listens at port {port} of {host!r}; the scheduler is busy or stopped, or the file is that of a "
@@ -88,7 +89,7 @@ def _met_at_host(host: str, port: str) -> str:
 
 
 def _stays_open(probe: socket.socket) -> bool:
-    """Whether the other end does not close a new connection for `PROBE_S` seconds."""
+    """Whether the peer keeps a new connection open for `PROBE_S` seconds."""
     probe.settimeout(PROBE_S)
     try:
         while probe.recv(1024):

@@ -1,5 +1,5 @@
-"""Plain connected sockets without an event loop, for programs that pose as peers of somebody else's protocol: the
-benchmark and the tests of the ipyparallel side. What we speak ourselves goes through zmq_blocking.py.
+"""Plain connected ZeroMQ sockets without an event loop, for programs that act as peers of another protocol: the
+benchmark and the tests of the ipyparallel front. Peers of the native protocol use zmq_blocking.py.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import zmq
 
 from trio_sched.transport.multipart import Frame
 
-Kind: TypeAlias = Literal["dealer", "sub", "xsub", "pub"]
-_KINDS: dict[Kind, int] = {"dealer": zmq.DEALER, "sub": zmq.SUB, "xsub": zmq.XSUB, "pub": zmq.PUB}
+PeerKind: TypeAlias = Literal["dealer", "sub", "xsub", "pub"]
+_KINDS: dict[PeerKind, int] = {"dealer": zmq.DEALER, "sub": zmq.SUB, "xsub": zmq.XSUB, "pub": zmq.PUB}
 
 
 class Peers:
-    """Connected sockets on one context, and a way to wait for all of them. Use it from one thread."""
+    """Connected sockets on one context, and a poller for all of them. For one thread."""
 
-    def __init__(self, most: int = 4096) -> None:
+    def __init__(self, max_sockets: int = 4096) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
-        self._context.max_sockets = most
+        self._context.max_sockets = max_sockets
         self._poller = zmq.Poller()
 
-    def connect(self, kind: Kind, address: str, routing_id: str = "", server_key: str = "") -> Peer:
-        """A socket connected to the address. A SUB hears everything. With a server's key: CURVE, with new keys."""
+    def connect(self, kind: PeerKind, address: str, routing_id: str = "", server_key: str = "") -> Peer:
+        """Create a connected socket. A SUB receives all topics. With a server key: CURVE with new keys."""
         socket: zmq.Socket[bytes] = self._context.socket(_KINDS[kind])
         socket.sndhwm = socket.rcvhwm = 0
         socket.linger = 0
@@ -41,11 +41,11 @@ class Peers:
         return Peer(socket, self._poller)
 
     def wait(self, timeout_s: float) -> set[Any]:
-        """The sockets (`Peer.socket`) from which something can be received, when there is one, or the time is over."""
+        """Wait until a socket is readable or the time has passed. Return the readable ones, each as `Peer.socket`."""
         return {socket for socket, _ in self._poller.poll(int(timeout_s * 1e3))}
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all sockets."""
         self._context.destroy(linger=0)
 
     def __enter__(self) -> Peers:
@@ -58,7 +58,7 @@ class Peers:
 
 
 class Peer:
-    """One of them."""
+    """One connected socket."""
 
     def __init__(self, socket: zmq.Socket[bytes], poller: zmq.Poller) -> None:
         self.socket: Any = socket
@@ -69,11 +69,11 @@ class Peer:
         self.socket.send_multipart(frames)
 
     def receive(self, timeout_s: float) -> list[bytes] | None:
-        """The next message; None when there is none in time."""
+        """Return the next message; None: none arrived in time."""
         return self.socket.recv_multipart() if self.socket.poll(timeout_s * 1e3) else None
 
     def drain(self) -> list[list[bytes]]:
-        """The messages that are there."""
+        """Return the available messages."""
         messages = []
         try:
             while True:
@@ -82,6 +82,6 @@ class Peer:
             return messages
 
     def close(self) -> None:
-        """Close it alone."""
+        """Close this socket only."""
         self._poller.unregister(self.socket)
         self.socket.close(linger=0)
