@@ -17,7 +17,7 @@ import trio
 import zmq
 from jupyter_client.session import Session
 
-from trio_sched.ipyparallel.monitor import Monitor, Queue
+from trio_sched.ipyparallel.records.base import NullRecorder, QueueName
 from trio_sched.transport.zmq_bound import SocketSet
 from trio_sched.wire.jupyter import Codec, Parsed
 
@@ -28,19 +28,20 @@ QUIET_MS = 50
 """Long enough for what was sent to have arrived, as a rule."""
 
 
-class Heard(Monitor):
-    """A monitor that only remembers what it was told."""
+class RecorderDouble(NullRecorder):
+    """A recorder that only remembers what it was told."""
 
     def __init__(self, on: bool) -> None:
+        super().__init__()
         self.on = on
         self.told: list[tuple[Any, ...]] = []
         self.buffers = 0
 
-    def submitted(self, queue: Queue, message: Parsed, client: str, engine: str | None) -> None:
+    def submitted(self, queue: QueueName, message: Parsed, client: str, engine: str | None = None) -> None:
         self.buffers += len(message.buffers)
         self.told.append(("submitted", queue, message.head.msg_id, client, engine))
 
-    def finished(self, queue: Queue, reply: Parsed, engine: str | None) -> None:
+    def finished(self, queue: QueueName, reply: Parsed, engine: str | None) -> None:
         self.told.append(("finished", queue, reply.parent.msg_id, engine))
 
     def output(self, message: Parsed) -> None:
@@ -48,13 +49,13 @@ class Heard(Monitor):
 
 
 class Loop:
-    """The code under test, in a thread: `SocketSet`, codec, counters, monitor, and whatever `start` adds."""
+    """The code under test, in a thread: `SocketSet`, codec, counters, recorder, and whatever `start` adds."""
 
     def __init__(self, on: bool) -> None:
         self.sockets: Any = None
         self.codec = Codec(KEY)
         self.counters: Counter[str] = Counter()
-        self.monitor = Heard(on)
+        self.recorder = RecorderDouble(on)
         self._token: Any = None
         self._nursery: Any = None
 
@@ -95,7 +96,7 @@ class Loop:
 
 @contextmanager
 def loop(on: bool = False) -> Iterator[Loop]:
-    """A running `Loop`, with the monitor on or off."""
+    """A running `Loop`, with the recorder on or off."""
     running = Loop(on)
     ready = threading.Event()
     thread = threading.Thread(target=trio.run, args=(running.main, ready), daemon=True)

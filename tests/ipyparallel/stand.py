@@ -133,7 +133,7 @@ class Stand:
     def wait_for_engines(self, count: int) -> None:
         """Until so many are registered."""
         until = time.monotonic() + PATIENCE_S
-        while self.front.desk is None or len(self.front.desk.roster.present()) < count:
+        while self.front.desk is None or len(self.front.desk.engines.joined()) < count:
             assert time.monotonic() < until
             self.settle()
 

@@ -25,7 +25,7 @@ class View:
         self.gone: set[str] = set()
         self.relay = loop.start(
             lambda it: Broadcast(
-                self.clients, self.sockets, it.codec, it.note, it.monitor, lambda uuid: uuid not in self.gone
+                self.clients, self.sockets, it.codec, it.note, it.recorder, lambda uuid: uuid not in self.gone
             )
         )
         self.client = peer(zmq.DEALER, self.clients)
@@ -35,7 +35,7 @@ class View:
                 self.ask([name])
             while not engine.hears_nothing():
                 engine.frames()
-        loop.call(loop.monitor.told.clear)
+        loop.call(loop.recorder.told.clear)
 
     def ask(self, names: list[str] = NAMES, coalescing: bool = False, **parts: Any) -> str:
         """Send a request; returns its msg_id."""
@@ -73,7 +73,7 @@ def view(loop: Loop, peer: Callable[..., Peer]) -> View:
 
 
 def told(view: View, msg_id: str, what: str, names: list[str] = NAMES) -> list[tuple[Any, ...]]:
-    if not view.loop.monitor.on:
+    if not view.loop.recorder.on:
         return []
     client = (view.client.session.session,) if what == "submitted" else ()
     return [(what, "broadcast", f"{msg_id}_{name}", *client, name) for name in names]
@@ -88,8 +88,8 @@ def test_each_target_gets_a_message_of_its_own(view: View) -> None:
         assert request["metadata"]["original_msg_id"] == msg_id
         assert request["metadata"]["is_broadcast"] is True
         assert [bytes(buffer) for buffer in request["buffers"]] == [b"code", BIG]
-    view.loop.until(lambda: view.loop.monitor.told == told(view, msg_id, "submitted"))
-    assert view.loop.monitor.buffers == 0  # they are not stored once for each target
+    view.loop.until(lambda: view.loop.recorder.told == told(view, msg_id, "submitted"))
+    assert view.loop.recorder.buffers == 0  # they are not stored once for each target
 
 
 def test_plain_replies_go_on_one_by_one(view: View) -> None:
@@ -122,7 +122,7 @@ def test_coalescing_replies_are_one_with_the_buffers_in_the_order_of_the_targets
         buffer for name in NAMES for buffer in (name.encode(), BIG)
     ]
     assert view.client.hears_nothing()
-    heard = [entry for entry in view.loop.monitor.told if entry[0] == "finished"]
+    heard = [entry for entry in view.loop.recorder.told if entry[0] == "finished"]
     assert sorted(heard) == sorted(told(view, msg_id, "finished"))
 
 
@@ -170,7 +170,7 @@ def test_a_target_that_leaves_voids_the_coalesced_reply(view: View) -> None:
     view.ask(coalescing=True)
     view.answer(NAMES[0])
     late = view.engines[NAMES[1]].receive()
-    view.loop.call(view.relay.engine_gone, NAMES[2])
+    view.loop.call(view.relay.engine_removed, NAMES[2])
     view.reply(NAMES[1], *late)
     assert view.client.hears_nothing()
     assert not view.relay._awaited

@@ -18,7 +18,8 @@ from trio_sched.errors import AddressInUseError, ConfigError, WireError
 from trio_sched.ipyparallel.config import SIDES, IppConfig
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.files import path_of, read_former, remove, write
-from trio_sched.ipyparallel.roster import Roster
+from trio_sched.ipyparallel.records.base import NullRecorder
+from trio_sched.ipyparallel.roster import EngineRegistry
 from trio_sched.ipyparallel.tasks import PLAIN, spec_of
 from trio_sched.transport.private import MAX_FILE_BYTES
 from trio_sched.transport.zmq_bound import SocketSet
@@ -40,15 +41,16 @@ def test_a_wrong_setting_is_named(setting: dict[str, Any]) -> None:
 
 
 def test_the_patience_with_registrations_is_ipcontrollers() -> None:
-    assert IppConfig(profile_dir="p").patience_s() == 30.0
-    assert IppConfig(profile_dir="p", ping_ms=6000).patience_s() == 60.0
-    assert IppConfig(profile_dir="p", registration_timeout_s=1.0).patience_s() == 1.0
+    assert IppConfig(profile_dir="p").effective_registration_timeout_s() == 30.0
+    assert IppConfig(profile_dir="p", ping_ms=6000).effective_registration_timeout_s() == 60.0
+    assert IppConfig(profile_dir="p", registration_timeout_s=1.0).effective_registration_timeout_s() == 1.0
 
 
 def wanted(config: IppConfig, *channels: tuple[Any, str], former: Any = None) -> list[int]:
-    desk = Desk(config, SimpleNamespace(connections=None), Codec(b""), None, former or {})  # type: ignore[arg-type]
+    hub: Any = SimpleNamespace(connections=None)
+    desk = Desk(config, hub, Codec(b""), NullRecorder(), former or {})
     try:
-        return [next(desk._wanted(side, channel)) for side, channel in channels]
+        return [next(desk._candidate_ports(side, channel)) for side, channel in channels]
     finally:
         desk.sockets.close()
 
@@ -90,7 +92,7 @@ def test_former_files_that_make_no_sense_are_left_alone(tmp_path: Path, inside: 
     config = IppConfig(profile_dir=str(tmp_path))
     assert read_former(config) == {}
     for side in ("client", "engine"):
-        path = path_of(config, side)  # type: ignore[arg-type]
+        path = path_of(config, side)
         path.parent.mkdir(exist_ok=True)
         path.write_text(inside)
         path.chmod(0o600)
@@ -161,13 +163,13 @@ def test_former_files_that_others_may_have_written_are_not_used(
 
 
 def test_numbers_of_engines_count_up_and_a_free_one_is_granted() -> None:
-    roster = Roster()
-    first = roster.begin("a", None, 0.0)
-    assert [roster.begin(uuid, wanted, 0.0).number for uuid, wanted in (("b", 0), ("c", 7), ("d", None))] == [1, 7, 8]
-    roster.remove(first)
-    assert roster.begin("e", None, 0.0).number == 9
-    assert roster.begin("f", 0, 0.0).number == 0
-    assert roster.present() == {}
+    registry = EngineRegistry()
+    first = registry.begin("a", None, 0.0)
+    assert [registry.begin(uuid, wanted, 0.0).number for uuid, wanted in (("b", 0), ("c", 7), ("d", None))] == [1, 7, 8]
+    registry.remove(first)
+    assert registry.begin("e", None, 0.0).number == 9
+    assert registry.begin("f", 0, 0.0).number == 0
+    assert registry.joined() == {}
 
 
 @pytest.mark.parametrize(

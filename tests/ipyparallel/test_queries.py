@@ -10,8 +10,8 @@ import pytest
 
 from tests.ipyparallel.messages import CODEC, reply, request
 from trio_sched.ipyparallel.dask import DaskScheduler
-from trio_sched.ipyparallel.queries import Answer, Queries
-from trio_sched.ipyparallel.records.base import Monitor, NullMonitor
+from trio_sched.ipyparallel.queries import Answer, RecordQueries
+from trio_sched.ipyparallel.records.base import NullRecorder, TaskRecorder
 from trio_sched.ipyparallel.records.memory import MemoryStore
 from trio_sched.ipyparallel.records.sqlite import SQLiteStore
 from trio_sched.wire.jupyter import Parsed
@@ -22,18 +22,20 @@ ENGINES = {0: "e0", 3: "e3"}
 class Desk:
     """Questions, their answers, and what else they led to."""
 
-    def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
+    def __init__(self, recorder: TaskRecorder) -> None:
+        self.recorder = recorder
         self.submitted: list[Parsed] = []
         self.stopped = 0
         self.tasks: dict[str, str | None] = {}
         self.dask = DaskScheduler("127.0.0.1")
-        self.queries = Queries(CODEC, monitor, lambda: ENGINES, self._submit, self._stop, self.dask, lambda: self.tasks)
+        self.queries = RecordQueries(
+            CODEC, recorder, lambda: ENGINES, self._submit, self._stop, self.dask, lambda: self.tasks
+        )
 
     def _submit(self, message: Parsed) -> None:
         CODEC.verify(message)
         self.submitted.append(message)
-        self.monitor.submitted("task", message, message.head.session)
+        self.recorder.submitted("task", message, message.head.session)
 
     def _stop(self) -> None:
         self.stopped += 1
@@ -49,21 +51,21 @@ class Desk:
 
     def run(self, msg_id: str, engine: str = "e0", **kwargs: Any) -> None:
         """A task from its beginning to its end."""
-        self.monitor.submitted("task", request(msg_id, **kwargs), "alice")
-        self.monitor.arrived(engine, msg_id)
-        self.monitor.finished("task", reply(msg_id, buffers=(f"result of {msg_id}".encode(),)), engine)
+        self.recorder.submitted("task", request(msg_id, **kwargs), "alice")
+        self.recorder.assigned(engine, msg_id)
+        self.recorder.finished("task", reply(msg_id, buffers=(f"result of {msg_id}".encode(),)), engine)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
 def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
     store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "tasks.db")
-    yield Desk(Monitor(store))
+    yield Desk(TaskRecorder(store))
     store.close()
 
 
 @pytest.fixture
 def forgetful() -> Desk:
-    return Desk(NullMonitor())
+    return Desk(NullRecorder())
 
 
 def test_connection(desk: Desk) -> None:
@@ -73,10 +75,10 @@ def test_connection(desk: Desk) -> None:
 def test_queue_status(desk: Desk) -> None:
     desk.run("t1")
     desk.run("t2", "e3")
-    desk.monitor.submitted("task", request("t3"), "alice")
-    desk.monitor.submitted("task", request("t4"), "alice")
-    desk.monitor.arrived("e3", "t4")
-    desk.monitor.submitted("mux", request("d1"), "alice", "e0")
+    desk.recorder.submitted("task", request("t3"), "alice")
+    desk.recorder.submitted("task", request("t4"), "alice")
+    desk.recorder.assigned("e3", "t4")
+    desk.recorder.submitted("mux", request("d1"), "alice", "e0")
     assert desk.ask("queue", targets=None).content == {
         "status": "ok",
         "0": {"queue": 1, "completed": 1, "tasks": 0},
@@ -101,8 +103,8 @@ def test_engines_that_are_not_there(desk: Desk, targets: Any) -> None:
 def test_results_with_buffers_in_the_order_of_ids(desk: Desk) -> None:
     for msg_id in ("b", "a", "c"):
         desk.run(msg_id)
-    desk.monitor.output(reply("a", msg_type="stream", content={"name": "stdout", "text": "said"}))
-    desk.monitor.submitted("task", request("p"), "alice")
+    desk.recorder.output(reply("a", msg_type="stream", content={"name": "stdout", "text": "said"}))
+    desk.recorder.submitted("task", request("p"), "alice")
     answer = desk.ask("result", msg_ids=["c", "a", "p", "a"])
     assert answer.msg_type == "result_reply"
     assert answer.content["pending"] == ["p"]
@@ -144,7 +146,7 @@ def test_history(desk: Desk) -> None:
 def test_db_query(desk: Desk) -> None:
     desk.run("a", buffers=(b"1", b"2"))
     desk.run("b", buffers=(b"3",))
-    desk.monitor.submitted("task", request("c"), "alice")
+    desk.recorder.submitted("task", request("c"), "alice")
     answer = desk.ask("db", query={"completed": {"$ne": None}}, keys=["buffers", "completed", "result_buffers"])
     assert answer.msg_type == "db_reply"
     assert answer.content["records"] == [
@@ -186,7 +188,7 @@ def test_purge(desk: Desk) -> None:
     desk.run("a")
     desk.run("b", "e3")
     desk.run("c", "e3")
-    desk.monitor.submitted("task", request("p"), "alice")
+    desk.recorder.submitted("task", request("p"), "alice")
     assert desk.fails("purge", msg_ids=["a", "p"]) == ("purge_reply", "IndexError")
     assert desk.fails("purge", engine_ids=[3, 9]) == ("purge_reply", "IndexError")
     assert desk.ask("history").content["history"] == ["a", "b", "c", "p"]
@@ -212,7 +214,7 @@ def test_resubmission(desk: Desk) -> None:
     (old,) = desk.ask("db", query={"msg_id": "a"}).content["records"]
     assert old["resubmitted"] == new
     assert desk.ask("result", msg_ids=[new]).content["pending"] == [new]
-    desk.monitor.finished("task", reply(new, buffers=(b"again",)), "e0")
+    desk.recorder.finished("task", reply(new, buffers=(b"again",)), "e0")
     again = desk.ask("result", msg_ids=[new])
     assert again.content["completed"] == [new]
     assert list(map(bytes, again.buffers)) == [b"again"]
@@ -230,8 +232,8 @@ def test_shutdown_comes_after_its_reply(desk: Desk) -> None:
     answer = desk.ask("shutdown")
     assert (answer.msg_type, answer.content) == ("shutdown_reply", {"status": "ok"})
     assert not desk.stopped
-    assert answer.then is not None
-    answer.then()
+    assert answer.after_sending is not None
+    answer.after_sending()
     assert desk.stopped == 1
 
 
@@ -240,7 +242,7 @@ def test_a_dask_scheduler_takes_time_to_start_and_to_stop(desk: Desk) -> None:
     for question in ("become_dask", "stop_distributed"):
         answer = desk.ask(question)
         assert answer.msg_type == f"{question}_reply"
-        assert answer.later is not None
+        assert answer.pending_content is not None
 
 
 def test_unknown_and_malformed_requests(desk: Desk) -> None:

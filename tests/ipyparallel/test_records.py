@@ -14,10 +14,9 @@ import pytest
 from tests.ipyparallel.messages import reply, request
 from trio_sched.errors import ConfigError
 from trio_sched.ipyparallel.config import IppConfig
-from trio_sched.ipyparallel.records.base import Monitor, NullMonitor
-from trio_sched.ipyparallel.records.finding import Query, QueryError
+from trio_sched.ipyparallel.records.base import NullRecorder, TaskRecorder, open_recorder
+from trio_sched.ipyparallel.records.finding import InvalidQueryError, RecordQuery
 from trio_sched.ipyparallel.records.memory import MemoryStore
-from trio_sched.ipyparallel.records.opening import open_monitor
 from trio_sched.ipyparallel.records.record import FIELDS, Record, as_dict, utc
 from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, LARGE_BYTES, PAGE, SQLiteStore
 from trio_sched.ipyparallel.records.store import NoStore, NotKept, Store
@@ -31,7 +30,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def found(store: Store, query: dict[str, Any]) -> list[str]:
-    return [record.msg_id for record in store.find(Query(query))]
+    return [record.msg_id for record in store.find(RecordQuery(query))]
 
 
 def fill(store: Store, number: int = 8) -> list[str]:
@@ -42,7 +41,7 @@ def fill(store: Store, number: int = 8) -> list[str]:
 
 
 def whole(store: Store, msg_id: str) -> dict[str, Any]:
-    (record,) = store.find(Query({"msg_id": msg_id}))
+    (record,) = store.find(RecordQuery({"msg_id": msg_id}))
     return as_dict(record)
 
 
@@ -50,26 +49,26 @@ def whole(store: Store, msg_id: str) -> dict[str, Any]:
 
 
 def test_a_task_from_submission_to_result(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted(
+    recorder = TaskRecorder(store)
+    recorder.submitted(
         "task",
         request("t", metadata={"label": "fit", "retries": 1}, content={"a": 1}, buffers=(b"in", b"more")),
         "alice",
     )
-    assert monitor.unassigned() == ["t"]
+    assert recorder.unassigned() == ["t"]
     before = whole(store, "t")
     assert set(before) == set(FIELDS)
     assert before["completed"] is None
     assert before["result_header"] is None
     assert before["stdout"] == ""
-    monitor.arrived("e-uuid", "t")
-    assert monitor.engines["e-uuid"].outstanding == {"t": "task"}
-    monitor.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "hello "}))
-    monitor.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "there"}))
-    monitor.output(reply("t", msg_type="stream", content={"name": "stderr", "text": "oh"}))
-    monitor.output(reply("t", msg_type="display_data", content={"data": {"text/plain": "1"}}))
-    monitor.output(reply("t", msg_type="status", content={"execution_state": "idle"}))
-    monitor.finished("task", reply("t", buffers=(b"out",)), "e-uuid")
+    recorder.assigned("e-uuid", "t")
+    assert recorder.engines["e-uuid"].outstanding == {"t": "task"}
+    recorder.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "hello "}))
+    recorder.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "there"}))
+    recorder.output(reply("t", msg_type="stream", content={"name": "stderr", "text": "oh"}))
+    recorder.output(reply("t", msg_type="display_data", content={"data": {"text/plain": "1"}}))
+    recorder.output(reply("t", msg_type="status", content={"execution_state": "idle"}))
+    recorder.finished("task", reply("t", buffers=(b"out",)), "e-uuid")
     record = whole(store, "t")
     expected = {
         "msg_id": "t",
@@ -95,26 +94,26 @@ def test_a_task_from_submission_to_result(store: Store) -> None:
     assert record["header"]["msg_id"] == "t"
     assert record["result_header"]["msg_id"] == "re-t"
     assert record["received"] > "2026"
-    assert not monitor.pending
-    assert monitor.engines["e-uuid"].ended == 1
-    assert list(monitor.engines["e-uuid"].completed) == ["t"]
+    assert not recorder.pending
+    assert recorder.engines["e-uuid"].completed_count == 1
+    assert list(recorder.engines["e-uuid"].completed) == ["t"]
 
 
 def test_aborted_tasks_do_not_count_as_completed_by_an_engine_but_direct_calls_do(store: Store) -> None:
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     for queue in ("task", "mux", "broadcast"):
-        monitor.submitted(queue, request(queue), "alice", "e-uuid")
-        monitor.finished(queue, reply(queue, metadata={"status": "aborted"}), "e-uuid")
-    assert list(monitor.engines["e-uuid"].completed) == ["mux"]
-    assert not monitor.pending
+        recorder.submitted(queue, request(queue), "alice", "e-uuid")
+        recorder.finished(queue, reply(queue, metadata={"status": "aborted"}), "e-uuid")
+    assert list(recorder.engines["e-uuid"].completed) == ["mux"]
+    assert not recorder.pending
 
 
 def test_output_of_executions(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted("mux", request("x", msg_type="execute_request"), "alice", "e-uuid")
-    monitor.output(reply("x", msg_type="execute_input", content={"code": "1/0", "execution_count": 3}))
-    monitor.output(reply("x", msg_type="error", content={"ename": "ZeroDivisionError"}))
-    monitor.output(reply("x", msg_type="execute_result", content={"data": {"text/plain": "5"}}))
+    recorder = TaskRecorder(store)
+    recorder.submitted("mux", request("x", msg_type="execute_request"), "alice", "e-uuid")
+    recorder.output(reply("x", msg_type="execute_input", content={"code": "1/0", "execution_count": 3}))
+    recorder.output(reply("x", msg_type="error", content={"ename": "ZeroDivisionError"}))
+    recorder.output(reply("x", msg_type="execute_result", content={"data": {"text/plain": "5"}}))
     record = whole(store, "x")
     assert record["execute_input"] == "1/0"
     assert record["error"] == {"ename": "ZeroDivisionError"}
@@ -122,30 +121,30 @@ def test_output_of_executions(store: Store) -> None:
 
 
 def test_a_repeat_changes_nothing_and_unknown_ones_are_ignored(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted("task", request("t", content={"a": 1}), "alice")
-    monitor.submitted("task", request("t", content={"a": 2}), "mallory")
-    monitor.finished("task", reply("t"), "e-uuid")
-    monitor.submitted("task", request("t", content={"a": 2}), "mallory")
-    monitor.finished("task", reply("never"), "e-uuid")
-    monitor.output(reply("never", msg_type="stream", content={"name": "stdout", "text": "x"}))
-    monitor.arrived("e-uuid", "never")
+    recorder = TaskRecorder(store)
+    recorder.submitted("task", request("t", content={"a": 1}), "alice")
+    recorder.submitted("task", request("t", content={"a": 2}), "mallory")
+    recorder.finished("task", reply("t"), "e-uuid")
+    recorder.submitted("task", request("t", content={"a": 2}), "mallory")
+    recorder.finished("task", reply("never"), "e-uuid")
+    recorder.output(reply("never", msg_type="stream", content={"name": "stdout", "text": "x"}))
+    recorder.assigned("e-uuid", "never")
     assert found(store, {}) == ["t"]
     assert whole(store, "t")["content"] == {"a": 1}
-    assert not monitor.pending
+    assert not recorder.pending
 
 
 def test_garbage_in_the_dicts_is_kept_as_nothing(store: Store) -> None:
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     message = request("t", date="yesterday", metadata={"label": 5})
     message.frames[4] = b"\xff{"
-    monitor.submitted("task", message, "alice")
-    monitor.output(reply("t", msg_type="stream", content={"name": "stdin", "text": "x"}))
-    monitor.output(reply("t", msg_type="stream", content={"name": "stdout", "text": 5}))
-    monitor.output(reply("t", msg_type="execute_input", content={"code": "\ud800 lone"}))
+    recorder.submitted("task", message, "alice")
+    recorder.output(reply("t", msg_type="stream", content={"name": "stdin", "text": "x"}))
+    recorder.output(reply("t", msg_type="stream", content={"name": "stdout", "text": 5}))
+    recorder.output(reply("t", msg_type="execute_input", content={"code": "\ud800 lone"}))
     answer = reply("t", metadata={"started": 3})
     answer.frames[3] = b"nonsense"
-    monitor.finished("task", answer, None)
+    recorder.finished("task", answer, None)
     record = whole(store, "t")
     assert record["submitted"] is record["content"] is record["label"] is record["started"] is None
     assert record["completed"] == "2026-03-01T12:00:05.000000Z"
@@ -154,20 +153,20 @@ def test_garbage_in_the_dicts_is_kept_as_nothing(store: Store) -> None:
 
 
 def test_an_engine_that_goes_fails_what_it_was_asked_directly(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted("mux", request("direct"), "alice", "e-uuid")
-    monitor.submitted("task", request("task"), "alice")
-    monitor.arrived("e-uuid", "task")
-    monitor.engine_gone("e-uuid")
+    recorder = TaskRecorder(store)
+    recorder.submitted("mux", request("direct"), "alice", "e-uuid")
+    recorder.submitted("task", request("task"), "alice")
+    recorder.assigned("e-uuid", "task")
+    recorder.engine_removed("e-uuid")
     record = whole(store, "direct")
     assert record["result_content"]["ename"] == "EngineError"
     assert record["result_header"]["msg_type"] == "apply_reply"
     assert record["completed"] is not None
-    assert monitor.pending == {"task": "e-uuid"}
-    monitor.arrived("other", "task")
-    assert set(monitor.engines) == {"other"}
-    monitor.finished("task", reply("task"), "other")
-    assert monitor.pending == {}
+    assert recorder.pending == {"task": "e-uuid"}
+    recorder.assigned("other", "task")
+    assert set(recorder.engines) == {"other"}
+    recorder.finished("task", reply("task"), "other")
+    assert recorder.pending == {}
 
 
 def test_history_is_by_submission_and_drop_forgets(store: Store) -> None:
@@ -181,8 +180,8 @@ def test_history_is_by_submission_and_drop_forgets(store: Store) -> None:
 
 
 def test_what_a_query_returns_is_a_copy(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted("task", request("t", content={"a": 1}, buffers=(b"x",)), "alice")
+    recorder = TaskRecorder(store)
+    recorder.submitted("task", request("t", content={"a": 1}, buffers=(b"x",)), "alice")
     record = whole(store, "t")
     record["content"]["a"] = 2
     record["buffers"].clear()
@@ -254,8 +253,8 @@ def test_operators(store: Store, query: dict[str, Any], wanted: str) -> None:
     ],
 )
 def test_a_query_without_sense_is_named(query: Any, named: str) -> None:
-    with pytest.raises(QueryError, match=named):
-        Query(query)
+    with pytest.raises(InvalidQueryError, match=named):
+        RecordQuery(query)
 
 
 def test_glob_is_fnmatch(store: Store) -> None:
@@ -284,7 +283,7 @@ def test_memory_drops_the_oldest_tenth_beyond_the_number() -> None:
     assert store.history() == ids
     store.add(Record("one", submitted="2027-01-01T00:00:00.000000Z"))
     assert store.history() == [*ids[4:], "one"]
-    assert store.culled == 4
+    assert store.culled_count == 4
 
 
 def test_memory_drops_the_oldest_beyond_the_bytes() -> None:
@@ -334,18 +333,18 @@ def read(path: Path, columns: str, where: str = "1") -> list[Any]:
 def test_sqlite_commits_requests_before_anything_comes_of_them(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     for msg_id in "abc":
-        monitor.submitted("task", request(msg_id, buffers=(b"call",)), "alice")
+        recorder.submitted("task", request(msg_id, buffers=(b"call",)), "alice")
     assert read(path, "msg_id") == []
-    monitor.commit()
+    recorder.commit()
     assert read(path, "msg_id, client_uuid") == [("a", "alice"), ("b", "alice"), ("c", "alice")]
-    monitor.submitted("task", request("b", content={"another": 1}), "alice")
-    monitor.submitted("task", request("d"), "alice")
-    monitor.commit()
+    recorder.submitted("task", request("b", content={"another": 1}), "alice")
+    recorder.submitted("task", request("d"), "alice")
+    recorder.commit()
     assert read(path, "msg_id") == ["a", "b", "c", "d"]
-    monitor.arrived("e-uuid", "a")
-    monitor.finished("task", reply("a", buffers=(b"result",)), "e-uuid")
+    recorder.assigned("e-uuid", "a")
+    recorder.finished("task", reply("a", buffers=(b"result",)), "e-uuid")
     assert whole(store, "a")["buffers"] == [b"call"]
     assert whole(store, "a")["result_buffers"] == [b"result"]
     store.close()
@@ -354,43 +353,43 @@ def test_sqlite_commits_requests_before_anything_comes_of_them(tmp_path: Path) -
 def test_sqlite_writes_changes_of_what_has_ended_and_what_has_waited(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     for msg_id in "abc":
-        monitor.submitted("task", request(msg_id), "alice")
-    monitor.commit()
+        recorder.submitted("task", request(msg_id), "alice")
+    recorder.commit()
     for msg_id in "ab":
-        monitor.arrived("e-uuid", msg_id)
-    monitor.finished("task", reply("b"), "e-uuid")
-    store.rest()
+        recorder.assigned("e-uuid", msg_id)
+    recorder.finished("task", reply("b"), "e-uuid")
+    store.write_due()
     assert read(path, "msg_id", "engine_uuid is not null") == ["b"]
-    monitor.submitted("task", request("d"), "alice")
-    store.rest()
+    recorder.submitted("task", request("d"), "alice")
+    store.write_due()
     assert read(path, "msg_id", "engine_uuid is not null") == ["a", "b"]
     assert read(path, "msg_id") == ["a", "b", "c", "d"]
-    monitor.finished("task", reply("a"), "e-uuid")
+    recorder.finished("task", reply("a"), "e-uuid")
     assert found(store, {"completed": None}) == ["c", "d"]
     for i in range(DIRTY_LIMIT):
-        monitor.submitted("task", request(f"t{i}"), "alice")
+        recorder.submitted("task", request(f"t{i}"), "alice")
         if i % 2:
-            monitor.commit()
-            monitor.finished("task", reply(f"t{i}"), None)
+            recorder.commit()
+            recorder.finished("task", reply(f"t{i}"), None)
     assert len(read(path, "msg_id")) == DIRTY_LIMIT + 4
-    store.tidy()
+    store.compact()
     store.close()
 
 
 def test_sqlite_writes_large_requests_once(tmp_path: Path) -> None:
     path, call = tmp_path / "tasks.db", b"x" * (4 * LARGE_BYTES)
     store = SQLiteStore(path)
-    monitor = Monitor(store)
-    monitor.submitted("task", request("large", buffers=(call, b"more")), "alice")
-    monitor.submitted("task", request("small", buffers=(b"call",)), "alice")
-    monitor.commit()
+    recorder = TaskRecorder(store)
+    recorder.submitted("task", request("large", buffers=(call, b"more")), "alice")
+    recorder.submitted("task", request("small", buffers=(b"call",)), "alice")
+    recorder.commit()
     written = Path(f"{path}-wal").stat().st_size
     for msg_id in ("large", "small"):
-        monitor.arrived("e-uuid", msg_id)
+        recorder.assigned("e-uuid", msg_id)
         store.flush()
-        monitor.finished("task", reply(msg_id), "e-uuid")
+        recorder.finished("task", reply(msg_id), "e-uuid")
         store.flush()
     assert Path(f"{path}-wal").stat().st_size - written < len(call)
     store.close()
@@ -406,13 +405,13 @@ def test_sqlite_writes_large_requests_once(tmp_path: Path) -> None:
 def test_sqlite_marks_what_a_former_controller_left_as_lost(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     ids = [f"t{i}" for i in range(PAGE + 10)]
     for msg_id in ids:
-        monitor.submitted("task", request(msg_id, buffers=(b"call",), content={"a": 1}), "alice")
-    monitor.commit()
-    monitor.arrived("e-uuid", ids[1])
-    monitor.finished("task", reply(ids[0]), "e-uuid")
+        recorder.submitted("task", request(msg_id, buffers=(b"call",), content={"a": 1}), "alice")
+    recorder.commit()
+    recorder.assigned("e-uuid", ids[1])
+    recorder.finished("task", reply(ids[0]), "e-uuid")
     store.close()
     store = SQLiteStore(path)
     assert found(store, {"completed": None}) == []
@@ -431,16 +430,16 @@ def test_sqlite_with_two_controllers_at_once(tmp_path: Path) -> None:
     """As two clusters of one profile have them: what the other one does is neither lost nor overwritten."""
     path = tmp_path / "tasks.db"
     first = SQLiteStore(path)
-    monitor = Monitor(first)
-    monitor.submitted("task", request("a"), "alice")
-    monitor.commit()
+    recorder = TaskRecorder(first)
+    recorder.submitted("task", request("a"), "alice")
+    recorder.commit()
     second = SQLiteStore(path)
-    other = Monitor(second)
+    other = TaskRecorder(second)
     assert whole(second, "a")["completed"] is None
     other.submitted("task", request("b"), "bob")
     other.commit()
-    monitor.submitted("task", request("c"), "alice")
-    monitor.commit()
+    recorder.submitted("task", request("c"), "alice")
+    recorder.commit()
     assert found(first, {}) == found(second, {}) == ["a", "b", "c"]
     first.close()
     third = SQLiteStore(path)
@@ -484,21 +483,21 @@ def test_sqlite_that_cannot_write_loses_records_and_nothing_else(
 ) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     with sqlite3.connect(path) as db:
         db.execute("alter table trio_sched_tasks rename to elsewhere")
     for msg_id in "tuv":
-        monitor.submitted("task", request(msg_id), "alice")
-        monitor.commit()
-        monitor.finished("task", reply(msg_id), "e-uuid")
+        recorder.submitted("task", request(msg_id), "alice")
+        recorder.commit()
+        recorder.finished("task", reply(msg_id), "e-uuid")
         store.flush()
-    assert store.lost == 3
+    assert store.lost_count == 3
     assert caplog.text.count("cannot be written") == 1
     with sqlite3.connect(path) as db:
         db.execute("alter table elsewhere rename to trio_sched_tasks")
     db.close()
-    monitor.submitted("task", request("w"), "alice")
-    monitor.commit()
+    recorder.submitted("task", request("w"), "alice")
+    recorder.commit()
     assert found(store, {}) == ["w"]
     store.close()
 
@@ -515,7 +514,7 @@ def test_sqlite_whose_file_is_gone_is_silent_and_does_not_make_it_anew(
     fill(store)
     store.flush()
     path.unlink()
-    store.tidy()
+    store.compact()
     assert not path.exists()
     assert caplog.text == ""
     store.close()
@@ -529,27 +528,27 @@ def test_sqlite_that_cannot_be_tidied_says_so_once(tmp_path: Path, caplog: pytes
     path.unlink()
     path.mkdir()
     for _ in range(3):
-        store.tidy()
-    assert caplog.text.count("cannot be carried over") == 1
+        store.compact()
+    assert caplog.text.count("cannot be checkpointed") == 1
     store.close()
 
 
 def test_no_records_say_so() -> None:
-    monitor = NullMonitor()
-    monitor.submitted("task", request("t"), "alice")
-    monitor.finished("task", reply("t"), "e")
-    assert not monitor.on
-    assert not monitor.pending
+    recorder = NullRecorder()
+    recorder.submitted("task", request("t"), "alice")
+    recorder.finished("task", reply("t"), "e")
+    assert not recorder.on
+    assert not recorder.pending
     store = NoStore()
     with pytest.raises(NotKept, match="--nodb"):
         store.history()
     with pytest.raises(KeyError):
-        store.find(Query({}))
+        store.find(RecordQuery({}))
 
 
 def test_the_settings_choose(tmp_path: Path) -> None:
-    def opened(database: Any, **options: Any) -> Monitor:
-        return open_monitor(IppConfig(profile_dir=str(tmp_path), database=database, database_options=options))
+    def opened(database: Any, **options: Any) -> TaskRecorder:
+        return open_recorder(IppConfig(profile_dir=str(tmp_path), database=database, database_options=options))
 
     assert not opened("nodb").on
     assert isinstance(opened("dictdb", record_limit=5).store, MemoryStore)

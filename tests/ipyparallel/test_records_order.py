@@ -7,21 +7,22 @@ from typing import Any
 
 from tests.ipyparallel.messages import CODEC
 from trio_sched.ipyparallel.broadcast import Broadcast
-from trio_sched.ipyparallel.monitor import Monitor
+from trio_sched.ipyparallel.records.base import NullRecorder, QueueName
 from trio_sched.ipyparallel.relay import Relay
 from trio_sched.wire.jupyter import Parsed
 from trio_sched.wire.native import Frame
 
 
-class Log(Monitor):
+class Log(NullRecorder):
     """A monitor and a socket that write down in which order they are used."""
 
     on = True
 
     def __init__(self) -> None:
+        super().__init__()
         self.entries: list[str] = []
 
-    def submitted(self, queue: Any, message: Parsed, client: str, engine: str | None) -> None:
+    def submitted(self, queue: QueueName, message: Parsed, client: str, engine: str | None = None) -> None:
         self.entries.append(f"submitted {engine}")
 
     def commit(self) -> None:
@@ -45,14 +46,16 @@ def request(*identities: bytes, **metadata: Any) -> list[Frame]:
 
 def test_direct_calls() -> None:
     log = Log()
-    Relay("mux", log, log, CODEC, lambda reason: None, log).requests([request(b"client", b"e0"), request(b"c", b"e1")])
+    Relay("mux", log, log, CODEC, lambda reason: None, log).relay_requests(
+        [request(b"client", b"e0"), request(b"c", b"e1")]
+    )
     assert log.entries == ["submitted e0", "submitted e1", "commit", "sent e0", "sent e1"]
 
 
 def test_broadcasts() -> None:
     log = Log()
     broadcast = Broadcast(log, log, CODEC, lambda reason: None, log)
-    broadcast.requests([request(b"client", targets=[["e0", 0], ["e1", 1]])])
+    broadcast.relay_requests([request(b"client", targets=[["e0", 0], ["e1", 1]])])
     assert log.entries == ["submitted e0", "submitted e1", "commit", "sent e0", "sent e1"]
-    broadcast.requests([request(b"client", targets=[["e1", 1]])])
+    broadcast.relay_requests([request(b"client", targets=[["e1", 1]])])
     assert log.entries[5:] == ["submitted e1", "commit", "sent e1"]

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from tests.ipyparallel.raw_peers import ANYWHERE, TIMEOUT_MS, Loop, Peer
-from trio_sched.ipyparallel.relay import Output, Relay
+from trio_sched.ipyparallel.relay import OutputRelay, Relay
 
 ENGINE, OTHER = "engine-uuid", "other-uuid"
 BIG = bytes(range(256)) * 4096
@@ -22,7 +22,7 @@ class Mux:
     def __init__(self, loop: Loop, peer: Callable[..., Peer]) -> None:
         self.loop = loop
         self.clients, self.engines = (loop.call(loop.sockets.bind, "router", ANYWHERE) for _ in range(2))
-        loop.start(lambda it: Relay("mux", self.clients, self.engines, it.codec, it.note, it.monitor))
+        loop.start(lambda it: Relay("mux", self.clients, self.engines, it.codec, it.note, it.recorder))
         self.client = peer(zmq.DEALER, self.clients)
         self.engine = peer(zmq.ROUTER, self.engines, ENGINE)
         self.other = peer(zmq.ROUTER, self.engines, OTHER)
@@ -46,7 +46,7 @@ def connected(mux: Mux) -> Mux:
 @pytest.fixture
 def mux(loop: Loop, peer: Callable[..., Peer]) -> Mux:
     mux = connected(Mux(loop, peer))
-    loop.call(loop.monitor.told.clear)
+    loop.call(loop.recorder.told.clear)
     return mux
 
 
@@ -67,7 +67,7 @@ def test_a_request_reaches_the_engine_it_names_and_the_reply_its_client(mux: Mux
         ("submitted", "mux", sent["header"]["msg_id"], mux.client.session.session, ENGINE),
         ("finished", "mux", sent["header"]["msg_id"], ENGINE),
     ]
-    mux.loop.until(lambda: mux.loop.monitor.told == (told if mux.loop.monitor.on else []))
+    mux.loop.until(lambda: mux.loop.recorder.told == (told if mux.loop.recorder.on else []))
     assert not mux.loop.counters
 
 
@@ -143,7 +143,7 @@ def test_what_another_key_signed_is_not_relayed(mux: Mux, peer: Callable[..., Pe
     liar.send("apply_request", ENGINE.encode(), content={})
     mux.loop.until(lambda: mux.loop.counters == {"wrongly_signed": 1})
     assert mux.engine.hears_nothing()
-    assert mux.loop.monitor.told == []
+    assert mux.loop.recorder.told == []
 
 
 # ---- output ---------------------------------------------------------------------------------------------------------
@@ -158,13 +158,13 @@ class Iopub:
         self.engines = loop.call(loop.sockets.bind, "sub", ANYWHERE)
         self.clients = loop.call(loop.sockets.bind, "pub", ANYWHERE)
         self.client = peer(zmq.SUB, self.clients)
-        loop.start(lambda it: Output(self.engines, self.clients, it.codec, it.note, it.monitor, self.left.append))
+        loop.start(lambda it: OutputRelay(self.engines, self.clients, it.codec, it.note, it.recorder, self.left.append))
         self.engine = peer(kind, self.engines, ENGINE)
         while self.client.hears_nothing():
             self.engine.send("status", b"engine.0.status", content={"execution_state": "starting"})
         while not self.client.hears_nothing():
             self.client.frames()
-        loop.call(loop.monitor.told.clear)
+        loop.call(loop.recorder.told.clear)
 
 
 @pytest.fixture(params=[zmq.PUB, zmq.XPUB], ids=["pub", "xpub"])
@@ -180,7 +180,7 @@ def test_what_engines_publish_reaches_clients(iopub: Iopub) -> None:
     assert message["header"]["msg_id"] == sent["header"]["msg_id"]
     assert message["content"] == {"name": "stdout", "text": "hello"}
     told = [("output", "stream", parent["header"]["msg_id"])]
-    iopub.loop.until(lambda: iopub.loop.monitor.told == (told if iopub.loop.monitor.on else []))
+    iopub.loop.until(lambda: iopub.loop.recorder.told == (told if iopub.loop.recorder.on else []))
     assert iopub.left == []
 
 
