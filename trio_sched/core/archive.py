@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from trio_sched.core.events import ClientId, TaskId
+from trio_sched.core.ids import ClientId, TaskId
 from trio_sched.core.task import Ended
 
 _LOOKS = 2

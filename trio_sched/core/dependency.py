@@ -11,7 +11,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from trio_sched.core.events import Dependency, EngineId, Outcome, TaskId, TaskSpec
+from trio_sched.core.events import Dependency, Outcome, TaskSpec
+from trio_sched.core.ids import EngineId, TaskId, format_task_id
 
 
 class Role(IntFlag):
@@ -89,14 +90,14 @@ def settle(
         if counts(after, outcome):
             needs.after = needs.after - 1 if after.all else 0
         elif after.all:
-            return f"task {name(task)}, which it waits for, ended as {outcome}"
+            return f"task {format_task_id(task)}, which it waits for, ended as {outcome}"
         elif needs.after == 1:
             return "every task of which any would do ended, none as it should"
         else:
             needs.after -= 1
     if role & INPUT:
         if outcome != "ok":
-            return f"task {name(task)}, whose result it needs, ended as {outcome}"
+            return f"task {format_task_id(task)}, whose result it needs, ended as {outcome}"
         needs.inputs -= 1
     if role & FOLLOW:
         return _settle_follow(needs, spec.follow or NO_DEPENDENCY, task, outcome, engine)
@@ -110,9 +111,9 @@ def _settle_follow(
     would_do = engine is not None and counts(follow, outcome)
     if follow.all:
         if engine is None:
-            return f"task {name(task)}, which it follows, ended as {outcome} without having run"
+            return f"task {format_task_id(task)}, which it follows, ended as {outcome} without having run"
         if not would_do:
-            return f"task {name(task)}, which it follows, ended as {outcome}"
+            return f"task {format_task_id(task)}, which it follows, ended as {outcome}"
         if needs.ran_on and engine not in needs.ran_on:
             return f"the tasks that it follows ran on different engines ({next(iter(needs.ran_on))} and {engine})"
     if would_do and engine is not None:
@@ -120,15 +121,6 @@ def _settle_follow(
     if not needs.follow and not needs.ran_on:
         return "every task that it follows ended, none where and as it should"
     return None
-
-
-def name(task: TaskId) -> str:
-    """A task id as people read it: "session-counter" natively."""
-    from trio_sched.core.events import SESSION_SHIFT
-
-    if isinstance(task, int) and task >> SESSION_SHIFT:
-        return f"{task >> SESSION_SHIFT}-{task & ((1 << SESSION_SHIFT) - 1)}"
-    return str(task)
 
 
 def listed(items: list[str], joint: str = ", ") -> str:

@@ -6,7 +6,8 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from trio_sched.core.events import ClientId, EngineId, Outcome, PayloadRef, TaskId
+from trio_sched.core.events import Outcome, PayloadRef
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 
 
 class Accept(Struct, frozen=True, gc=False):
@@ -58,6 +59,26 @@ class RecallTask(Struct, frozen=True, gc=False):
     attempt: int
 
 
+class ForgetEngine(Struct, frozen=True, gc=False):
+    """Drop what is kept for the engine: it is unregistered for good, and its id is not used again (R20).
+
+    Emitted once for each registered engine, before what follows from its removal. It is also the answer to an
+    `EngineJoined` that the core could not handle (R33).
+    """
+
+    engine: EngineId
+
+
+class ForgetSession(Struct, frozen=True, gc=False):
+    """Drop what is kept for the client's session: the session ended for good, and so has the last of its tasks.
+
+    The core keeps ended tasks of the session (R22), but emits no further effect for it. It is also the answer to a
+    `ClientJoined` that the core could not handle (R33).
+    """
+
+    client: ClientId
+
+
 class Publish(Struct, frozen=True, gc=False):
     """Tell the monitors (R28); made only while the scheduler's `monitored` is set."""
 
@@ -68,4 +89,4 @@ class Publish(Struct, frozen=True, gc=False):
     outcome: Outcome | None = None
 
 
-Effect: TypeAlias = Accept | Refuse | AssignTask | DeliverResult | RecallTask | Publish
+Effect: TypeAlias = Accept | Refuse | AssignTask | DeliverResult | RecallTask | ForgetEngine | ForgetSession | Publish

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trio_sched.core.events import EngineId, TaskId
+from trio_sched.core.ids import EngineId, TaskId
 from trio_sched.core.task import Task
 
 if TYPE_CHECKING:

@@ -1,10 +1,5 @@
 """What happened: the inputs of `Scheduler.handle`. Past tense, immutable, ids instead of objects.
 
-Ids. A `TaskId` is an int natively, `session << SESSION_SHIFT | counter`, so that the scheduler can tell a task that it
-has forgotten from one that never was (R5); fronts with ids of their own pass strings. `ClientId` is the session number
-(or a front's string): a client is a session, not a socket (R15). `EngineId` is one registration of one engine: an
-engine that registers anew has a new id, so that an id also names the session whose results count (R17).
-
 A payload or a result is opaque here: the core keeps the reference and hands it on.
 """
 
@@ -14,9 +9,13 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
-TaskId: TypeAlias = int | str
-ClientId: TypeAlias = int | str
-EngineId: TypeAlias = int | str
+from trio_sched.core.ids import COUNTER_BITS, ClientId, EngineId
+from trio_sched.core.ids import TaskId as TaskId
+
+#: The name that modules outside of the core import until they use the functions of `ids`.
+SESSION_SHIFT = COUNTER_BITS
+
+
 PayloadRef: TypeAlias = Any
 Outcome: TypeAlias = Literal["ok", "error", "unreachable", "timeout", "lost", "cancelled"]
 """How a task ended (R24). "unreachable": a dependency or target is impossible or invalid. Every one but ok is a
@@ -25,8 +24,6 @@ failure.
 
 MOST_BACKOFF_S = 86_400.0
 """The longest wait before a retry (R18)."""
-SESSION_SHIFT = 32
-"""Bits of a native task id that hold the counter; the session number is above them."""
 
 
 class Dependency(Struct, frozen=True, gc=False):

@@ -45,8 +45,13 @@ def _check_tasks(scheduler: Scheduler) -> None:
             _require(task.bound.bound.get(task_id) is task, "its pool does not know it", task_id)
         if task.spec.targets is not None and task.state in (WAITING, DELAYED):
             _require(task.bound is not None, "nothing tells it that its targets are gone", task_id)
+    unfinished = Counter(task.client for task in scheduler.tasks.values())
+    departed = Counter(task.client.id for task in scheduler.tasks.values() if task.client.gone)
+    _require(scheduler.departed == departed, "the count of tasks of ended sessions is off", scheduler.departed)
     for client in {task.client for task in scheduler.tasks.values()} | set(scheduler.clients.values()):
         _require(client.ready == ready[client], "a client's count of ready tasks is off", client.id)
+        _require(client.unfinished == unfinished[client], "a client's count of unfinished tasks is off", client.id)
+        _require(client.gone == (scheduler.clients.get(client.id) is not client), "gone or not", client.id)
         _require(math.isfinite(client.vtime) and client.step > 0, "a client's virtual time is no number", client.id)
 
 

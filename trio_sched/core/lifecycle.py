@@ -17,10 +17,11 @@ from msgspec import Struct
 from trio_sched.core import dependency
 from trio_sched.core.archive import Archive
 from trio_sched.core.deadlines import Deadlines
-from trio_sched.core.dependency import FOLLOW, Needs, listed, name
-from trio_sched.core.effects import AssignTask, DeliverResult, Effect, Publish, RecallTask
+from trio_sched.core.dependency import FOLLOW, Needs, listed
+from trio_sched.core.effects import AssignTask, DeliverResult, Effect, ForgetSession, Publish, RecallTask
 from trio_sched.core.engines import Engine
-from trio_sched.core.events import MOST_BACKOFF_S, SESSION_SHIFT, ClientId, EngineId, Outcome, PayloadRef, TaskId
+from trio_sched.core.events import MOST_BACKOFF_S, Outcome, PayloadRef
+from trio_sched.core.ids import ClientId, EngineId, TaskId, format_task_id, is_native, session_of
 from trio_sched.core.placement import SCHEMES, Scheme
 from trio_sched.core.pools import Pools
 from trio_sched.core.ready import Client, Pool, Turns
@@ -66,6 +67,8 @@ class Lifecycle:
         """The unfinished tasks."""
         self.archive = Archive(settings.keep_finished)
         self.clients: dict[ClientId, Client] = {}
+        self.departed: dict[ClientId, int] = {}
+        """Unfinished tasks of sessions that ended for good: how many, by client."""
         self.highest: dict[ClientId, int] = {}
         """The highest native task id seen of each session (R1)."""
         make_room = SCHEMES[settings.scheme]
@@ -102,7 +105,7 @@ class Lifecycle:
         for other in spec.inputs:
             ended = archive.get(other)
             if ended is not None and ended.dropped and ended.outcome == "ok":
-                reason = f"the result of task {name(other)}, which it needs, is no longer kept"
+                reason = f"the result of task {format_task_id(other)}, which it needs, is no longer kept"
                 self._end(task, now, "unreachable", error="InvalidDependency", reason=reason)
                 return False
         task.needs = needs = dependency.open_needs(named, spec)
@@ -125,9 +128,9 @@ class Lifecycle:
     def _invalid(self, task: Task, other: TaskId) -> str:
         if other == task.id:
             return "it depends on itself"
-        if isinstance(other, int) and other <= self.highest.get(other >> SESSION_SHIFT, 0):
-            return f"task {name(other)}, which it depends on, ended so long ago that it is forgotten"
-        return f"task {name(other)}, which it depends on, was never submitted"
+        if is_native(other) and other <= self.highest.get(session_of(other), 0):
+            return f"task {format_task_id(other)}, which it depends on, ended so long ago that it is forgotten"
+        return f"task {format_task_id(other)}, which it depends on, was never submitted"
 
     # ---- waiting and ready ------------------------------------------------------------------------------------------
 
@@ -335,8 +338,20 @@ class Lifecycle:
         self.archive.add(task_id, ended)
         del self.tasks[task_id]
         task.payload = None  # its line may keep the task for a while
+        client.unfinished -= 1
         if client.gone:
             self.archive.received(client.id, (task_id,))
+            self._count_departed_end(client)
+
+    def _count_departed_end(self, client: Client) -> None:
+        """A task ended whose session has ended for good: the last one ends what is kept for the session."""
+        others = self.departed[client.id] - 1
+        if others:
+            self.departed[client.id] = others
+            return
+        if self.clients.get(client.id, client) is client:  # else another session has this id now
+            self._out.append(ForgetSession(client.id))
+        del self.departed[client.id]
 
     def _impossible(self, task: Task, now: float, reason: str) -> None:
         self._end(task, now, "unreachable", error="ImpossibleDependency", reason=reason)
@@ -375,7 +390,7 @@ class Lifecycle:
             task.history += ((now, f"engine {engine.id} died {when}{why}"),)
             self._requeue(task, now, fresh_clock=False)
             return
-        reason = f"engine {engine.id} died while running task {name(task.id)}{why}"
+        reason = f"engine {engine.id} died while running task {format_task_id(task.id)}{why}"
         if task.retries_left:
             self._retry(task, now, reason, None)
         else:

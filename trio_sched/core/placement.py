@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from trio_sched.core.engines import Engine
-from trio_sched.core.events import EngineId
+from trio_sched.core.ids import EngineId
 
 if TYPE_CHECKING:
     import numpy

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from trio_sched.core.engines import Engine
-from trio_sched.core.events import EngineId
+from trio_sched.core.ids import EngineId
 from trio_sched.core.placement import Room
 from trio_sched.core.ready import Client, Pool, ReadyQueue
 from trio_sched.core.task import NOBODY, Task

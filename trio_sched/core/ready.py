@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 
 from trio_sched.core.engines import Engine, fits
-from trio_sched.core.events import ClientId, EngineId, TaskId
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 from trio_sched.core.placement import Room
 from trio_sched.core.task import NOBODY, READY, Task
 
@@ -25,13 +25,15 @@ _SWEEP = 64
 class Client:
     """A session, and its turn (R15)."""
 
-    __slots__ = ("active", "gone", "id", "number", "pause_reason", "paused", "ready", "step", "vtime")
+    __slots__ = ("active", "gone", "id", "number", "pause_reason", "paused", "ready", "step", "unfinished", "vtime")
 
     def __init__(self, client_id: ClientId, number: int, weight: float) -> None:
         self.id = client_id
         self.number = number
         self.vtime = 0.0
         self.step = 1.0 / weight
+        self.unfinished = 0
+        """Its accepted tasks that have not ended."""
         self.ready = 0
         """Its ready tasks; it is active while there are any and it is not paused."""
         self.active = False

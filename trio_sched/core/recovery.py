@@ -25,19 +25,31 @@ from typing import Any
 from msgspec import Struct
 
 from trio_sched.core import dependency, invariants
-from trio_sched.core.dependency import AFTER, INPUT, Needs, name
-from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Effect, Publish, RecallTask, Refuse
+from trio_sched.core.dependency import AFTER, INPUT, Needs
+from trio_sched.core.effects import (
+    Accept,
+    AssignTask,
+    DeliverResult,
+    Effect,
+    ForgetEngine,
+    ForgetSession,
+    Publish,
+    RecallTask,
+    Refuse,
+)
 from trio_sched.core.engines import Engine
 from trio_sched.core.events import (
+    ClientJoined,
+    ClientLeft,
     DependencyUnmet,
-    EngineId,
+    EngineJoined,
     Event,
     Outcome,
     RecallAnswered,
     TaskFinished,
-    TaskId,
     TaskSubmitted,
 )
+from trio_sched.core.ids import ClientId, EngineId, TaskId, format_task_id
 from trio_sched.core.lifecycle import delivery
 from trio_sched.core.ready import Turns
 from trio_sched.core.scheduler import Scheduler
@@ -68,6 +80,7 @@ def recover(scheduler: Scheduler, event: Event, error: Exception, now: float) ->
     """
     told = _effects_so_far(scheduler, error)
     scheduler._out = told
+    known_engines, known_clients = _known_before(scheduler, event)
     errors = [error]
     in_handler = not any(frame.f_code.co_name in ("_dispatch", "_cascade") for frame in _frames(error))
     suspects = _blamed(scheduler, event) if in_handler else []
@@ -79,8 +92,10 @@ def recover(scheduler: Scheduler, event: Event, error: Exception, now: float) ->
             _restore(scheduler, suspects, outcomes, now)
             if retried:
                 scheduler._handlers[type(event)](event, now)
+            _end_session(scheduler, event)
             scheduler._cascade(now)
             scheduler._dispatch(now)
+            _forget(scheduler, known_engines, known_clients)
             invariants.check(scheduler)
             return Recovery(_without_repeats(scheduler._out), errors)
         except Exception as again:
@@ -88,6 +103,8 @@ def recover(scheduler: Scheduler, event: Event, error: Exception, now: float) ->
             retried = False
             suspects = _named_by(again)
     _reset(scheduler, now)
+    _end_session(scheduler, event)
+    _forget(scheduler, known_engines, known_clients)
     invariants.check(scheduler)
     return Recovery(_without_repeats(scheduler._out), errors, was_reset=True)
 
@@ -163,17 +180,62 @@ def _answer_submission(scheduler: Scheduler, event: Event) -> None:
 
 
 def _without_repeats(effects: list[Effect]) -> list[Effect]:
-    """An event that was handled twice may ask the same of an engine twice."""
-    seen: set[tuple[type, EngineId, TaskId, int]] = set()
+    """An event that was handled twice may emit the same effect twice."""
+    seen: set[tuple[object, ...]] = set()
     kept: list[Effect] = []
     for effect in effects:
+        key: tuple[object, ...] = ()
         if isinstance(effect, (AssignTask, RecallTask)):
             key = (type(effect), effect.engine, effect.task, effect.attempt)
+        elif isinstance(effect, ForgetEngine):
+            key = (ForgetEngine, effect.engine)
+        elif isinstance(effect, ForgetSession):
+            key = (ForgetSession, effect.client)
+        if key:
             if key in seen:
                 continue
             seen.add(key)
         kept.append(effect)
     return kept
+
+
+def _known_before(scheduler: Scheduler, event: Event) -> tuple[list[EngineId], list[ClientId]]:
+    """The engines and sessions for which the server keeps something, one that the event adds among them."""
+    engines = list(scheduler.engines)
+    clients = [*scheduler.clients, *scheduler.departed]
+    if isinstance(event, EngineJoined):
+        engines.append(event.engine)
+    if isinstance(event, ClientJoined):
+        clients.append(event.client)
+    return engines, clients
+
+
+def _end_session(scheduler: Scheduler, event: Event) -> None:
+    """A session that the event ended is ended, even if the handler of the event raised each time."""
+    if not isinstance(event, ClientLeft) or event.client not in scheduler.clients:
+        return
+    client = scheduler.clients[event.client]
+    if client.paused:
+        scheduler._resume(client)
+    del scheduler.clients[event.client]
+    client.gone = True
+    _restore_departed(scheduler)
+
+
+def _forget(scheduler: Scheduler, engines: list[EngineId], clients: list[ClientId]) -> None:
+    """Emit `ForgetEngine` and `ForgetSession` for what the core has no record of any more."""
+    out = scheduler._out
+    told = {effect.engine for effect in out if isinstance(effect, ForgetEngine)}
+    for engine in engines:
+        if engine not in scheduler.engines and engine not in told:
+            out.append(ForgetEngine(engine))
+            if scheduler.monitored:
+                out.append(Publish("engine_lost", engine=engine))
+    out += [
+        ForgetSession(client)
+        for client in clients
+        if client not in scheduler.clients and client not in scheduler.departed
+    ]
 
 
 # ---- restoring ------------------------------------------------------------------------------------------------------
@@ -191,15 +253,19 @@ def _restore(
     scheduler._settling.clear()
     for suspect in suspects:
         if isinstance(suspect, Engine) and scheduler.engines.get(suspect.id) is suspect:
-            del scheduler.engines[suspect.id]
+            scheduler._out.append(ForgetEngine(suspect.id))
             if scheduler.monitored:
                 scheduler._out.append(Publish("engine_lost", engine=suspect.id))
+    for effect in scheduler._out:
+        if isinstance(effect, ForgetEngine):
+            scheduler.engines.pop(effect.engine, None)
     _heed_effects(scheduler, outcomes, now)
     ending = {task.id for task in suspects if isinstance(task, Task) and scheduler.tasks.get(task.id) is task}
     for task_id in ending:
         _take_off(scheduler, scheduler.tasks[task_id])
     cancelled = {task.id for task in scheduler.tasks.values() if _lost_its_engine(scheduler, task)}
     _restore_engines(scheduler)
+    _restore_departed(scheduler)
     active = _restore_turns(scheduler)
     impossible = _restore_edges(scheduler, outcomes)
     for task in list(scheduler.tasks.values()):
@@ -288,6 +354,22 @@ def _restore_engines(scheduler: Scheduler) -> None:
             scheduler.graces.add(engine.lost_until, engine.number, engine)
 
 
+def _restore_departed(scheduler: Scheduler) -> None:
+    """The unfinished tasks of each client, and of the sessions that ended for good. A session that was about to end has
+    not ended: its event is handled again."""
+    for client in scheduler.clients.values():
+        client.unfinished = 0
+        client.gone = False
+    for task in scheduler.tasks.values():
+        task.client.unfinished = 0
+    scheduler.departed.clear()
+    for task in scheduler.tasks.values():
+        client = task.client
+        client.unfinished += 1
+        if client.gone:
+            scheduler.departed[client.id] = scheduler.departed.get(client.id, 0) + 1
+
+
 def _restore_turns(scheduler: Scheduler) -> list[Any]:
     """The clients that were active, each with a ready task more than it has: so they keep their turn (R15)."""
     clients = {id(client): client for client in scheduler.clients.values()}
@@ -336,7 +418,10 @@ def _restore_edges(
         missing = [other for other in named if task.needs is None and other not in tasks and other not in known]
         kept = [archive.get(other) for other in task.spec.inputs]
         if missing:
-            impossible[task.id] = ("InvalidDependency", f"task {name(missing[0])}, which it depends on, is not known")
+            impossible[task.id] = (
+                "InvalidDependency",
+                f"task {format_task_id(missing[0])}, which it depends on, is not known",
+            )
         elif any(ended is not None and ended.dropped and ended.outcome == "ok" for ended in kept):
             impossible[task.id] = ("InvalidDependency", "a result that it needs is no longer kept")
         needs, why = _needs_again(task, {o: r for o, r in named.items() if o in tasks or o in known}, known)
@@ -386,6 +471,7 @@ def _reset(scheduler: Scheduler, now: float) -> None:
         task.state, task.engine = ENDED, None
         task.client.ready = 0
     scheduler.tasks.clear()
+    _restore_departed(scheduler)
     scheduler.waiters.clear()
     scheduler._settling.clear()
     scheduler.timeouts.clear()

@@ -14,12 +14,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from trio_sched.core.deadlines import Deadlines
-from trio_sched.core.dependency import name
-from trio_sched.core.effects import Accept, Effect, Publish, RecallTask, Refuse
+from trio_sched.core.effects import Accept, Effect, ForgetEngine, ForgetSession, Publish, RecallTask, Refuse
 from trio_sched.core.engines import UNLIMITED, Engine
 from trio_sched.core.events import (
     DEFAULT_SPEC,
-    SESSION_SHIFT,
     CancelRequested,
     ClientJoined,
     ClientLeft,
@@ -27,7 +25,6 @@ from trio_sched.core.events import (
     ClientResumed,
     DependencyUnmet,
     DrainRequested,
-    EngineId,
     EngineJoined,
     EngineLost,
     EngineReturned,
@@ -35,11 +32,11 @@ from trio_sched.core.events import (
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
-    TaskId,
     TaskSpec,
     TaskSubmitted,
     TimePassed,
 )
+from trio_sched.core.ids import EngineId, TaskId, format_task_id, is_native, session_of
 from trio_sched.core.lifecycle import Lifecycle, Settings, delivery
 from trio_sched.core.ready import Client, Pool
 from trio_sched.core.task import ASSIGNED, CANCELLING, RECALLING, Task
@@ -116,7 +113,11 @@ class Scheduler(Lifecycle):
         if unread is None:
             unread = tuple([task for task, ended in self.archive.items() if ended.client == client.id])
         self.archive.received(client.id, unread)
-        if event.cancel:
+        if client.unfinished:
+            self.departed[client.id] = self.departed.get(client.id, 0) + client.unfinished
+        elif client.id not in self.departed:
+            self._out.append(ForgetSession(client.id))
+        if event.cancel and client.unfinished:
             for task in [task for task in self.tasks.values() if task.client is client]:
                 self._cancel(task, now, "its client left")
         del self.clients[event.client]
@@ -149,7 +150,7 @@ class Scheduler(Lifecycle):
             self._refuse(event, f"no session {event.client!r} is open; say hello first")
             return
         task_id, spec = event.task, event.spec
-        if type(task_id) is int and task_id > self.highest.get(client.id, 0) and task_id >> SESSION_SHIFT == client.id:
+        if type(task_id) is int and task_id > self.highest.get(client.id, 0) and session_of(task_id) == client.id:
             self.highest[client.id] = task_id
         elif self._seen(event, client):
             return
@@ -162,6 +163,7 @@ class Scheduler(Lifecycle):
         self._submissions += 1
         task = Task(task_id, client, self._submissions, event.payload, spec, now)
         self.tasks[task_id] = task
+        client.unfinished += 1
         self._out.append(Accept(client.id, task_id))
         if self.monitored:
             self._out.append(Publish("submitted", task_id, None, client.id))
@@ -187,18 +189,18 @@ class Scheduler(Lifecycle):
             owner = task.client.id
         elif ended is not None:
             owner = ended.client
-        elif isinstance(task_id, int) and isinstance(client.id, int):
-            if task_id >> SESSION_SHIFT != client.id:
-                self._refuse(event, f"task id {name(task_id)} is not of session {client.id}")
+        elif is_native(task_id) and is_native(client.id):
+            if session_of(task_id) != client.id:
+                self._refuse(event, f"task id {format_task_id(task_id)} is not of session {client.id}")
             else:
-                self._refuse(event, f"task id {name(task_id)} was used before, and its task is forgotten")
+                self._refuse(event, f"task id {format_task_id(task_id)} was used before, and its task is forgotten")
             return True
         else:
             return False
         if owner != client.id:
-            self._refuse(event, f"task id {name(task_id)} belongs to another session")
+            self._refuse(event, f"task id {format_task_id(task_id)} belongs to another session")
         elif ended is not None and ended.dropped:
-            self._refuse(event, f"task {name(task_id)} has ended, and its result was received and dropped")
+            self._refuse(event, f"task {format_task_id(task_id)} has ended, and its result was received and dropped")
         else:
             self._count("submitted_again")
             if task is not None:
@@ -338,6 +340,7 @@ class Scheduler(Lifecycle):
         """The engine is gone for good: its tasks go back or fail (R20), and so do those that only it could run (R7)."""
         engine.lost_until = 0.0
         running = engine.presumed_running() if engine.lost_running is None else set(engine.lost_running)
+        self._out.append(ForgetEngine(engine.id))
         targeting = self.pools.leave(engine)
         if self.monitored:
             self._out.append(Publish("engine_lost", engine=engine.id))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_sched.core.dependency import listed, name
+from trio_sched.core.dependency import listed
 from trio_sched.core.engines import UNLIMITED, Engine, fits
-from trio_sched.core.events import TaskId
+from trio_sched.core.ids import TaskId, format_task_id
 from trio_sched.core.ready import Pool
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.core.task import ASSIGNED, CANCELLING, DELAYED, READY, RECALLING, WAITING, Ended, Task
@@ -99,7 +99,8 @@ def explain(scheduler: Scheduler, task_id: TaskId, now: float) -> str:
         where = f" on engine {ended.engine}" if ended.engine is not None else ""
         why = f": {ended.reason}" if ended.reason else ""
         return f"it ended as {ended.outcome}{where}, {now - ended.ended_at:.3g} s ago{why}"
-    return f"no task {name(task_id)} is known: it was never submitted here, or ended so long ago that it is forgotten"
+    asked = format_task_id(task_id)
+    return f"no task {asked} is known: it was never submitted here, or ended so long ago that it is forgotten"
 
 
 def _clock(task: Task, now: float) -> str:
@@ -119,7 +120,7 @@ def _waiting(scheduler: Scheduler, task: Task, now: float) -> str:
     for what, tasks, all_ in named:
         unfinished = [other for other in tasks if other in scheduler.tasks]
         if unfinished and (all_ or len(unfinished) == len(tasks) or what == "follow"):
-            states = listed([f"{name(other)} ({scheduler.tasks[other].state.value})" for other in unfinished])
+            states = listed([f"{format_task_id(other)} ({scheduler.tasks[other].state.value})" for other in unfinished])
             any_ = "" if all_ else ", any of which will do"
             parts.append(f"{len(unfinished)} of {len(tasks)} dependencies ({what}{any_}): {states}")
     return "it waits for " + "; and for ".join(parts or ["dependencies that are being settled"])

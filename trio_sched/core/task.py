@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from trio_sched.core.events import ClientId, EngineId, Outcome, PayloadRef, TaskId, TaskSpec
+from trio_sched.core.events import Outcome, PayloadRef, TaskSpec
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 
 if TYPE_CHECKING:
     from trio_sched.core.dependency import Needs
