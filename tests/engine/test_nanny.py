@@ -218,7 +218,7 @@ class Heard(logging.Handler):
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
     """What nannies log; they lose patience quickly."""
-    monkeypatch.setattr(nanny_module, "FIRST_HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(nanny_module, "FIRST_PERIOD_S", 0.02)
     handler = Heard()
     logger = logging.getLogger("trio_sched.engine")
     logger.addHandler(handler)

@@ -3,7 +3,7 @@
 Nothing that the scheduler assigned and nothing that came of it gets lost on the way: a result is kept until the
 scheduler has counted it (`acked`), and sent again after a reconnection. A reconnection is noticed in two ways. A
 scheduler that was restarted, or whose socket forgot us, answers our next message with the error "unknown_peer": we
-say hello again. One that does not answer at all for MISSED heartbeats gets a new socket. A scheduler that does not
+say hello again. One that does not answer at all for MISSED_HEARTBEATS gets a new socket. A scheduler that does not
 know our session any more is another one: all that we held for the former one is dropped, the result of what still
 runs included.
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
@@ -26,6 +25,8 @@ from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.runner import Runner
 from trio_sched.errors import WireError
 from trio_sched.transport.connection import Connection, host_name
+from trio_sched.wire.heartbeat import FIRST_PERIOD_S, MISSED_HEARTBEATS, Heartbeat
+from trio_sched.wire.hello import NO_SESSION, SessionKey, build_hello
 from trio_sched.wire.native import (
     Acked,
     Assign,
@@ -36,7 +37,6 @@ from trio_sched.wire.native import (
     Error,
     Finished,
     Frame,
-    Hello,
     Message,
     Ping,
     Pong,
@@ -48,8 +48,6 @@ from trio_sched.wire.native import (
     encode,
 )
 
-MISSED = 5
-"""Heartbeats without a word after which a peer counts as gone."""
 BATCH_RESULTS, BATCH_BYTES = 256, 1 << 20
 """Where a message of results is closed and another begun."""
 FATAL = ("unauthenticated", "unknown_version")
@@ -94,17 +92,18 @@ class Link:
         self._posted: deque[News | Moved] = deque()
         self._news: News | None = None
         # the session
-        self._session, self._secret, self._scheduler = 0, "", ""
+        self._session = NO_SESSION
         self._told_nanny = 0
         self._welcomed = self._refused = False
-        self._heartbeat_s = 2.0
+        self._heartbeat_s = FIRST_PERIOD_S
         # results: waiting to be sent, and sent but not counted by the scheduler
         self._unsent: list[Ended] = []
         self.unsent_since = 0.0
         self._unacked: deque[Ended] = deque()
         self._acked = 0
         # times
-        self._hello_at = self._ticked_at = self.next_tick_at = monotonic()
+        self._hello_at = monotonic()
+        self._heartbeat = Heartbeat(self._hello_at)
         self._unanswered_since: float | None = None
         self._pings_unanswered = 0
 
@@ -208,9 +207,9 @@ class Link:
         self._count(acked.acked)
 
     def _on_welcome(self, welcome: Welcome, frames: list[Frame]) -> None:
-        if not welcome.resumed and self._session:
+        if not welcome.resumed and self._session.number:
             self._drop_everything()
-        self._session, self._secret, self._scheduler = welcome.session, welcome.secret, welcome.scheduler
+        self._session = SessionKey(welcome.session, welcome.secret, welcome.scheduler)
         self._welcomed = True
         self._drain_due = bool(self.leaving)
         self._heartbeat_s = welcome.heartbeat_s
@@ -222,7 +221,7 @@ class Link:
             self._unsent = [*self._unacked, *self._unsent]
             self._unacked.clear()
             self.flush()
-        self.next_tick_at = 0.0
+        self._heartbeat.make_due()
         self._introduce_nanny()
 
     def _drop_everything(self) -> None:
@@ -266,16 +265,12 @@ class Link:
         self._pings_unanswered = 0
         self._told_nanny = self._news.nanny if self._news else 0
         self._send(
-            Hello(
-                role="engine",
-                token=self._connection.token,
-                session=self._session,
-                secret=self._secret,
-                scheduler=self._scheduler,
-                name=self._start.name,
+            build_hello(
+                "engine",
+                self._connection.token,
                 host=host_name(),
-                pid=os.getpid(),
-                python=sys.version.split()[0],
+                name=self._start.name,
+                session=self._session,
                 nanny=self._told_nanny,
                 slots=self._start.slots,
                 hwm=self._start.hwm,
@@ -309,31 +304,34 @@ class Link:
     def _watched(self) -> bool:
         """Whether the scheduler takes our nanny's beats for ours."""
         news = self._news
-        return news is not None and (news.nanny, news.scheduler) == (self._told_nanny, self._scheduler)
+        return news is not None and (news.nanny, news.scheduler) == (self._told_nanny, self._session.scheduler)
 
     def _introduce_nanny(self) -> None:
         """The scheduler was restarted, and we were back before our nanny: say hello again now that we know its new
         number. Through a new socket, since one that is welcomed need not say hello."""
         news = self._news
-        if self._welcomed and news is not None and news.scheduler == self._scheduler and not self._watched:
+        if self._welcomed and news is not None and news.scheduler == self._session.scheduler and not self._watched:
             self._reopen()
 
     # ---- staying in touch -------------------------------------------------------------------------------------------
 
+    @property
+    def next_tick_at(self) -> float:
+        """When to call `tick`, on the clock of `time.monotonic`."""
+        return self._heartbeat.due_at
+
     def tick(self) -> None:
-        """When `next_tick_at` has come: beat, and see whether the scheduler is still there. Call `receive` before.
+        """At `next_tick_at`: send a heartbeat, and see whether the scheduler is still there. Call `receive` before.
 
         Without a nanny our beats are all that the scheduler hears while we work; with one, we ask only now and then.
         """
         now = monotonic()
-        every_s = 2 * self._heartbeat_s if self._watched else self._heartbeat_s
-        paused = now - self._ticked_at > 2 * every_s
-        self._ticked_at = now
-        self.next_tick_at = now + every_s
-        if paused:
-            self._unanswered_since = None  # we were away: ask again before we conclude anything
-        silent_since = self._unanswered_since if self._welcomed else self._hello_at
-        if silent_since is not None and now - silent_since > MISSED * self._heartbeat_s:
+        heartbeat = self._heartbeat
+        heartbeat.period_s = 2 * self._heartbeat_s if self._watched else self._heartbeat_s
+        heartbeat.tick(now)
+        heartbeat.sent(now)
+        asked_at = self._unanswered_since if self._welcomed else self._hello_at
+        if asked_at is not None and heartbeat.silence_s(asked_at, now) > MISSED_HEARTBEATS * self._heartbeat_s:
             self._reopen()
         elif self._welcomed:
             self._ping()
@@ -374,7 +372,7 @@ class Link:
                 break
             self._dealer.wait(left_s)
             self.receive()
-        if self._session:
+        if self._session.number:
             self._send(Bye(reason=self.leaving))
         self._dealer.close()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TypeAlias
 
 import trio
 
-from trio_sched.engine.link import FATAL, MISSED
+from trio_sched.engine.link import FATAL
 from trio_sched.engine.machine import cores, memory_used, oom_kills
 from trio_sched.engine.orders import Moved, News, Start
 from trio_sched.engine.runner import SESSION_SHIFT
@@ -29,13 +28,14 @@ from trio_sched.transport.connection import Connection, client_file_of, find, ho
 from trio_sched.transport.reach import describe_unanswered
 from trio_sched.transport.scratch import ScratchDirectory
 from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.wire.heartbeat import FIRST_PERIOD_S, Heartbeat
+from trio_sched.wire.hello import NO_SESSION, SessionKey, build_hello
 from trio_sched.wire.native import (
     COUNTER_MASK,
     Bye,
     Closing,
     Died,
     Error,
-    Hello,
     Message,
     Ping,
     Pong,
@@ -47,8 +47,6 @@ from trio_sched.wire.native import (
 LookUp: TypeAlias = Callable[[], Connection]
 SCRATCH_PREFIX = "trio_sched-engines-"
 """Of the directories in which nannies keep what they share with their workers."""
-FIRST_HEARTBEAT_S = 2.0
-"""Seconds between two beats until the scheduler has said how many it wants."""
 START_TIMEOUT_S = 10.0
 """How long the scheduler may take to answer the first hello."""
 _log = get_logger("trio_sched.engine")
@@ -138,12 +136,12 @@ class Nanny:
     @property
     def session(self) -> int:
         """Our session number; 0: not welcomed."""
-        return self._line.session
+        return self._line.session.number
 
     @property
     def workers(self) -> list[WorkerInfo]:
         """The workers as they are now."""
-        scheduler = self._line.scheduler
+        scheduler = self._line.session.scheduler
         return [
             WorkerInfo(ward.pid, ward.board.session_with(scheduler), ward.deaths, ward.board.tasks())
             for ward in self._wards
@@ -165,7 +163,7 @@ class Nanny:
     def _on_death(self, death: Death) -> None:
         if death.orderly or not death.pid:
             return
-        engine = death.board.session_with(self._line.scheduler)
+        engine = death.board.session_with(self._line.session.scheduler)
         running = death.board.tasks()
         names = [f"{task >> SESSION_SHIFT}-{task & COUNTER_MASK}" for task in running]
         _log.warning("worker died", engine=engine, pid=death.pid, reason=death.reason, running=names)
@@ -191,8 +189,8 @@ class _Line:
         self._tell_workers = tell
         self._on_beat = on_beat
         self._socket: ZmqSocket | None = None
-        self.session, self._secret, self.scheduler = 0, "", ""
-        self._heartbeat_s = FIRST_HEARTBEAT_S
+        self.session = NO_SESSION
+        self._heartbeat = Heartbeat(trio.current_time(), period_s=FIRST_PERIOD_S)
         self._welcomed = self._refused = False
         self._hello_at = 0.0
         self._untold: list[Died] = []
@@ -268,11 +266,13 @@ class _Line:
 
     async def _until_silent(self) -> None:
         assert self._socket is not None
+        heartbeat = self._heartbeat
         heard_at = trio.current_time()
-        beat_at = heard_at + self._heartbeat_s
+        heartbeat.tick(heard_at)
+        heartbeat.sent(heard_at)
         while True:
             messages = []
-            with trio.move_on_at(min(beat_at, trio.current_time() + self._heartbeat_s)):
+            with trio.move_on_at(heartbeat.due_at):
                 messages = await self._socket.receive()
             for frames in messages:
                 self._on_message(frames[0])
@@ -280,14 +280,12 @@ class _Line:
             now = trio.current_time()
             if messages:
                 heard_at = now
-                beat_at = min(beat_at, now + self._heartbeat_s)  # a welcome may have made it shorter
-            if now < beat_at:
+            if now < heartbeat.due_at:
                 continue
-            if now - beat_at > self._heartbeat_s:
-                heard_at = now  # we were away ourselves: give the scheduler another chance
-            if self._refused or now - heard_at > MISSED * self._heartbeat_s:
+            heartbeat.tick(now)
+            if self._refused or heartbeat.is_silent(heard_at, now):
                 return
-            beat_at = now + self._heartbeat_s
+            heartbeat.sent(now)
             self._beat()
 
     def _beat(self) -> None:
@@ -321,10 +319,10 @@ class _Line:
             self._on_error(message)
 
     def _on_welcome(self, welcome: Welcome) -> None:
-        if welcome.scheduler != self.scheduler:
+        if welcome.scheduler != self.session.scheduler:
             self._untold.clear()  # another scheduler knows nothing of those engines
-        self.session, self._secret, self.scheduler = welcome.session, welcome.secret, welcome.scheduler
-        self._heartbeat_s = welcome.heartbeat_s
+        self.session = SessionKey(welcome.session, welcome.secret, welcome.scheduler)
+        self._heartbeat.period_s = welcome.heartbeat_s
         self._welcomed = True
         self._silences = 0
         self._told = 0
@@ -335,9 +333,9 @@ class _Line:
 
     def _on_error(self, error: Error) -> None:
         if error.kind == "unknown_peer":
-            if self._welcomed or trio.current_time() - self._hello_at > self._heartbeat_s:
+            if self._welcomed or trio.current_time() - self._hello_at > self._heartbeat.period_s:
                 self._hello()
-        elif error.kind == "unauthenticated" and self.session:
+        elif error.kind == "unauthenticated" and self.session.number:
             self._refused = True  # a scheduler that was restarted
             self._welcomed = False
         elif error.kind == "closing":
@@ -353,17 +351,7 @@ class _Line:
         self._welcomed = self._refused = False
         self._hello_at = trio.current_time()
         self._send(
-            Hello(
-                role="nanny",
-                token=self._connection.token,
-                session=self.session,
-                secret=self._secret,
-                scheduler=self.scheduler,
-                name=self._name,
-                host=host_name(),
-                pid=os.getpid(),
-                python=sys.version.split()[0],
-            )
+            build_hello("nanny", self._connection.token, host=host_name(), name=self._name, session=self.session)
         )
 
     def _send(self, message: Message) -> None:
