@@ -90,7 +90,6 @@ class Desk:
             is_open=channel == "registration",
             receive_hwm=SUBSCRIPTIONS_HWM if kind == "xpub" else RECEIVE_HWM[side],
         )
-        socket.traced = kind == "xpub" or channel == "registration"
         first = _port_of(socket.address)
         if ports is None:
             self.ports[side][channel] = first

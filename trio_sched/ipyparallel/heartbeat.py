@@ -3,8 +3,8 @@
 A ping is published once in a period, and at once when an engine subscribes, so that it need not wait for the next
 period to join. Subscriptions within `PING_INTERVAL_S` share one ping, because each ping goes to every engine.
 
-An engine that misses more than `missed_pings` periods in a row is removed. A period that ends late by more than a
-period is not counted: this process was suspended, so pongs could not be received.
+An engine that misses more than `missed_pings` periods in a row is removed. A period in which this process was suspended
+is not counted, because it could not receive pongs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from trio_sched.errors import WireError
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.registration import Registration
 from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.wire.heartbeat import Heartbeat
 from trio_sched.wire.native import Frame
 
 #: The shortest time between two pings, in seconds.
@@ -55,16 +56,15 @@ class HeartbeatMonitor:
             self._send_ping()
 
     async def _ping_each_period(self) -> None:
-        period_s = self._desk.config.ping_ms / 1e3
-        due = trio.current_time() + period_s
+        heartbeat = Heartbeat(trio.current_time(), period_s=self._desk.config.ping_ms / 1e3)
         while True:
-            await trio.sleep_until(due)
+            await trio.sleep_until(heartbeat.due_at)
             now = trio.current_time()
-            if now - due <= period_s:
+            if not heartbeat.tick(now):
                 self._remove_timed_out()
             self._registration.remove_stalled(now)
             self._send_ping()
-            due = max(due + period_s, now)
+            heartbeat.sent(now)
 
     def _remove_timed_out(self) -> None:
         for engine in self._desk.engines.end_period(self._desk.config.missed_pings):

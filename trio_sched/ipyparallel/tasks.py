@@ -29,6 +29,7 @@ from trio_sched.core.events import (
     TaskSpec,
     TaskSubmitted,
 )
+from trio_sched.core.ids import ClientId, TaskId, is_foreign
 from trio_sched.errors import WireError
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.patient import RetryingRouter
@@ -109,7 +110,7 @@ class TaskQueue:
         #: By session.
         self._clients: dict[str, ClientPeer] = {}
         #: Delivered tasks by client that the core has not been told of.
-        self._received: dict[str, list[str]] = {}
+        self._received: dict[ClientId, list[TaskId]] = {}
         self._received_count = 0
         self._received_bytes = 0
         #: Bytes of unfinished tasks. Clients of this front have no credit, so tasks beyond the limit are refused.
@@ -260,45 +261,52 @@ class TaskQueue:
     # ---- effects ----------------------------------------------------------------------------------------------------
 
     def take(self, effect: Accept | Refuse | AssignTask | DeliverResult | RecallTask) -> bool:
-        """Carry out an effect without waiting. A recall is not sent: an engine gives nothing back, and will reply."""
+        """Carry out an effect for a task of this front without waiting. Returns False for other tasks.
+
+        A recall is not sent: an engine gives nothing back, and will reply.
+        """
+        task = effect.task
+        if not is_foreign(task):
+            return False
         if type(effect) is AssignTask:
-            self._assign(effect)
+            self._assign(effect, task)
         elif type(effect) is DeliverResult:
-            self._deliver(effect)
+            self._deliver(effect, task)
         elif type(effect) is Refuse:
-            self._deliver_refusal(effect)
+            self._deliver_refusal(effect, task)
         return True
 
-    def _assign(self, effect: AssignTask) -> None:
-        engine: str = effect.engine  # type: ignore[assignment]
+    def _assign(self, effect: AssignTask, task: str) -> None:
+        engine = effect.engine
+        assert is_foreign(engine), "only engines of this front match the kind of its tasks (R16)"
         effect.payload.engine = engine
         self._engine_side.send([engine.encode(), *effect.payload.message])
         self._sent = True
         if self._desk.recorder.on:
-            self._desk.recorder.assigned(engine, effect.task)  # type: ignore[arg-type]
+            self._desk.recorder.assigned(engine, task)
 
-    def _deliver(self, effect: DeliverResult) -> None:
-        route = self._answer_submission(effect.task)  # type: ignore[arg-type]
+    def _deliver(self, effect: DeliverResult, task: str) -> None:
+        route = self._answer_submission(task)
         if route is None:
             self._desk.hub.note("delivery_without_route")
             return
         result: Parsed | None = effect.result
-        engine: str | None = effect.engine  # type: ignore[assignment]
         if result is None:
             frames = self._reply(route.identities, route.header, *_content_and_metadata(effect))
             result = split(frames) if self._desk.recorder.on else None
         elif route.identities:
             self._client_side.send([*route.identities, result.identities[0], b"<IDS|MSG>", *result.frames])
         if self._desk.recorder.on and result is not None:
-            self._desk.recorder.finished("task", result, engine)
+            engine = effect.engine
+            self._desk.recorder.finished("task", result, engine if engine is not None and is_foreign(engine) else None)
         self._sent = True
-        self._received.setdefault(effect.client, []).append(effect.task)  # type: ignore[arg-type]
+        self._received.setdefault(effect.client, []).append(task)
         self._received_count += 1
         if result is not None and len(result.frames) > 5:  # buffers, which may be large
             self._received_bytes += sum([len(frame) for frame in result.frames[5:]])
 
-    def _deliver_refusal(self, effect: Refuse) -> None:
-        route = self._answer_submission(effect.task)  # type: ignore[arg-type]
+    def _deliver_refusal(self, effect: Refuse, task: str) -> None:
+        route = self._answer_submission(task)
         if route is not None:
             frames = self._reply(
                 route.identities, route.header, failure("SubmissionRefused", effect.reason), {"status": "error"}
