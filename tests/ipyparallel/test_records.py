@@ -1,4 +1,4 @@
-"""Records: the same in every store, bounded in memory, kept in SQLite, and the query language."""
+"""Records: equal in each store, bounded in memory, persistent in SQLite; and the query language."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def whole(store: Store, msg_id: str) -> dict[str, Any]:
 # ---- stores ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_from_submission_to_result(store: Store) -> None:
+def test_record_of_a_task_from_submission_to_result(store: Store) -> None:
     recorder = TaskRecorder(store)
     recorder.submitted(
         "task",
@@ -99,7 +99,7 @@ def test_a_task_from_submission_to_result(store: Store) -> None:
     assert list(recorder.engines["e-uuid"].completed) == ["t"]
 
 
-def test_aborted_tasks_do_not_count_as_completed_by_an_engine_but_direct_calls_do(store: Store) -> None:
+def test_aborted_tasks_are_not_completed_but_aborted_direct_calls_are(store: Store) -> None:
     recorder = TaskRecorder(store)
     for queue in ("task", "mux", "broadcast"):
         recorder.submitted(queue, request(queue), "alice", "e-uuid")
@@ -108,7 +108,7 @@ def test_aborted_tasks_do_not_count_as_completed_by_an_engine_but_direct_calls_d
     assert not recorder.pending
 
 
-def test_output_of_executions(store: Store) -> None:
+def test_output_of_executions_is_recorded(store: Store) -> None:
     recorder = TaskRecorder(store)
     recorder.submitted("mux", request("x", msg_type="execute_request"), "alice", "e-uuid")
     recorder.output(reply("x", msg_type="execute_input", content={"code": "1/0", "execution_count": 3}))
@@ -120,7 +120,7 @@ def test_output_of_executions(store: Store) -> None:
     assert record["execute_result"] == {"data": {"text/plain": "5"}}
 
 
-def test_a_repeat_changes_nothing_and_unknown_ones_are_ignored(store: Store) -> None:
+def test_repeated_and_unknown_ids_change_nothing(store: Store) -> None:
     recorder = TaskRecorder(store)
     recorder.submitted("task", request("t", content={"a": 1}), "alice")
     recorder.submitted("task", request("t", content={"a": 2}), "mallory")
@@ -134,7 +134,7 @@ def test_a_repeat_changes_nothing_and_unknown_ones_are_ignored(store: Store) -> 
     assert not recorder.pending
 
 
-def test_garbage_in_the_dicts_is_kept_as_nothing(store: Store) -> None:
+def test_malformed_fields_are_recorded_as_none(store: Store) -> None:
     recorder = TaskRecorder(store)
     message = request("t", date="yesterday", metadata={"label": 5})
     message.frames[4] = b"\xff{"
@@ -152,7 +152,7 @@ def test_garbage_in_the_dicts_is_kept_as_nothing(store: Store) -> None:
     assert store.history() == []
 
 
-def test_an_engine_that_goes_fails_what_it_was_asked_directly(store: Store) -> None:
+def test_removed_engine_fails_its_direct_calls(store: Store) -> None:
     recorder = TaskRecorder(store)
     recorder.submitted("mux", request("direct"), "alice", "e-uuid")
     recorder.submitted("task", request("task"), "alice")
@@ -169,7 +169,7 @@ def test_an_engine_that_goes_fails_what_it_was_asked_directly(store: Store) -> N
     assert recorder.pending == {}
 
 
-def test_history_is_by_submission_and_drop_forgets(store: Store) -> None:
+def test_history_is_by_submission_and_drop_removes(store: Store) -> None:
     ids = fill(store)
     store.add(Record("early", submitted="2025-01-01T00:00:00.000000Z"))
     store.add(Record("undated"))
@@ -179,7 +179,7 @@ def test_history_is_by_submission_and_drop_forgets(store: Store) -> None:
     assert store.get("early") is None
 
 
-def test_what_a_query_returns_is_a_copy(store: Store) -> None:
+def test_query_returns_copies(store: Store) -> None:
     recorder = TaskRecorder(store)
     recorder.submitted("task", request("t", content={"a": 1}, buffers=(b"x",)), "alice")
     record = whole(store, "t")
@@ -234,7 +234,7 @@ def test_what_a_query_returns_is_a_copy(store: Store) -> None:
         ({"nothing": "x"}, ""),
     ],
 )
-def test_operators(store: Store, query: dict[str, Any], wanted: str) -> None:
+def test_operator_selects_records(store: Store, query: dict[str, Any], wanted: str) -> None:
     fill(store)
     assert found(store, query) == [f"t{i}" for i in wanted]
 
@@ -252,7 +252,7 @@ def test_operators(store: Store, query: dict[str, Any], wanted: str) -> None:
         (["label"], "dict"),
     ],
 )
-def test_a_query_without_sense_is_named(query: Any, named: str) -> None:
+def test_malformed_query_is_named_in_the_error(query: Any, named: str) -> None:
     with pytest.raises(InvalidQueryError, match=named):
         RecordQuery(query)
 
@@ -267,7 +267,7 @@ def test_glob_is_fnmatch(store: Store) -> None:
         ]
 
 
-def test_dates_become_one_form() -> None:
+def test_dates_are_normalized() -> None:
     assert utc("2026-01-01T00:00:00.5+02:00") == "2025-12-31T22:00:00.500000Z"
     assert utc("2026-01-01T00:00:00.123456Z") == "2026-01-01T00:00:00.123456Z"
     for no_date in ["", "yesterday", None, 5, "0001-01-01T00:00:00+05:00"]:
@@ -277,7 +277,7 @@ def test_dates_become_one_form() -> None:
 # ---- bounds ---------------------------------------------------------------------------------------------------------
 
 
-def test_memory_drops_the_oldest_tenth_beyond_the_number() -> None:
+def test_memory_drops_the_oldest_beyond_the_record_limit() -> None:
     store = MemoryStore(record_limit=20, cull_fraction=0.2)
     ids = fill(store, 20)
     assert store.history() == ids
@@ -286,7 +286,7 @@ def test_memory_drops_the_oldest_tenth_beyond_the_number() -> None:
     assert store.culled_count == 4
 
 
-def test_memory_drops_the_oldest_beyond_the_bytes() -> None:
+def test_memory_drops_the_oldest_beyond_the_size_limit() -> None:
     store = MemoryStore(size_limit_bytes=1000, cull_fraction=0.2)
     for i in range(100):
         store.add(Record(f"t{i}", buffers=(b"0123456789",)))
@@ -299,7 +299,7 @@ def test_memory_drops_the_oldest_beyond_the_bytes() -> None:
     assert found(store, {})[0] == "t21"
 
 
-def test_memory_counts_what_is_dropped() -> None:
+def test_memory_subtracts_dropped_records() -> None:
     store = MemoryStore(size_limit_bytes=100)
     for i in range(10_000):
         store.add(Record(f"t{i}", buffers=(b"0123456789",)))
@@ -311,7 +311,7 @@ def test_memory_counts_what_is_dropped() -> None:
 # ---- SQLite ---------------------------------------------------------------------------------------------------------
 
 
-def test_sqlite_outlives_its_process(tmp_path: Path) -> None:
+def test_sqlite_keeps_records_after_close(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "tasks.db"
     store = SQLiteStore(path)
     ids = fill(store, DIRTY_LIMIT + 50)
@@ -324,13 +324,13 @@ def test_sqlite_outlives_its_process(tmp_path: Path) -> None:
 
 
 def read(path: Path, columns: str, where: str = "1") -> list[Any]:
-    """What another process reads in the file."""
+    """Read the file as another process does."""
     with closing(sqlite3.connect(path)) as db:
         rows = db.execute(f"select {columns} from trio_sched_tasks where {where} order by number").fetchall()
     return [row[0] if len(row) == 1 else row for row in rows]
 
 
-def test_sqlite_commits_requests_before_anything_comes_of_them(tmp_path: Path) -> None:
+def test_sqlite_commits_requests_in_commit(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     recorder = TaskRecorder(store)
@@ -350,7 +350,7 @@ def test_sqlite_commits_requests_before_anything_comes_of_them(tmp_path: Path) -
     store.close()
 
 
-def test_sqlite_writes_changes_of_what_has_ended_and_what_has_waited(tmp_path: Path) -> None:
+def test_sqlite_writes_ended_and_postponed_records(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     recorder = TaskRecorder(store)
@@ -402,7 +402,7 @@ def test_sqlite_writes_large_requests_once(tmp_path: Path) -> None:
     store.close()
 
 
-def test_sqlite_marks_what_a_former_controller_left_as_lost(tmp_path: Path) -> None:
+def test_sqlite_marks_unfinished_tasks_of_a_former_controller_as_lost(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     recorder = TaskRecorder(store)
@@ -426,8 +426,8 @@ def test_sqlite_marks_what_a_former_controller_left_as_lost(tmp_path: Path) -> N
     store.close()
 
 
-def test_sqlite_with_two_controllers_at_once(tmp_path: Path) -> None:
-    """As two clusters of one profile have them: what the other one does is neither lost nor overwritten."""
+def test_sqlite_serves_two_controllers_at_once(tmp_path: Path) -> None:
+    """Two clusters of one profile: changes of one are neither lost nor overwritten by the other."""
     path = tmp_path / "tasks.db"
     first = SQLiteStore(path)
     recorder = TaskRecorder(first)
@@ -459,7 +459,7 @@ def test_sqlite_finds_page_by_page(tmp_path: Path) -> None:
     store.close()
 
 
-def test_sqlite_leaves_a_table_of_another_kind_alone(tmp_path: Path) -> None:
+def test_sqlite_does_not_change_a_table_with_other_columns(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     with sqlite3.connect(path) as db:
         db.execute('create table "ipython-tasks" (msg_id text, buffers bufs blob)')
@@ -471,16 +471,14 @@ def test_sqlite_leaves_a_table_of_another_kind_alone(tmp_path: Path) -> None:
         store.close()
 
 
-def test_sqlite_in_a_file_that_is_none(tmp_path: Path) -> None:
+def test_sqlite_file_that_is_not_a_database_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
-    path.write_bytes(b"this is a letter to my aunt" * 100)
+    path.write_bytes(b"this is not a database" * 100)
     with pytest.raises(ConfigError, match=r"tasks\.db"):
         SQLiteStore(path)
 
 
-def test_sqlite_that_cannot_write_loses_records_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_sqlite_that_cannot_write_loses_records_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     recorder = TaskRecorder(store)
@@ -505,10 +503,8 @@ def test_sqlite_that_cannot_write_loses_records_and_nothing_else(
 # ---- none -----------------------------------------------------------------------------------------------------------
 
 
-def test_sqlite_whose_file_is_gone_is_silent_and_does_not_make_it_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A controller may outlive its profile directory."""
+def test_sqlite_does_not_create_a_removed_file_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The profile directory may be removed while the controller runs."""
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     fill(store)
@@ -520,7 +516,7 @@ def test_sqlite_whose_file_is_gone_is_silent_and_does_not_make_it_anew(
     store.close()
 
 
-def test_sqlite_that_cannot_be_tidied_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sqlite_that_cannot_be_compacted_logs_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     fill(store)
@@ -533,7 +529,7 @@ def test_sqlite_that_cannot_be_tidied_says_so_once(tmp_path: Path, caplog: pytes
     store.close()
 
 
-def test_no_records_say_so() -> None:
+def test_store_without_records_raises() -> None:
     recorder = NullRecorder()
     recorder.submitted("task", request("t"), "alice")
     recorder.finished("task", reply("t"), "e")
@@ -546,7 +542,7 @@ def test_no_records_say_so() -> None:
         store.find(RecordQuery({}))
 
 
-def test_the_settings_choose(tmp_path: Path) -> None:
+def test_settings_choose_the_store(tmp_path: Path) -> None:
     def opened(database: Any, **options: Any) -> TaskRecorder:
         return open_recorder(IppConfig(profile_dir=str(tmp_path), database=database, database_options=options))
 
