@@ -135,7 +135,7 @@ class RunningController:
     def wait_for_engines(self, count: int) -> None:
         """Wait until this many engines have joined."""
         until = time.monotonic() + TIMEOUT_S
-        while self.front.desk is None or len(self.front.desk.engines.joined()) < count:
+        while self.front.desk is None or len(self.front.desk.registry.joined()) < count:
             assert time.monotonic() < until
             self.wait_until_idle()
 

@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from tests.ipyparallel.raw_peers import ANYWHERE, Peer, TrioThread
-from trio_sched.ipyparallel.broadcast import Broadcast
+from trio_sched.ipyparallel.broadcast import BroadcastRelay
 
 #: Not in alphabetical order, so that tests notice if the order of the targets is not kept.
 NAMES = ["uuid-c", "uuid-a", "uuid-b"]
@@ -24,7 +24,7 @@ class View:
         self.clients, self.sockets = (loop.call(loop.sockets.bind, "router", ANYWHERE) for _ in range(2))
         self.gone: set[str] = set()
         self.relay = loop.start(
-            lambda it: Broadcast(
+            lambda it: BroadcastRelay(
                 self.clients, self.sockets, it.codec, it.note, it.recorder, lambda uuid: uuid not in self.gone
             )
         )

@@ -19,7 +19,7 @@ from trio_sched.ipyparallel.records.finding import InvalidQueryError, RecordQuer
 from trio_sched.ipyparallel.records.memory import MemoryStore
 from trio_sched.ipyparallel.records.record import FIELDS, Record, as_dict, utc
 from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, LARGE_BYTES, PAGE, SQLiteStore
-from trio_sched.ipyparallel.records.store import NoStore, NotKept, Store
+from trio_sched.ipyparallel.records.store import NoRecordsError, NoStore, Store
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -536,7 +536,7 @@ def test_store_without_records_raises() -> None:
     assert not recorder.on
     assert not recorder.pending
     store = NoStore()
-    with pytest.raises(NotKept, match="--nodb"):
+    with pytest.raises(NoRecordsError, match="--nodb"):
         store.history()
     with pytest.raises(KeyError):
         store.find(RecordQuery({}))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.ipyparallel.messages import CODEC
-from trio_sched.ipyparallel.broadcast import Broadcast
+from trio_sched.ipyparallel.broadcast import BroadcastRelay
 from trio_sched.ipyparallel.records.base import NullRecorder, QueueName
 from trio_sched.ipyparallel.relay import Relay
 from trio_sched.wire.jupyter import Parsed
@@ -57,7 +57,7 @@ def test_direct_calls_are_recorded_before_they_are_sent() -> None:
 
 def test_broadcasts_are_recorded_before_they_are_sent() -> None:
     log = Log()
-    broadcast = Broadcast(log, log, CODEC, lambda reason: None, log)
+    broadcast = BroadcastRelay(log, log, CODEC, lambda reason: None, log)
     broadcast.relay_requests([request(b"client", targets=[["e0", 0], ["e1", 1]])])
     assert log.entries == ["submitted e0", "submitted e1", "commit", "sent e0", "sent e1"]
     broadcast.relay_requests([request(b"client", targets=[["e1", 1]])])

@@ -49,7 +49,7 @@ class CoalescedReply(Struct):
     is_void: bool = False
 
 
-class Broadcast:
+class BroadcastRelay:
     """Relays between the ROUTER that clients connect to and the one that engines connect to."""
 
     def __init__(

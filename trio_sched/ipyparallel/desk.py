@@ -54,7 +54,7 @@ class Desk:
         self.hub = hub
         self.codec = codec
         self.recorder = recorder
-        self.engines = EngineRegistry()
+        self.registry = EngineRegistry()
         #: Ports by side and channel, as the connection files list them.
         self.ports: dict[Side, Ports] = {"client": {}, "engine": {}}
         keys = KeyPair(config.curve_publickey, config.curve_secretkey) if config.uses_curve else None
@@ -101,7 +101,7 @@ class Desk:
     def bind_patient(self, channel: str, ports: int | None = None) -> RetryingRouter:
         """Bind a ROUTER for engines that retries what it cannot deliver to a registered engine; `ports`: see `bind`."""
         socket = self.bind("router", "engine", channel, mandatory=True, ports=ports)
-        engines = self.engines.engines
+        engines = self.registry.engines
         return RetryingRouter(socket, lambda uuid: uuid in engines)
 
     def bind_both(self, kind: Kind, channel: str) -> ZmqSocket:

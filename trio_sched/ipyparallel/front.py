@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import trio
 
 from trio_sched.ipyparallel import files
-from trio_sched.ipyparallel.broadcast import Broadcast
+from trio_sched.ipyparallel.broadcast import BroadcastRelay
 from trio_sched.ipyparallel.config import SIDES, IppConfig, Side, new_key
 from trio_sched.ipyparallel.dask import DaskScheduler
 from trio_sched.ipyparallel.desk import Desk
@@ -92,11 +92,11 @@ class IpyparallelFront:
         queue = TaskQueue(desk, task_clients, task_engines)
         mux = Relay("mux", mux_clients, mux_engines, codec, note, recorder)
         control = Relay("control", control_clients, control_engines, codec, note, NullRecorder())
-        is_registered = desk.engines.engines.__contains__
-        broadcast = Broadcast(broadcast_clients, broadcast_engines, codec, note, recorder, is_registered)
+        is_registered = desk.registry.engines.__contains__
+        broadcast = BroadcastRelay(broadcast_clients, broadcast_engines, codec, note, recorder, is_registered)
         dask = DaskScheduler(desk.config.dask_host())
         queries = RecordQueries(
-            codec, recorder, desk.engines.joined, queue.submit, notifier.shut_down, dask, queue.unfinished
+            codec, recorder, desk.registry.joined, queue.submit, notifier.shut_down, dask, queue.unfinished
         )
         routers = task_engines, mux_engines, control_engines, broadcast_engines
         on_removed = [*(router.discard for router in routers), broadcast.engine_removed, recorder.engine_removed]

@@ -67,14 +67,14 @@ class HeartbeatMonitor:
             heartbeat.sent(now)
 
     def _remove_timed_out(self) -> None:
-        for engine in self._desk.engines.end_period(self._desk.config.missed_pings):
+        for engine in self._desk.registry.end_period(self._desk.config.missed_pings):
             self._registration.remove_engine(engine.uuid, f"missed {engine.missed_count} heartbeats in a row")
 
     # ---- pongs ------------------------------------------------------------------------------------------------------
 
     def _take_pong(self, frames: list[Frame]) -> None:
         """Take [uuid, ping]. Any message on this socket counts as a pong."""
-        engine = self._desk.engines.record_pong(bytes(frames[0]).decode("utf-8", "replace"))
+        engine = self._desk.registry.record_pong(bytes(frames[0]).decode("utf-8", "replace"))
         if engine is None:
             raise WireError("no engine is registered under this uuid", "unknown_heart")
         if not engine.has_joined:

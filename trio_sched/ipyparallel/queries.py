@@ -32,7 +32,7 @@ from trio_sched.ipyparallel.records.record import (
     utc_now,
     value,
 )
-from trio_sched.ipyparallel.records.store import NotKept
+from trio_sched.ipyparallel.records.store import NoRecordsError
 from trio_sched.wire.jupyter import Codec, Json, Parsed, failure
 from trio_sched.wire.native import Frame
 
@@ -122,7 +122,7 @@ class RecordQueries:
             return handler(message.content)
         except QueryError as error:
             content = failure(error.ename, str(error))
-        except NotKept as error:
+        except NoRecordsError as error:
             content = failure("NoData", str(error))
         except InvalidQueryError as error:
             content = failure("ValueError", str(error))

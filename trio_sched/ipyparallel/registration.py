@@ -129,10 +129,10 @@ class Registration:
             raise ValueError(f"the uuid must be text of 1 to {_LONGEST_UUID} bytes")
         if not (wanted is None or (type(wanted) is int and 0 <= wanted <= _HIGHEST_NUMBER)):
             raise ValueError(f"an id is a whole number from 0 to {_HIGHEST_NUMBER}, not {wanted!r}")
-        if uuid in desk.engines.engines:
+        if uuid in desk.registry.engines:
             desk.hub.note("engine_joined_twice", uuid=uuid)
             return Answer("registration_reply", failure("KeyError", f"uuid {uuid!r} in use"))
-        engine = desk.engines.begin(uuid, wanted, trio.current_time())
+        engine = desk.registry.begin(uuid, wanted, trio.current_time())
         log.debug("engine registration began", number=engine.number, uuid=uuid)
         connection_info = {"interface": desk.config.interface("engine"), **desk.ports["engine"]}
         return Answer(
@@ -147,7 +147,7 @@ class Registration:
 
     def _unregister(self, message: Parsed) -> None:
         number = message.content.get("id")
-        engine = self._desk.engines.by_number.get(number) if type(number) is int else None
+        engine = self._desk.registry.by_number.get(number) if type(number) is int else None
         if engine is None:
             self._desk.hub.note("unknown_engine_left", channel="registration")
         else:
@@ -158,7 +158,7 @@ class Registration:
     def complete(self, engine: RegisteredEngine) -> None:
         """Complete the registration of an engine whose first pong arrived: it has joined."""
         events: list[Event] = [EngineJoined(engine.uuid, hwm=self._desk.config.hwm, kind=KIND)]
-        if self._desk.engines.complete(engine):  # the core may still keep the former engine of this uuid
+        if self._desk.registry.complete(engine):  # the core may still keep the former engine of this uuid
             events.insert(0, EngineLost(engine.uuid, "it registered again", confirmed=True))
         self._desk.hub.inbox.add_notifications(events)
         self._notifier.notify("registration_notification", {"id": engine.number, "uuid": engine.uuid})
@@ -169,10 +169,10 @@ class Registration:
 
         Results of the engine may still arrive, so the core keeps its tasks for a grace period (R20).
         """
-        engine = self._desk.engines.engines.get(uuid)
+        engine = self._desk.registry.engines.get(uuid)
         if engine is None:
             return
-        self._desk.engines.remove(engine)
+        self._desk.registry.remove(engine)
         log.info("engine left", number=engine.number, uuid=uuid, reason=reason)
         if engine.has_joined:
             self._desk.hub.inbox.add_notifications([EngineLost(uuid, reason)])
@@ -182,6 +182,6 @@ class Registration:
 
     def remove_stalled(self, now: float) -> None:
         """Give up the registrations of engines that sent no pong within the registration timeout."""
-        for engine in self._desk.engines.stalled(now, self._desk.config.effective_registration_timeout_s()):
+        for engine in self._desk.registry.stalled(now, self._desk.config.effective_registration_timeout_s()):
             self._desk.hub.note("registration_stalled", uuid=engine.uuid)
             self.remove_engine(engine.uuid, "it sent no heartbeat after its registration")

@@ -261,7 +261,7 @@ def prepare(profile_dir: Path, *, init: bool) -> None:
 
 
 _TEMPLATE = """\
-# Configuration of the controller; what stands here is the default.
+# Configuration of the controller; the values here are the defaults.
 
 c = get_config()  # noqa
 

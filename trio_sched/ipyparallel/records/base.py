@@ -185,9 +185,8 @@ class TaskRecorder:
                 fail(record, f"Engine {engine!r} died while running task {msg_id!r}")
                 self.store.changed(record)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Write changed records regularly until cancelled, and close the store then."""
-        task_status.started()
         try:
             for writes in itertools.count(1):
                 await trio.sleep(WRITE_INTERVAL_S)
@@ -247,9 +246,8 @@ class NullRecorder(TaskRecorder):
     def engine_removed(self, engine: str) -> None:
         """Do nothing."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Return at once."""
-        task_status.started()
 
 
 def open_recorder(config: IppConfig) -> TaskRecorder:

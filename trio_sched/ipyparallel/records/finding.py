@@ -49,9 +49,7 @@ def _membership(operator: str, expected: bool) -> Callable[[Any, Any], bool]:
 
 
 def _all(field: Any, wanted: Any) -> bool:
-    """Test each value of `wanted`: a list must contain it; a single value must be equal to it, or in it if it is a
-    list.
-    """
+    """Return whether the field equals each item of `wanted`, or contains it, or is contained in it."""
     return all(
         one == field or (isinstance(field, list) and one in field) or (isinstance(one, list) and field in one)
         for one in _checked_list(wanted)

@@ -14,7 +14,7 @@ from trio_sched.ipyparallel.records.finding import RecordQuery
 from trio_sched.ipyparallel.records.record import Record
 
 
-class NotKept(TrioSchedError, KeyError):
+class NoRecordsError(TrioSchedError, KeyError):
     """Records were requested, and this controller keeps none."""
 
     def __str__(self) -> str:
@@ -77,12 +77,12 @@ class NoStore:
         return 0
 
     def find(self, query: RecordQuery) -> Iterator[Record]:
-        """:raises NotKept: always."""
-        raise NotKept
+        """:raises NoRecordsError: always."""
+        raise NoRecordsError
 
     def history(self) -> list[str]:
-        """:raises NotKept: always."""
-        raise NotKept
+        """:raises NoRecordsError: always."""
+        raise NoRecordsError
 
     def write_due(self) -> None:
         pass
