@@ -46,7 +46,7 @@ from trio_sched.wire.ranges import RANGES, quoted
 log = get_logger(__name__)
 #: The specification of a task that asks for nothing, as most tasks do.
 PLAIN = TaskSpec(kind=KIND, crash_limit=None, same_engine=False)
-#: The core is told of delivered results in lots of this many,
+#: Delivered results are reported to the core when there are this many,
 RECEIVED_AT_ONCE = 64
 #: or when they hold this many bytes.
 RECEIVED_BYTES = 1 << 20
@@ -109,7 +109,7 @@ class TaskQueue:
         self._routes: dict[str, Route] = {}
         #: By session.
         self._clients: dict[str, ClientPeer] = {}
-        #: Delivered tasks by client that the core has not been told of.
+        #: Delivered tasks by client that are not yet reported to the core.
         self._received: dict[ClientId, list[TaskId]] = {}
         self._received_count = 0
         self._received_bytes = 0
@@ -253,7 +253,7 @@ class TaskQueue:
         return TaskFinished(engine, msg_id, "error", reply, "it raised an exception")
 
     def _take_received(self) -> list[Event]:
-        """Return the events that tell the core of delivered results, so that it can drop them (R22)."""
+        """Return the events that report delivered results to the core, so that it drops them (R22)."""
         received, self._received = self._received, {}
         self._received_count = self._received_bytes = 0
         return [ResultsReceived(client, tuple(tasks)) for client, tasks in received.items()]
