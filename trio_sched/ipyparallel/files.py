@@ -2,8 +2,8 @@
 the profile's `security` directory; with a cluster id, ipcontroller-ID-client.json and ipcontroller-ID-engine.json.
 
 The files contain the key, so they are created with access for their owner only, and former files that others can
-access are not read (transport/private.py). A file appears by a rename after every socket is bound: a peer that finds
-one can connect.
+access are not read (transport/private.py). A file appears by a rename after every socket is bound: a peer that
+finds one can connect.
 """
 
 from __future__ import annotations
