@@ -1,7 +1,6 @@
-"""The project's chores: `nox` runs the checks, `nox -s NAME` one of them, `nox -l` lists them.
+"""The project's checks: `nox` runs those that every change must pass, `nox -s NAME` one session, `nox -l` lists all.
 
-tests, lint, types and docs are what a change must pass; property, slow, attack, downstream, slurm, mpi and bench
-take minutes and are run by hand.
+Every change must pass tests, lint, types and docs. The other sessions take minutes and are run by hand.
 """
 
 from __future__ import annotations
@@ -106,10 +105,17 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The tables of docs/benchmarks.md: the scheduler, side by side with the pools of the field, and the core alone."""
+    """Measure the scheduler as docs/benchmarks.md does."""
+    session.install(".")
+    session.run("trio-sched", "bench", "--only", "throughput,payload,depth", *session.posargs)
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure single parts, and compare the scheduler with other systems (20 minutes)."""
     session.install(".", *group("bench"))
-    session.run("trio-sched", "bench", "--versus", "processpool,loky", *session.posargs)
-    session.run("trio-sched", "bench", "--only", "core,depth", *session.posargs)
+    for name in session.posargs or ("core", "start", "pools", "controllers"):
+        session.run("python", "-m", f"tests.benchmarks.{name}")
 
 
 @nox.session

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trio_sched.cli.console import console
 from trio_sched.cli.options import ONLOOKER, Json, Where
+from trio_sched.cli.tables import stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -38,7 +38,7 @@ def _show(view: dict[str, Any], as_json: bool) -> None:
 
         typer.echo(json.dumps(view))
         return
-    console().print(rendered(view))
+    stdout_console().print(rendered(view))
 
 
 def _watch(query: Any, every_s: float, as_json: bool) -> None:
@@ -51,7 +51,7 @@ def _watch(query: Any, every_s: float, as_json: bool) -> None:
             time.sleep(every_s)
     from rich.live import Live
 
-    with Live(rendered(query("status")), console=console(), auto_refresh=False) as live:
+    with Live(rendered(query("status")), console=stdout_console(), auto_refresh=False) as live:
         while True:
             time.sleep(every_s)
             live.update(rendered(query("status")), refresh=True)
