@@ -57,7 +57,7 @@ def bench(
     waiting: Waiting = "100,100000",
     as_json: Json = False,
 ) -> None:
-    """Measure throughput, idle round trips, payloads and queue depth.
+    """Measure throughput, round trips, payloads and depth.
 
     The measurements run on a fresh scheduler, or with --connection on a running one (not depth, which needs its own).
     """
