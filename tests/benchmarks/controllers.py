@@ -1,4 +1,4 @@
-"""The drop-in controller beside ipyparallel's own, on the same traffic.
+"""The drop-in controller and ipyparallel's own, compared on the same traffic.
 
     python -m tests.benchmarks.controllers --hwm 1,10
 
@@ -29,9 +29,9 @@ from trio_sched.wire.jupyter import Codec, split
 from trio_sched.wire.native import Frame
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS, STOCK = "trio_sched", "ipyparallel"
+DROP_IN, STOCK = "trio_sched", "ipyparallel"
 CONTROLLERS = {
-    OURS: (sys.executable, "-m", "trio_sched", "ipcontroller"),
+    DROP_IN: (sys.executable, "-m", "trio_sched", "ipcontroller"),
     STOCK: (sys.executable, "-m", "ipyparallel.controller"),
 }
 ENGINES = 4
@@ -44,7 +44,7 @@ PAYLOAD = b"x" * 500
 
 def controllers() -> list[str]:
     """Return the controllers that are installed here."""
-    return [OURS, STOCK] if importlib.util.find_spec("ipyparallel") else [OURS]
+    return [DROP_IN, STOCK] if importlib.util.find_spec("ipyparallel") else [DROP_IN]
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def controller(which: str, *arguments: str) -> Iterator[tuple[int, Path]]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise NoSchedulerError(f"the controller to measure did not start: {' '.join(command)}")
                 time.sleep(0.01)
-            time.sleep(0.0 if which == OURS else 2.0)  # ipyparallel writes its files before its schedulers listen
+            time.sleep(0.0 if which == DROP_IN else 2.0)  # ipyparallel writes its files before its schedulers listen
             yield process.pid, path
         finally:
             _end(process)

@@ -1,4 +1,4 @@
-"""The throughput of the scheduler beside process pools, on the same no-op tasks.
+"""The throughput of the scheduler and of process pools, compared on the same no-op tasks.
 
     python -m tests.benchmarks.pools --versus processpool,loky
 

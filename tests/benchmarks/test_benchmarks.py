@@ -1,4 +1,4 @@
-"""Each benchmark runs, with few tasks, and measures what its tables say."""
+"""Each benchmark runs with few tasks and fills its tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.controllers import OURS, measure_joining, measure_tasks
+from tests.benchmarks.controllers import DROP_IN, measure_joining, measure_tasks
 from tests.benchmarks.core import Driver
 from trio_sched.core import invariants
 
@@ -42,11 +42,11 @@ def test_the_driver_of_the_core_ends_every_task() -> None:
     assert not driver.scheduler.tasks
 
 
-def test_pools_are_measured_beside_the_scheduler() -> None:
+def test_pools_are_compared_with_the_scheduler() -> None:
     few = ("--tasks", "400", "--rounds", "1", "--round-trips", "20", "-n", "1", "--hwm", "10")
-    ((ours, pool),) = tables_of("pools", *few, "--versus", "processpool").values()
-    assert [ours["with"], pool["with"]] == ["trio_sched hwm=10", "processpool"]
-    assert pool["first to this"] == pytest.approx(ours["tasks/s"] / pool["tasks/s"])
+    ((scheduler, pool),) = tables_of("pools", *few, "--versus", "processpool").values()
+    assert [scheduler["with"], pool["with"]] == ["trio_sched hwm=10", "processpool"]
+    assert pool["first to this"] == pytest.approx(scheduler["tasks/s"] / pool["tasks/s"])
 
 
 def test_an_unknown_pool_is_an_error() -> None:
@@ -64,7 +64,7 @@ def test_start_measures_the_first_result_and_the_whole_run() -> None:
 
 @pytest.mark.slow
 def test_controllers_are_measured_with_raw_peers() -> None:
-    row = measure_tasks(OURS, hwm=10, tasks=200)
+    row = measure_tasks(DROP_IN, hwm=10, tasks=200)
     assert min(row["tasks/s"], row["8,000 queued tasks/s"], row["chain tasks/s"]) > 0
-    joined = measure_joining(OURS, count=4)
+    joined = measure_joining(DROP_IN, count=4)
     assert joined["engines"] == 4

@@ -27,7 +27,7 @@ def explain(
     from trio_sched.cli.asking import Conversation
     from trio_sched.errors import TrioSchedError
 
-    # ipyparallel's id of a task is a session of 32 hexadecimal digits, perhaps with dashes, and counters behind it.
+    # ipyparallel's id of a task is a session of 32 hexadecimal digits, perhaps with dashes, followed by counters.
     task_id = task if _MESSAGE_ID.fullmatch(task) else _parse_task_id(task)
     with Conversation(connection) as scheduler:
         explanation = scheduler.query("explain", task_id)
@@ -37,8 +37,8 @@ def explain(
     if as_json:
         import json
 
-        told = [{"ago_s": ago_s, "what": what} for ago_s, what in events]
-        typer.echo(json.dumps({"task": task, "explain": explanation, "story": told}))
+        entries = [{"ago_s": ago_s, "what": what} for ago_s, what in events]
+        typer.echo(json.dumps({"task": task, "explain": explanation, "story": entries}))
         return
     typer.echo(f"{task}: {explanation}")
     for ago_s, what in events if story else ():

@@ -68,7 +68,7 @@ def run(
 
 
 async def _run(config: Config, engines: EngineProcesses, command: list[str]) -> int:
-    """Run the command beside a scheduler and engines; return its exit code.
+    """Run the command with a scheduler and engines; return its exit code.
 
     A signal is forwarded to the script, which decides what to do; the scheduler stops when the script has ended.
     """
