@@ -1,7 +1,7 @@
 """Functions that benchmark tasks run.
 
-Engines and process pools import this module by name, so it imports nothing heavy: its import time is part of what is
-measured.
+Engines and process pools import this module by name, and the measurements include that time, so it imports nothing
+heavy.
 """
 
 from __future__ import annotations
