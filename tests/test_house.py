@@ -1,7 +1,8 @@
-"""The shape of the project, kept by tests: who imports whom, what may touch sockets and clocks, how long things grow.
+"""The architecture: import directions, access to sockets and clocks, sizes of files and functions.
 
-The table of import directions is the project's design: core knows no sockets, wire no loops, the server knows none
-of its fronts. A part that needs another one that it may not import is in the wrong place, or wants something passed in.
+The table of import directions is that of docs/architecture.md: core imports no sockets, wire no event loop, server none
+of its fronts. If a part needs another one that it may not import, either the code is in the wrong part, or its caller
+should pass something in.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything that a file imports, relative imports resolved."""
+    """Yield (line, dotted name) of each import of a file, relative imports resolved."""
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -81,7 +82,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    """What is in a function, without the functions in it."""
+    """Yield the nodes of a function, without those of nested functions."""
     for node in ast.iter_child_nodes(function):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             yield node
@@ -107,12 +108,12 @@ def test_imports_follow_the_directions(path: Path) -> None:
     assert not wrong
 
 
-def test_every_part_is_in_the_table() -> None:
+def test_every_part_has_a_row_in_the_table_of_imports() -> None:
     assert {part_of(path) for path in MODULES} <= set(MAY_IMPORT)
 
 
-def test_core_takes_its_randomness_from_outside() -> None:
-    """`random.Random` may be named as a type; the module's own global generator may not be used."""
+def test_core_uses_no_global_random_generator() -> None:
+    """The core may name `random.Random` as a type, but not use the global generator."""
     used = [
         f"{name_of(path)}:{node.lineno}"
         for path in MODULES
@@ -126,7 +127,7 @@ def test_core_takes_its_randomness_from_outside() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_are_readable(path: Path) -> None:
-    """A docstring that says what the file is about, a length that fits in a head, functions that fit on a screen."""
+    """A module has a docstring and a limited length; its functions fit on a screen and swallow no errors."""
     tree, wrong = parsed(path), []
     if not ast.get_docstring(tree):
         wrong.append("has no docstring")
@@ -151,13 +152,13 @@ def test_modules_are_readable(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_dunder_all_names_what_exists(path: Path) -> None:
+def test_every_name_in_dunder_all_exists(path: Path) -> None:
     tree = parsed(path)
     for node in tree.body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             try:
                 names = ast.literal_eval(node.value)
-            except ValueError:  # computed; the test of the public names looks at that one
+            except ValueError:  # computed: tests/client/test_public_names.py checks it
                 continue
             defined = {getattr(n, "name", None) or getattr(n, "id", None) for n in ast.walk(tree)}
             defined |= {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
@@ -167,7 +168,7 @@ def test_dunder_all_names_what_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=name_of)
 def test_tests_do_not_sleep(path: Path) -> None:
-    """A task that a test submits may: only what the test itself does counts, not what it defines inside."""
+    """The functions that a test submits as tasks may sleep; the test itself may not."""
     slept = [
         node.lineno
         for test in parsed(path).body
@@ -188,13 +189,13 @@ def test_tests_do_not_sleep(path: Path) -> None:
     ],
 )
 def test_imports_stay_cheap(module: str, heavy: set[str]) -> None:
-    """A worker pays for no trio (0.25 s), nobody for numpy (0.2 s) who draws no random engine, `--help` for neither."""
+    """A worker does not import trio (0.25 s), `--help` neither trio nor numpy (0.2 s, for random schemes)."""
     script = f"import sys, {module}; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not heavy & {name.split(".")[0] for name in done.stdout.split()}
 
 
-def test_top_level_is_what_the_design_says() -> None:
+def test_the_top_level_has_only_the_listed_entries() -> None:
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         pytest.skip("not a git checkout")

@@ -1,20 +1,21 @@
-"""A scheduler inside this process, with engines or without: what `run`, `up` and `serve` have in common."""
+"""A scheduler in this process, with or without engines: the common part of `run`, `up`, `serve` and `ipcontroller`."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
 import typer
 
 from trio_sched.cli.logs import configure_logs
-from trio_sched.cli.watching import told_to_stop
+from trio_sched.cli.watching import handle_stop_requests
 from trio_sched.server.native import NativeFront
 from trio_sched.server.serve import Running, serve
+from trio_sched.transport.connection import connection_path
 from trio_sched.transport.connection_limits import raise_descriptor_limit
 
 if TYPE_CHECKING:
@@ -23,27 +24,24 @@ if TYPE_CHECKING:
     from trio_sched.transport.connection import Connection
 
 
+#: A scheduler makes many objects and few cycles. With Python's own thresholds the collector traverses all waiting tasks
+#: again and again. A command changes the thresholds of its process; `serve` as a library function leaves them alone.
 COLLECTOR_THRESHOLDS = (50_000, 20, 50)
-"""A scheduler makes many objects and few cycles: with the usual thresholds the collector walks all waiting tasks again
-and again. A process of our own may say so; `serve` inside somebody else's program leaves the collector alone.
-"""
-
+#: Seconds for which connecting clients wait for the engines that start together with the scheduler.
 ENGINES_START_S = 10.0
-"""How long clients that connect wait for engines that were started with the scheduler."""
 
 
-class Engines(NamedTuple):
-    """How many engines, and what each of them is told: the arguments of `run_nanny`."""
+class EngineProcesses(NamedTuple):
+    """The engines that start together with a scheduler: their number, and the arguments of `run_nanny` for them."""
 
     workers: int
     slots: int = 1
-    hwm: int | None = None
     resources: dict[str, float] | None = None
     grace_s: float = 5.0
 
 
 def fronts_for(config: Config) -> Sequence[Front]:
-    """The ways in that the settings ask for."""
+    """Return the fronts that the settings enable: the native one, and WebSocket."""
     fronts: list[Front] = [NativeFront(config)]
     if config.websocket_port is not None:
         from trio_sched.web.front import WebSocketFront
@@ -52,32 +50,33 @@ def fronts_for(config: Config) -> Sequence[Front]:
     return fronts
 
 
-def prepare_process() -> None:
-    """What a scheduler may ask of a process of its own: all the file descriptors it can have, a calm collector."""
-    raise_descriptor_limit()
-    gc.collect()
-    gc.freeze()  # what was imported stays
-    gc.set_threshold(*COLLECTOR_THRESHOLDS)
+def connection_file(config: Config, name: str, role: Literal["client", "engine"]) -> Path:
+    """Return the path of the connection file that a scheduler with these settings writes for a role."""
+    directory = Path(config.runtime_dir).expanduser().absolute() if config.runtime_dir else None
+    return connection_path(name, role, directory)
 
 
 @asynccontextmanager
-async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Running]:
-    """A scheduler, and engines if asked for. Leaving the block waits until something has stopped the scheduler."""
-    prepare_process()
+async def run_cluster(
+    config: Config, engines: EngineProcesses | None = None, fronts: Sequence[Front] | None = None
+) -> AsyncIterator[Running]:
+    """Run a scheduler, and engines if there are any, within the block.
+
+    The end of the block waits until the scheduler has stopped, which the caller requests by `Running.stop`. `fronts`
+    default to those that the settings enable.
+    """
+    _prepare_process()
     async with trio.open_nursery() as nursery:
         nanny_scope, expecting_scope = trio.CancelScope(), trio.CancelScope()
 
         async def scheduler(*, task_status: trio.TaskStatus[Running]) -> None:
-            await serve(config, fronts_for(config), task_status=task_status)
-            nanny_scope.cancel()  # it may not even have been welcomed yet
+            await serve(config, fronts_for(config) if fronts is None else fronts, task_status=task_status)
+            nanny_scope.cancel()  # the scheduler may have stopped before it sent the nanny a welcome
             expecting_scope.cancel()
 
-        async def nanny(connection: Connection, told: Engines) -> None:
-            from trio_sched.engine.nanny import run_nanny
-
-            where = _engine_file(config, connection) if config.runtime_dir else None
+        async def nanny(engines: EngineProcesses) -> None:
             with nanny_scope:
-                await run_nanny(connection, where=where, **told._asdict())
+                await _run_engines(config, running.engine_connection, engines)
 
         async def stop_expecting() -> None:
             with expecting_scope:
@@ -88,46 +87,59 @@ async def hosted(config: Config, engines: Engines | None) -> AsyncIterator[Runni
         if engines and engines.workers:
             running.expect_engines(engines.workers)
             nursery.start_soon(stop_expecting)
-            nursery.start_soon(nanny, running.engine_connection, engines)
+            nursery.start_soon(nanny, engines)
         yield running
 
 
-def _engine_file(config: Config, connection: Connection) -> Path:
-    """Where the engines' connection file is, in a directory that is not the usual one."""
-    from trio_sched.transport.connection import connection_path
+async def _run_engines(config: Config, connection: Connection, engines: EngineProcesses) -> None:
+    from trio_sched.engine.nanny import run_nanny
 
-    return connection_path(connection.name, "engine", Path(config.runtime_dir).expanduser().absolute())
+    await run_nanny(
+        connection,
+        workers=engines.workers,
+        slots=engines.slots,
+        resources=engines.resources,
+        grace_s=engines.grace_s,
+        where=connection_file(config, connection.name, "engine") if config.runtime_dir else None,
+    )
 
 
-def host(config: Config, engines: Engines | None = None, *, lifeline: bool = False) -> None:
-    """A scheduler, and engines if asked for, in the foreground until told to stop."""
+def _prepare_process() -> None:
+    """Raise the limit of file descriptors, and make the garbage collector suit a scheduler."""
+    raise_descriptor_limit()
+    gc.collect()
+    gc.freeze()  # imported modules stay alive
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
+
+
+@asynccontextmanager
+async def stop_on_request(
+    cluster: AbstractAsyncContextManager[Running], *, lifeline: bool = False
+) -> AsyncIterator[Running]:
+    """Run a cluster within the block, and stop its scheduler on request; a request during the start is kept."""
+    reasons: list[str] = []
+    running: Running | None = None
+
+    def stop(reason: str) -> None:
+        reasons.append(reason)
+        if running is not None:
+            running.stop(reason)
+
+    async with handle_stop_requests(stop, lifeline=lifeline), cluster as scheduler:
+        running = scheduler
+        if reasons:
+            running.stop(reasons[0])
+        yield running
+
+
+def run_in_foreground(config: Config, engines: EngineProcesses | None = None, *, lifeline: bool = False) -> None:
+    """Run a scheduler, and engines if there are any, until a request to stop."""
     configure_logs(config.log_level, config.log_format)
-    trio.run(_host, config, engines, lifeline)
+    trio.run(_run_in_foreground, config, engines, lifeline)
 
 
-async def _host(config: Config, engines: Engines | None, lifeline: bool) -> None:
-    stop = Stopper()
-    async with told_to_stop(stop, lifeline=lifeline), hosted(config, engines) as running:
-        stop.target(running.stop)
-        number = engines.workers if engines else 0
-        which = f"{number} engine{'s' * (number != 1)}" if number else "no engines yet"
-        typer.echo(f"{running.name} is up at {running.connection.address}, {which}")
-
-
-class Stopper:
-    """What a signal calls, also while there is nothing to stop yet."""
-
-    def __init__(self) -> None:
-        self._reason: str | None = None
-        self._stop: Callable[[str], None] | None = None
-
-    def __call__(self, reason: str) -> None:
-        self._reason = self._reason or reason
-        if self._stop is not None:
-            self._stop(reason)
-
-    def target(self, stop: Callable[[str], None]) -> None:
-        """What to stop is there now; stopped at once if that was asked for meanwhile."""
-        self._stop = stop
-        if self._reason is not None:
-            stop(self._reason)
+async def _run_in_foreground(config: Config, engines: EngineProcesses | None, lifeline: bool) -> None:
+    async with stop_on_request(run_cluster(config, engines), lifeline=lifeline) as running:
+        count = engines.workers if engines else 0
+        engines_text = f"{count} engine{'s' * (count != 1)}" if count else "no engines yet"
+        typer.echo(f"{running.name} is up at {running.connection.address}, {engines_text}")

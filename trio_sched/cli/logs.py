@@ -1,4 +1,4 @@
-"""Where the logs go: to standard error, as lines for people or as JSON. The library itself only makes records."""
+"""The output of log records: text for people, or JSON. The library itself only makes records (`trio_sched.logs`)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ import structlog
 
 from trio_sched.logs import ROOT
 
-LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-
 
 def configure_logs(level: str, format_: str = "console", file: TextIO | None = None) -> None:
-    """Say what is logged and how; `level` and `format_` as in `server.config`. Into `file`, if there is one. What was
-    said before no longer holds.
+    """Set level, format and file of the package's logs; a second call replaces the first.
+
+    `level` and `format_` are values of the settings `log_level` and `log_format`. `file` defaults to standard error.
     """
     file = file or sys.stderr
     handler = logging.StreamHandler(file)
     handler.setFormatter(_Formatter(as_json=format_ == "json", colors=file.isatty()))
     logger = logging.getLogger(ROOT)
     logger.handlers[:] = [handler]
-    logger.setLevel(LEVELS[level])
+    logger.setLevel(level.upper())
     logger.propagate = False
 
 
 class _Formatter(logging.Formatter):
-    """Renders the event and the fields of a record, with the time and the level."""
+    """Render time, level, event and fields of a record."""
 
     def __init__(self, *, as_json: bool, colors: bool) -> None:
         super().__init__()
@@ -40,7 +39,7 @@ class _Formatter(logging.Formatter):
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as a line, with the traceback behind it (as JSON within it)."""
+        """Return the record as a line. A traceback follows the line, or is a field of the JSON object."""
         level = record.levelname.lower()
         event: structlog.typing.EventDict = {
             "timestamp": datetime.datetime.fromtimestamp(record.created, self._zone).isoformat().replace("+00:00", "Z"),
@@ -52,5 +51,5 @@ class _Formatter(logging.Formatter):
             event["exc_info"] = record.exc_info
         rendered = event
         for processor in self._processors:
-            rendered = processor(None, level, rendered)  # type: ignore[assignment]  # the last makes text
+            rendered = processor(None, level, rendered)  # type: ignore[assignment]  # the last one returns text
         return str(rendered)

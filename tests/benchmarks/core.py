@@ -1,8 +1,10 @@
-"""The core alone, no processes and no bytes: what an event costs, and how that grows.
+"""The cost of an event in the core alone, by waiting tasks, by engines, and by shape of a graph.
 
-A cycle is one submission and one answer of an engine with the assignment that it makes room for, while the number
-of waiting tasks stays the same. The collector's thresholds are raised as in a scheduler's process. Times are CPU
-times, which what else the machine does changes little.
+    python -m tests.benchmarks.core
+
+A cycle is one submission, one answer of an engine, and the assignment that follows, while the number of waiting tasks
+stays the same. The thresholds of the garbage collector are those of a scheduler's process. Times are CPU times, on
+which other load of the machine has little influence.
 """
 
 from __future__ import annotations
@@ -12,9 +14,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Annotated, Any
 
-from trio_sched.cli.benchmarks.tables import Row, Table
+import typer
+
+from trio_sched.cli.bench import parse_numbers
 from trio_sched.cli.hosting import COLLECTOR_THRESHOLDS
+from trio_sched.cli.tables import Row, Table, as_json, print_tables
 from trio_sched.core.effects import AssignTask, Effect
 from trio_sched.core.events import (
     SESSION_SHIFT,
@@ -32,12 +38,12 @@ from trio_sched.errors import ImpossibleDependency
 CLIENT = 1
 FIRST_ENGINE = 2
 ACKNOWLEDGED_AT_ONCE = 100
+#: Repetitions; the best one counts.
 ROUNDS = 3
-"""The best counts."""
 
 
 class Driver:
-    """A scheduler with engines that answer in the order in which they were given tasks."""
+    """A core scheduler with engines that answer in the order of their assignments."""
 
     def __init__(self, engines: int, hwm: int = 10) -> None:
         self.scheduler = Scheduler(Settings(hwm=hwm), random.Random(0))
@@ -52,31 +58,31 @@ class Driver:
         """Submit one task and return its id."""
         self.submitted += 1
         task = CLIENT << SESSION_SHIFT | self.submitted
-        self._take(self.scheduler.handle(TaskSubmitted(CLIENT, task, None, spec), 0.0))
+        self._record(self.scheduler.handle(TaskSubmitted(CLIENT, task, None, spec), 0.0))
         return task
 
     def finish(self) -> None:
-        """The oldest assignment is answered; the client acknowledges a hundred results at once."""
+        """Answer the oldest assignment; acknowledge every hundred results at once."""
         engine, task = self.assigned.popleft()
-        self._take(self.scheduler.handle(TaskFinished(engine, task, "ok"), 0.0))
+        self._record(self.scheduler.handle(TaskFinished(engine, task, "ok"), 0.0))
         self.received.append(task)
         if len(self.received) == ACKNOWLEDGED_AT_ONCE:
-            self._take(self.scheduler.handle(ResultsReceived(CLIENT, tuple(self.received)), 0.0))
+            self._record(self.scheduler.handle(ResultsReceived(CLIENT, tuple(self.received)), 0.0))
             self.received.clear()
 
     def finish_all(self) -> None:
-        """Until nothing is assigned any more."""
+        """Answer all assignments."""
         while self.assigned:
             self.finish()
 
-    def _take(self, effects: list[Effect]) -> None:
+    def _record(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, AssignTask):
                 self.assigned.append((effect.engine, effect.task))
 
 
 def measure_core(waiting: list[int], engines: list[int], cycles: int, graph: int) -> list[Table]:
-    """What a cycle costs by tasks waiting and by engines, and what graphs cost."""
+    """Measure cycles by waiting tasks and by engines, and graphs of `graph` tasks."""
     thresholds = gc.get_threshold()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     try:
@@ -125,7 +131,7 @@ def _graphs(tasks: int) -> list[Row]:
 
 
 def _graph(shape: Callable[[Driver, int], None], tasks: int) -> float:
-    """Microseconds a task: all submitted, then all run."""
+    """Submit all tasks, then run all; return the microseconds a task."""
     gc.collect()
     driver = Driver(2)
     started = time.process_time()
@@ -140,14 +146,14 @@ def _independent(driver: Driver, tasks: int) -> None:
 
 
 def _chain(driver: Driver, tasks: int) -> None:
-    """Each after the one before."""
+    """Submit tasks that each depend on the previous one."""
     task = driver.submit()
     for _ in range(tasks - 1):
         task = driver.submit(TaskSpec(after=Dependency((task,))))
 
 
 def _fan(driver: Driver, tasks: int) -> None:
-    """All after one, and one after all of them."""
+    """Submit tasks that all depend on one, and one that depends on all of them."""
     first = driver.submit()
     spec = TaskSpec(after=Dependency((first,)))
     middle = tuple(driver.submit(spec) for _ in range(tasks - 2))
@@ -155,7 +161,7 @@ def _fan(driver: Driver, tasks: int) -> None:
 
 
 def _tree(driver: Driver, tasks: int) -> None:
-    """Two into one, until one is left."""
+    """Submit a binary tree of tasks, from the leaves to the root."""
     level = [driver.submit() for _ in range((tasks + 1) // 2)]
     while len(level) > 1:
         pairs = zip(level[::2], level[1::2], strict=False)
@@ -163,7 +169,7 @@ def _tree(driver: Driver, tasks: int) -> None:
 
 
 def _failing_chain(tasks: int) -> float:
-    """A chain whose first task fails: every other one is settled in one cascade."""
+    """Fail the first task of a chain, which settles all others in one turn; return the microseconds a task."""
     driver = Driver(2)
     started = time.process_time()
     _chain(driver, tasks)
@@ -172,3 +178,19 @@ def _failing_chain(tasks: int) -> float:
     took_us = 1e6 * (time.process_time() - started) / tasks
     assert sum(getattr(effect, "error", "") == ImpossibleDependency.__name__ for effect in effects) == tasks - 1
     return took_us
+
+
+def main(
+    waiting: Annotated[Any, typer.Option(parser=parse_numbers, metavar="N,...", help="Waiting tasks.")] = "100,100000",
+    engines: Annotated[Any, typer.Option(parser=parse_numbers, metavar="N,...", help="Engines.")] = "2,100,10000",
+    cycles: Annotated[int, typer.Option(min=1, help="Cycles of one measurement.")] = 20_000,
+    graph: Annotated[int, typer.Option(min=3, help="Tasks of a graph.")] = 100_000,
+    json: Annotated[bool, typer.Option(help="Machine-readable output.")] = False,
+) -> None:
+    """Measure the core alone."""
+    tables = measure_core(waiting, engines, cycles, graph)
+    typer.echo(as_json(tables)) if json else print_tables(tables)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,7 +1,9 @@
-"""The drop-in controller side by side with ipyparallel's own, on the same traffic.
+"""The drop-in controller and ipyparallel's own, compared on the same traffic.
 
-A raw client and raw engines that answer at once speak ipyparallel's wire with signed messages of seven frames, so that
-what is measured is the controller: its CPU time a task, over all of its processes, records off.
+    python -m tests.benchmarks.controllers --hwm 1,10
+
+A raw client and raw engines, which answer at once, exchange signed messages of seven frames, so that the measurement
+shows the controller: its CPU time a task, summed over its processes, with records off.
 """
 
 from __future__ import annotations
@@ -15,46 +17,55 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from trio_sched.cli.benchmarks.tables import Row, Table
+import typer
+
+from trio_sched.cli.bench import parse_numbers
+from trio_sched.cli.tables import Row, Table, as_json, print_tables
 from trio_sched.errors import NoSchedulerError
 from trio_sched.transport.zmq_peer import Peer, Peers
 from trio_sched.wire.jupyter import Codec, split
 from trio_sched.wire.native import Frame
 
-OURS, STOCK = "trio_sched", "ipyparallel"
+ROOT = Path(__file__).resolve().parents[2]
+DROP_IN, STOCK = "trio_sched", "ipyparallel"
 CONTROLLERS = {
-    OURS: (sys.executable, "-m", "trio_sched", "ipcontroller"),
+    DROP_IN: (sys.executable, "-m", "trio_sched", "ipcontroller"),
     STOCK: (sys.executable, "-m", "ipyparallel.controller"),
 }
 ENGINES = 4
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 60.0
+#: Unanswered tasks at a time, where the cost of a task is measured and not the length of the queue.
 WINDOW = 500
-"""Tasks under way at once where it is the cost of a task that counts, and not the length of the queue."""
 PAYLOAD = b"x" * 500
 
 
 def controllers() -> list[str]:
-    """Those that can be measured here."""
-    return [OURS, STOCK] if importlib.util.find_spec("ipyparallel") else [OURS]
+    """Return the controllers that are installed here."""
+    return [DROP_IN, STOCK] if importlib.util.find_spec("ipyparallel") else [DROP_IN]
 
 
 @contextmanager
 def controller(which: str, *arguments: str) -> Iterator[tuple[int, Path]]:
-    """A controller with a profile of its own: its process id, and the connection file of clients."""
+    """Run a controller with a temporary profile within the block.
+
+    Yield its process id and the clients' connection file.
+
+    :raises NoSchedulerError: the controller exited, or wrote no connection files within 30 s.
+    """
     with tempfile.TemporaryDirectory(prefix="ipp-") as profile:
         command = [*CONTROLLERS[which], f"--profile-dir={profile}", "--nodb", "--log-level=40", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             path = Path(profile, "security", "ipcontroller-client.json")
-            until = time.monotonic() + START_TIMEOUT_S
+            deadline = time.monotonic() + START_TIMEOUT_S
             while not (path.exists() and path.with_name("ipcontroller-engine.json").exists()):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise NoSchedulerError(f"the controller to measure did not come up: {' '.join(command)}")
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise NoSchedulerError(f"the controller to measure did not start: {' '.join(command)}")
                 time.sleep(0.01)
-            time.sleep(0.0 if which == OURS else 2.0)  # stock writes its files before its schedulers listen
+            time.sleep(0.0 if which == DROP_IN else 2.0)  # ipyparallel writes its files before its schedulers listen
             yield process.pid, path
         finally:
             _end(process)
@@ -71,40 +82,43 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 @contextmanager
 def engines(client_file: Path, processes: int, each: int = 1) -> Iterator[None]:
-    """So many engine processes, with so many engines each."""
+    """Run engine processes within the block, with `each` engines in each of them."""
     path = str(client_file.with_name("ipcontroller-engine.json"))
-    command = [sys.executable, "-m", "trio_sched.cli.benchmarks.ipp_engines", path, str(each)]
+    command = [sys.executable, "-m", "tests.benchmarks.raw_engines", path, str(each)]
     with ExitStack() as stack:
         for _ in range(processes):
-            stack.callback(_end, subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            stack.callback(_end, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL))
         yield
 
 
 def cpu_s(pid: int) -> float:
-    """What a controller has cost so far, with all of its processes."""
+    """Return the CPU seconds that a controller has used so far, summed over its processes."""
     import psutil
 
     parent = psutil.Process(pid)
     return sum(sum(process.cpu_times()[:2]) for process in [parent, *parent.children(recursive=True)])
 
 
-class Client:
-    """A client that says what ipyparallel's says, and nothing more."""
+class RawClient:
+    """A client that sends the messages of ipyparallel's client, without its bookkeeping."""
 
     def __init__(self, peers: Peers, path: Path) -> None:
-        inside = json.loads(path.read_text(encoding="utf-8"))
-        self._codec = Codec(inside["key"].encode(), inside["signature_scheme"])
-        self._tasks = self._connect(peers, inside, "task")
-        self._registration = self._connect(peers, inside, "registration")
+        info = json.loads(path.read_text(encoding="utf-8"))
+        self._codec = Codec(info["key"].encode(), info["signature_scheme"])
+        self._tasks = self._connect(peers, info, "task")
+        self._registration = self._connect(peers, info, "registration")
 
     @staticmethod
-    def _connect(peers: Peers, inside: dict[str, Any], channel: str) -> Peer:
-        return peers.connect("dealer", f"{inside['interface']}:{inside[channel]}")
+    def _connect(peers: Peers, info: dict[str, Any], channel: str) -> Peer:
+        return peers.connect("dealer", f"{info['interface']}:{info[channel]}")
 
     def wait_for_engines(self, count: int) -> list[str]:
-        """Ask until so many are registered; their uuids."""
-        until = time.monotonic() + ANSWER_TIMEOUT_S
-        while time.monotonic() < until:
+        """Query the controller until `count` engines are registered; return their uuids.
+
+        :raises NoSchedulerError: fewer have registered within 60 s.
+        """
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while time.monotonic() < deadline:
             self._registration.send(self._codec.message("connection_request", {}))
             reply = self._registration.receive(ANSWER_TIMEOUT_S)
             if reply is not None:
@@ -115,7 +129,7 @@ class Client:
         raise NoSchedulerError(f"{count} engines did not register in {ANSWER_TIMEOUT_S:.0f} s")
 
     def requests(self, count: int, chain: bool = False) -> list[list[Frame]]:
-        """Tasks, signed and ready to be sent; in a chain each waits for the one before."""
+        """Make signed requests. In a chain each task depends on the previous one."""
         made: list[list[Frame]] = []
         metadata: dict[str, Any] = {"after": [], "follow": [], "targets": [], "retries": 0, "timeout": None}
         for _ in range(count):
@@ -127,7 +141,10 @@ class Client:
         return made
 
     def run(self, requests: Sequence[Sequence[Frame]], window: int) -> float:
-        """Send them, so many under way at once, and wait for all replies. Returns the seconds that it took."""
+        """Send the requests, at most `window` of them unanswered, and wait for all replies; return the seconds taken.
+
+        :raises NoSchedulerError: no reply arrived for 60 s.
+        """
         started = time.perf_counter()
         sent = got = 0
         while got < len(requests):
@@ -142,13 +159,13 @@ class Client:
 
 
 def measure_tasks(which: str, hwm: int, tasks: int, scheme: str = "leastload") -> Row:
-    """Independent tasks, a bounded number under way; the same with 8,000 queued at once; a chain of 2,000."""
+    """Measure independent tasks with a bounded window, 8,000 tasks queued at once, and a chain of 2,000 tasks."""
     with (
         controller(which, f"--hwm={hwm}", f"--scheme={scheme}") as (pid, path),
         engines(path, ENGINES),
         Peers() as peers,
     ):
-        client = Client(peers, path)
+        client = RawClient(peers, path)
         client.wait_for_engines(ENGINES)
         client.run(client.requests(tasks // 10), WINDOW)
         row: Row = {"controller": which, "hwm": hwm}
@@ -168,9 +185,9 @@ def measure_tasks(which: str, hwm: int, tasks: int, scheme: str = "leastload") -
 
 
 def measure_joining(which: str, count: int, processes: int = 4) -> Row:
-    """Many engines at once, until a client knows all of them; and one more."""
+    """Measure how long `count` engines take to register, until a client knows all of them."""
     with controller(which) as (pid, path), Peers() as peers:
-        client = Client(peers, path)
+        client = RawClient(peers, path)
         before, started = cpu_s(pid), time.perf_counter()
         with engines(path, processes, count // processes):
             client.wait_for_engines(count // processes * processes)
@@ -182,11 +199,26 @@ def measure_joining(which: str, count: int, processes: int = 4) -> Row:
 
 
 def measure(tasks: int, marks: Sequence[int], joining: int, versus: Sequence[str]) -> list[Table]:
-    """All tables, the controllers in turn."""
+    """Measure all controllers of `versus`, alternating."""
     rows = [measure_tasks(which, mark, tasks) for mark in marks for which in versus]
     for row in rows:
-        stock = next((one for one in rows if one["controller"] == STOCK and one["hwm"] == row["hwm"]), None)
+        stock = next((other for other in rows if other["controller"] == STOCK and other["hwm"] == row["hwm"]), None)
         row["stock to this"] = stock["us a task"] / row["us a task"] if stock else None
     note = f"raw client, {ENGINES} raw engines, signed messages; us: CPU of all of the controller's processes"
     joins = [measure_joining(which, joining) for which in versus]
     return [Table("ipyparallel tasks", note, rows), Table("ipyparallel engines", "from their start", joins)]
+
+
+def main(
+    hwm: Annotated[Any, typer.Option(parser=parse_numbers, metavar="N,...", help="High-water marks.")] = "1,10",
+    tasks: Annotated[int, typer.Option(min=100, help="Tasks of one measurement.")] = 20_000,
+    joining: Annotated[int, typer.Option(min=4, help="Engines that register at once.")] = 500,
+    json: Annotated[bool, typer.Option(help="Machine-readable output.")] = False,
+) -> None:
+    """Measure the drop-in controller, and ipyparallel's own where it is installed."""
+    tables = measure(tasks, hwm, joining, controllers())
+    typer.echo(as_json(tables)) if json else print_tables(tables)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,9 +1,8 @@
-"""Engines as ipyparallel's controllers see them, which answer every task at once: a process of its own for the
-benchmark.
+"""A process with raw engines for ipyparallel's controllers.
 
-    python -m trio_sched.cli.benchmarks.ipp_engines ipcontroller-engine.json COUNT
+    python -m tests.benchmarks.raw_engines ipcontroller-engine.json COUNT
 
-They register, echo pings, and take tasks.
+An engine registers, echoes pings, and answers every task at once.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from trio_sched.transport.zmq_peer import Peer, Peers
 from trio_sched.wire.jupyter import DELIMITER, Codec
 
 
-class Engine:
-    """One engine on the sockets on which it is measured."""
+class RawEngine:
+    """One engine: its sockets for registration, tasks and heartbeats."""
 
     def __init__(self, peers: Peers, connection: dict[str, Any], codec: Codec) -> None:
         self.uuid = str(uuid.uuid4())
@@ -33,23 +32,23 @@ class Engine:
         self._metadata = {"status": "ok", "engine": self.uuid, "dependencies_met": True, "is_broadcast": False}
 
     def _connect(self, kind: Any, channel: str, routing_id: str = "") -> Peer:
-        inside = self._connection
+        info = self._connection
         return self._peers.connect(
-            kind, f"{inside['interface']}:{inside[channel]}", routing_id, inside.get("curve_serverkey") or ""
+            kind, f"{info['interface']}:{info[channel]}", routing_id, info.get("curve_serverkey") or ""
         )
 
     def start(self, handlers: dict[Any, Callable[[], None]]) -> None:
-        """The registration was answered: connect to the rest."""
+        """Wait for the answer to the registration, then connect the other sockets."""
         if self._registrar.receive(60.0) is None:
-            raise SystemExit("the controller does not answer")
+            raise SystemExit("the controller did not answer the registration")
         self._tasks = self._connect("dealer", "task", self.uuid)
         self._pong = self._connect("dealer", "hb_pong", self.uuid)
         self._ping = self._connect("sub", "hb_ping")
-        handlers[self._tasks.socket] = self.answer
-        handlers[self._ping.socket] = self.beat
+        handlers[self._tasks.socket] = self.answer_tasks
+        handlers[self._ping.socket] = self.echo_pings
 
-    def answer(self) -> None:
-        """Answer the tasks that are there."""
+    def answer_tasks(self) -> None:
+        """Answer all tasks that have arrived."""
         for frames in self._tasks.drain():
             at = frames.index(DELIMITER)
             reply = self._codec.message(
@@ -57,20 +56,20 @@ class Engine:
             )
             self._tasks.send([*frames[:at], *reply])
 
-    def beat(self) -> None:
-        """Echo the pings that are there."""
+    def echo_pings(self) -> None:
+        """Echo all pings that have arrived."""
         for ping in self._ping.drain():
             self._pong.send(ping)
 
 
 def main(path: str, count: int) -> None:
-    """Serve until killed, or an orphan."""
+    """Run until the parent process exits, or this one is killed."""
     connection = json.loads(Path(path).read_text(encoding="utf-8"))
     codec = Codec(connection["key"].encode(), connection["signature_scheme"])
     handlers: dict[Any, Callable[[], None]] = {}
     parent = os.getppid()
     with Peers() as peers:
-        engines = [Engine(peers, connection, codec) for _ in range(count)]
+        engines = [RawEngine(peers, connection, codec) for _ in range(count)]
         for engine in engines:
             engine.start(handlers)
         while os.getppid() == parent:
