@@ -19,8 +19,8 @@ import msgspec
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LANGUAGES = {"python", "sh", "toml", "json", "text", "console", "{toctree}", "{eval-rst}"}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/api").glob("*.md"))]
+LANGUAGES = {"python", "sh", "toml", "json", "text", "console", "{toctree}", "{eval-rst}", "{include}"}
 BLOCK = re.compile(r"(?P<marker><!--[^\n]*-->\n)?^```(?P<language>\S*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 SCHEDULER_IS_UP = "ls $TRIO_SCHED_RUNTIME_DIR/*-client.json"
 FOREGROUND = re.compile(r"trio-sched (up|serve|engine)\b")
