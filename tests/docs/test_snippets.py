@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -115,3 +116,16 @@ def test_each_block_has_a_language_that_the_tests_know() -> None:
         if match["language"] not in LANGUAGES
     ]
     assert not odd
+
+
+def test_the_page_of_the_protocol_lists_all_messages_with_their_keys() -> None:
+    from trio_sched.wire import native
+
+    text = (ROOT / "docs/wire.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", text.partition("## All messages")[2], re.MULTILINE))
+    messages = {kind.__struct_config__.tag: kind for kind in get_args(native.Message)}
+    assert set(rows) == set(messages)
+    for tag, keys in rows.items():
+        fields = {field.encode_name for field in msgspec.structs.fields(messages[tag])}
+        assert set(re.findall(r"`(\w+)`", keys)) <= fields
+        assert "of its role" in keys or set(re.findall(r"`(\w+)`", keys)) == fields
