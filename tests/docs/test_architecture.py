@@ -1,4 +1,4 @@
-"""The tour of the code names files, classes and functions; each of them is there."""
+"""docs/architecture.md names files, classes and functions of the package; each of them exists."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOUR = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-NAMED = re.findall(r"`(trio_sched/[\w/]+\.py)`(?:[,\s]+`([A-Z]\w*(?:\.\w+)?|[a-z_]+)`)?", TOUR)
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+NAMED = re.findall(r"`(trio_sched/[\w/]+\.py)`(?:[,\s]+`([A-Z]\w*(?:\.\w+)?|[a-z_]+)`)?", PAGE)
 
 
 def defined(path: Path) -> set[str]:
-    """The names that a module defines, methods as `Class.method`."""
+    """The functions and classes that a module defines, and methods as `Class.method`."""
     names = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -29,10 +29,10 @@ def defined(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(NAMED)))
-def test_the_tour_leads_somewhere(file: str, name: str) -> None:
+def test_each_name_on_the_page_exists(file: str, name: str) -> None:
     assert (ROOT / file).is_file()
     assert not name or name in defined(ROOT / file)
 
 
-def test_the_tour_has_stops() -> None:
+def test_the_page_names_the_code() -> None:
     assert len(NAMED) > 20
