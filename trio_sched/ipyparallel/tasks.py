@@ -119,6 +119,11 @@ class TaskQueue:
         self._limit_bytes = desk.config.total_bytes or memory_bytes() // MEMORY_SHARE
         self._sent = False
         desk.hub.on_flush(self.flush)
+        self._carry_out: dict[type, Callable[[Any, str], None]] = {
+            AssignTask: self._assign,
+            DeliverResult: self._deliver,
+            Refuse: self._deliver_refusal,
+        }
         desk.hub.register_effect_handler(self)
 
     async def run(self) -> None:
@@ -264,16 +269,12 @@ class TaskQueue:
     def take(self, effect: TaskEffect) -> None:
         """Carry out an effect for a task of this front, without waiting.
 
-        A recall is not sent: an engine gives nothing back, and will reply.
+        The others need nothing here. A recall is not sent: an engine gives nothing back, and will reply.
         """
-        task = effect.task
-        assert is_foreign(task), "effects for native ids are the server's (R16)"
-        if type(effect) is AssignTask:
-            self._assign(effect, task)
-        elif type(effect) is DeliverResult:
-            self._deliver(effect, task)
-        elif type(effect) is Refuse:
-            self._deliver_refusal(effect, task)
+        if isinstance(effect, AssignTask | DeliverResult | Refuse):
+            task = effect.task
+            assert is_foreign(task), "effects for native ids are the server's (R16)"
+            self._carry_out[type(effect)](effect, task)
 
     def _assign(self, effect: AssignTask, task: str) -> None:
         engine = effect.engine
