@@ -1,8 +1,8 @@
 """Draw the diagrams and tables of the documentation: `python docs/draw.py` writes them into docs/.
 
-The states of a task and their transitions come from the table in the code (trio_sched/core/states.py), the settings from
-`Config` and the command line. This file decides only where the boxes of a diagram stand. A test compares the files in
-docs/ with what this program makes.
+The states of a task and their transitions come from the table in the code (trio_sched/core/states.py), the settings
+from `Config` and the command line. This file decides only where the boxes of a diagram stand. A test compares the files
+in docs/ with what this program makes.
 
 Diagrams have no background, so that they read on a light and on a dark page: boxes and labels are light areas with dark
 text, arrows and text outside of boxes have a grey with a contrast of at least 4:1 to white and to black.

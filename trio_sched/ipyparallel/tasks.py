@@ -12,6 +12,7 @@ A client's connections have a new identity on each socket, so a client is identi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
