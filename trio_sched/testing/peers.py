@@ -1,8 +1,8 @@
 """Fake clients, engines and nannies, which speak the native protocol and do exactly what a test tells them.
 
-A peer receives in the background: messages are kept until the test asks for their type. It sends heartbeats while
-`beating`. Payloads are the bytes or text of the test; nothing is pickled. The peers work over `MemoryDealer` and over
-`ZmqSocket`.
+A peer receives in the background: messages are kept until the test asks for their type. While `beating` is
+True, the peer sends heartbeats. Payloads are the bytes or text of the test; nothing is pickled. The peers work
+over `MemoryDealer` and over `ZmqSocket`.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def dump_function(function: Callable[..., Any]) -> bytes:
 
 
 # ---- results as arguments (R9) --------------------------------------------------------------------------------------
-# A future pickles itself as a call of `input_value(index)`. The client pickles arguments inside `meeting`, which
-# collects their futures; the engine unpickles the arguments inside `providing`, which holds the values.
+# A future pickles itself as a call of `input_value(index)`. The client pickles arguments inside `meeting`,
+# which collects their futures; the engine unpickles the arguments inside `providing`, which holds the values.
 
 _inputs: ContextVar[Sequence[Any] | None] = ContextVar("trio_sched_inputs", default=None)
 _collected: ContextVar[dict[Any, int] | None] = ContextVar("trio_sched_collected_futures", default=None)
