@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import pytest
 
@@ -59,9 +60,9 @@ class FakeCluster:
         return self.gone
 
 
-def make_watch(host: str = "elsewhere", cluster: FakeCluster | None = None) -> tuple[SchedulerWatch, Session]:  # type: ignore[type-arg]
+def make_watch(host: str = "elsewhere", cluster: FakeCluster | None = None) -> tuple[SchedulerWatch, Session[Any]]:
     connection = Connection("far", "client", "tcp://far:1", "t", pid=os.getpid(), host=host)
-    session: Session = Session(native.Hello(role="client"), Functions())  # type: ignore[type-arg]
+    session: Session[Any] = Session(native.Hello(role="client"), Functions())
     session.outgoing(0.0)
     session.receive([native.encode(native.Welcome(3, "s", "i"))], 0.0)
     return SchedulerWatch(connection, "3.12.4", reconnect_s=20.0, cluster=cluster), session

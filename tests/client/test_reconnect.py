@@ -200,14 +200,14 @@ def test_the_asynchronous_client_connects_to_a_restarted_scheduler(
 
 def test_the_arguments_of_reconnection_are_checked() -> None:
     with pytest.raises(ValueError, match="reconnect='always': must be 'never' or 'same-name'"):
-        Client(reconnect="always")  # type: ignore[arg-type]
+        Client(reconnect="always")  # type: ignore[arg-type]  # the point of the test
     with pytest.raises(TypeError, match="never restarted"):
         Client(engines=1, reconnect="same-name")
     for wrong in ("60", -1, float("nan"), None, True):
         with pytest.raises(ValueError, match=r"reconnect_s=.*: must be a number of seconds"):
-            Client(reconnect_s=wrong)  # type: ignore[arg-type]
+            Client(reconnect_s=wrong)  # type: ignore[arg-type]  # likewise
         with pytest.raises(ValueError, match=r"connect_timeout=.*: must be a number of seconds"):
-            Client(connect_timeout=wrong)  # type: ignore[arg-type]
+            Client(connect_timeout=wrong)  # type: ignore[arg-type]  # likewise
 
 
 def test_a_scheduler_that_refused_is_tried_again_after_a_pause(runtime_dir: Path) -> None:

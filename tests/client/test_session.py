@@ -229,7 +229,8 @@ def test_unaccepted_calls_are_sent_again_on_resumption() -> None:
     out = harness.session.outgoing(harness.now)
     assert submits([message for message, _ in out]) == [[3], [4], [5]]
     assert [list(frames) for _, frames in out][:2] == [[b"2"], []]
-    assert out[0][0].functions  # type: ignore[union-attr]
+    assert isinstance(out[0][0], native.Submit)
+    assert out[0][0].functions
     harness.receive(native.Accepted(5))
     assert harness.sent() == []
 

@@ -120,7 +120,8 @@ class AsyncFuture(BaseFuture[T]):
         return self.result().__await__()
 
     def cancel(self) -> bool:
-        """Cancel the task (R23): the future ends at once with TaskCancelled, and the scheduler is told.
+        """Cancel the task (R23): the future ends at once with TaskCancelled, and the scheduler is
+        requested to cancel the task.
 
         :returns: False if the task had ended.
         """
@@ -160,7 +161,7 @@ class UnseenFailures:
         self._failed: dict[AsyncFuture[Any], None] = {}
 
     def check_open(self) -> None:
-        """Accept every submission: the client itself knows when it is closed."""
+        """Accept every submission: the submit error refuses those after the end of the client."""
 
     def on_submitted(self, future: AsyncFuture[Any]) -> None:
         """Ignore a task that has not ended."""

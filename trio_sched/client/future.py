@@ -9,9 +9,9 @@ Two locks guard the state. As long as a future has no Condition, the lock of all
 creation of Conditions; afterwards, its Condition does. So the client's thread resolves a whole batch of unwatched
 futures under one lock, and the state of a watched future cannot change while a waiter is being added.
 
-`cancel()` succeeds until the result has arrived: the future is cancelled at once, and the scheduler is told (R23). The
-client does not know whether the call is running, so `running()` is always False, and a call that is running may go on
-for a while on its engine.
+`cancel()` succeeds until the result has arrived: the future is cancelled at once, and a request goes to the scheduler
+(R23). The client does not know whether the call is running, so `running()` is always False, and a running call may go
+on for a while on its engine.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Future(BaseFuture[T], futures.Future[T]):
     # ---- resolution -------------------------------------------------------------------------------------------------
 
     def cancel(self) -> bool:
-        """Cancel the task (R23): the future is cancelled at once, and the scheduler is told.
+        """Cancel the task (R23): the future is cancelled at once, and the scheduler is requested to cancel the task.
 
         A running call is interrupted only if its engine can do so; its result is dropped in any case.
 
@@ -161,7 +161,7 @@ class Future(BaseFuture[T], futures.Future[T]):
         return True
 
     def cancel_locally(self) -> bool:
-        """Cancel the future without telling the scheduler. Returns False if the future was done."""
+        """Cancel the future without a request to the scheduler. Returns False if the future was done."""
         with lock():
             if self._condition_if_any is None:  # unwatched: a Condition is not needed
                 if self._state != PENDING:

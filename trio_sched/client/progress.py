@@ -1,4 +1,4 @@
-"""The progress bar of `map(..., progress=True)`: tqdm's, which also knows notebooks. Imported only for a bar."""
+"""The progress bar of `map(..., progress=True)`: tqdm's, for terminals and notebooks. Imported only for a bar."""
 
 from __future__ import annotations
 
