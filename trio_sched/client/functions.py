@@ -99,11 +99,6 @@ class Functions:
         digest = payload.digest(data)
         return self.by_digest.get(digest) or self.by_digest.setdefault(digest, Function(digest, data))
 
-    def task_submitted(self, function: Function) -> None:
-        """Count a task that was submitted with this function."""
-        function.submitted += 1
-        self.by_digest.setdefault(function.digest, function)
-
     def task_ended(self, function: Function | None) -> None:
         """Count a task of this function that has ended."""
         if function is not None:

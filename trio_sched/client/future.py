@@ -10,8 +10,8 @@ creation of Conditions; afterwards, its Condition does. So the client's thread r
 futures under one lock, and the state of a watched future cannot change while a waiter is being added.
 
 `cancel()` succeeds until the result has arrived: the future is cancelled at once, and a request goes to the scheduler
-(R23). The client does not know whether the call is running, so `running()` is always False, and a call that is running may go on
-for a while on its engine.
+(R23). The client does not know whether the call is running, so `running()` is always False, and a running call may go
+on for a while on its engine.
 """
 
 from __future__ import annotations
