@@ -1,4 +1,4 @@
-"""Messages as clients and engines would send them, for tests of what looks into them."""
+"""Messages of clients and engines, for tests without sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def request(
     content: dict[str, Any] | None = None,
     buffers: tuple[bytes, ...] = (),
 ) -> Parsed:
-    """A request of client "alice"."""
+    """Make a request of the client "alice"."""
     header = {"msg_id": msg_id, "msg_type": msg_type, "session": "alice", "username": "a", "date": date}
     message = CODEC.message(msg_type, content or {}, header=header, metadata=metadata, buffers=buffers)
     return Parsed([b"client"], message[1:])
@@ -33,7 +33,7 @@ def reply(
     content: dict[str, Any] | None = None,
     buffers: tuple[bytes, ...] = (),
 ) -> Parsed:
-    """What an engine says to a request: its reply, or output."""
+    """Make the reply of an engine to a request, or its output."""
     header = {"msg_id": f"re-{to}", "msg_type": msg_type, "session": "engine", "username": "e", "date": date}
     message = CODEC.message(
         msg_type,

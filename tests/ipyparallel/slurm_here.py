@@ -1,7 +1,7 @@
-"""A real Slurm on this machine alone, for the time of a test: munged, slurmctld and slurmd in a temporary directory.
+"""A real Slurm on this machine for the time of a test: munged, slurmctld and slurmd in a temporary directory.
 
-Debian's packages slurm-wlm and munge are enough; nothing of theirs is configured or started by the system. slurmd must
-be root to start jobs. The node claims more processors than there are, so that a few engines fit anywhere.
+Debian's packages slurm-wlm and munge are enough; the system need not configure or start them. slurmd must be root to
+start jobs. The node has more processors in its configuration than in reality, so that a few engines always fit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 CPUS = 8
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "sinfo")
 _SBIN = "/usr/sbin:/sbin"
@@ -54,7 +54,7 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Why there can be no Slurm here; empty if there can."""
+    """Return why Slurm cannot run here; empty if it can."""
     path = os.environ["PATH"] + os.pathsep + _SBIN
     absent = [name for name in NEEDED if shutil.which(name, path=path) is None]
     if absent:
@@ -64,7 +64,7 @@ def missing() -> str:
 
 @contextmanager
 def slurm() -> Iterator[dict[str, str]]:
-    """A Slurm that takes jobs; yields the environment in which its commands find it."""
+    """Run a Slurm that accepts jobs. Yields the environment in which its commands find it."""
     directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     daemons: list[subprocess.Popen[bytes]] = []
     environment = {
@@ -84,8 +84,8 @@ def slurm() -> Iterator[dict[str, str]]:
                     subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
                 )
             if command[0] == "munged":
-                _until((directory / "munge.socket").exists, directory)
-        _until(lambda: _node_is_idle(environment), directory)
+                _wait_until((directory / "munge.socket").exists, directory)
+        _wait_until(lambda: _node_is_idle(environment), directory)
         yield environment
     finally:
         for daemon in reversed(daemons):
@@ -138,10 +138,10 @@ def _node_is_idle(environment: dict[str, str]) -> bool:
     return done.stdout.strip() == "idle"
 
 
-def _until(condition: Callable[[], bool], directory: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+def _wait_until(condition: Callable[[], bool], directory: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline:
             logs = "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in sorted(directory.glob("*.[lo]*")))
-            raise TimeoutError(f"Slurm does not come up\n{logs}")
+            raise TimeoutError(f"Slurm did not start\n{logs}")
         time.sleep(0.1)

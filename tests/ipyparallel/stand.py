@@ -1,4 +1,4 @@
-"""The whole front inside `serve`, in a thread, with real engines as processes and real clients in the test's thread."""
+"""The controller inside `serve`, in a thread; real engines are processes, real clients run in the test's thread."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from trio_sched.server.serve import Running, serve
 from trio_sched.transport.zmq_peer import Peer, Peers
 from trio_sched.wire.jupyter import DELIMITER, Codec, split
 
-PATIENCE_S = 40
+TIMEOUT_S = 40
 QUIET_S = 0.05
 T = TypeVar("T")
 
 
-class Stand:
+class RunningController:
     """A running controller."""
 
     def __init__(self, config: IppConfig, native: bool = False, **server: Any) -> None:
@@ -48,7 +48,7 @@ class Stand:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._ready.wait(PATIENCE_S)
+        assert self._ready.wait(TIMEOUT_S)
         if self._error is not None:
             raise self._error
 
@@ -68,7 +68,7 @@ class Stand:
             self._ready.set()
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Call it in the event loop's thread."""
+        """Call a function in the thread of the event loop."""
         return trio.from_thread.run_sync(function, *args, trio_token=self._token)
 
     @property
@@ -81,30 +81,32 @@ class Stand:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What was dropped, by reason; what the core counted, too."""
+        """Counts of dropped messages by reason, and the counters of the core."""
         return {**self.running.server.hub.counters, **self.running.server.scheduler.counters}
 
-    def settle(self) -> dict[str, int]:
-        """Wait until nobody has anything to do. Returns the counters."""
+    def wait_until_idle(self) -> dict[str, int]:
+        """Wait until all tasks of the event loop are idle. Returns the counters."""
         trio.from_thread.run(trio.testing.wait_all_tasks_blocked, QUIET_S, trio_token=self._token)
         return self.counters
 
-    def until(self, condition: Callable[[], object]) -> None:
-        """Until it is true in the event loop's thread."""
-        limit = time.monotonic() + PATIENCE_S
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition is true; it is evaluated in the thread of the event loop."""
+        limit = time.monotonic() + TIMEOUT_S
         while not self.call(condition):
             assert time.monotonic() < limit
-            self.settle()
+            self.wait_until_idle()
 
     def is_subscribed(self, channel: str) -> bool:
-        """Whether a client that was not refused has subscribed to something. Call it in the event loop's thread."""
+        """Return whether an accepted client has a subscription. Call it in the thread of the event loop."""
         assert self.front.desk is not None
         [watched] = [one for one in self.front.desk.admission.watched if one.name == f"client {channel}"]
         return any(accepted.subscriptions and not accepted.refused for accepted in watched.accepted.values())
 
-    def until_disconnected(self, *sockets: str) -> None:
-        """Until every connection to these sockets ("engine task") was seen to end. An engine that comes back has seen
-        the end of its former connection, and so has the controller; a socket of a test that is closed may linger."""
+    def wait_until_disconnected(self, *sockets: str) -> None:
+        """Wait until the controller has seen the end of every connection to these sockets ("engine task").
+
+        A real engine that connects again has closed its former connection; a closed socket of a test may linger.
+        """
         assert self.front.desk is not None
         admission = self.front.desk.admission
         watched = [one for one in admission.watched if one.name in sockets]
@@ -115,10 +117,10 @@ class Stand:
                 admission._take_events(one)
             return not any(one.accepted for one in watched)
 
-        self.until(have_ended)
+        self.wait_until(have_ended)
 
     def start_engines(self, count: int) -> list[subprocess.Popen[bytes]]:
-        """Real engines; waiting for them is the client's business."""
+        """Start real engines. `wait_for_engines` waits until they have joined."""
         environment = {**os.environ, "IPYTHONDIR": str(Path(self.config.profile_dir, "ipython"))}
         command = [sys.executable, "-W", "ignore", "-m", "ipyparallel.engine", f"--file={self.engine_file}"]
         started = [
@@ -131,35 +133,35 @@ class Stand:
         return started
 
     def wait_for_engines(self, count: int) -> None:
-        """Until so many are registered."""
-        until = time.monotonic() + PATIENCE_S
-        while self.front.desk is None or len(self.front.desk.roster.present()) < count:
+        """Wait until this many engines have joined."""
+        until = time.monotonic() + TIMEOUT_S
+        while self.front.desk is None or len(self.front.desk.registry.joined()) < count:
             assert time.monotonic() < until
-            self.settle()
+            self.wait_until_idle()
 
     def close(self) -> None:
         for engine in self._engines:
             if engine.poll() is None:
-                os.killpg(engine.pid, signal.SIGKILL)  # its nanny, too
+                os.killpg(engine.pid, signal.SIGKILL)  # also its nanny
             engine.wait()
         self._engines.clear()
         if self._thread.is_alive():
             self.call(self.running.stop)
-            self._thread.join(PATIENCE_S)
+            self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive()
         if self._error is not None:
             raise self._error
 
 
 @contextmanager
-def stand(
+def running_controller(
     engines: int = 0, *, native: bool = False, server: dict[str, Any] | None = None, **settings: Any
-) -> Iterator[Stand]:
-    """A controller with a profile of its own."""
+) -> Iterator[RunningController]:
+    """Run a controller with a profile of its own."""
     profile = tempfile.mkdtemp(prefix="ipp-", dir="/tmp")
-    running: Stand | None = None
+    running: RunningController | None = None
     try:
-        running = Stand(IppConfig(profile_dir=profile, **settings), native, **(server or {}))
+        running = RunningController(IppConfig(profile_dir=profile, **settings), native, **(server or {}))
         running.start_engines(engines)
         yield running
     finally:
@@ -169,28 +171,28 @@ def stand(
 
 
 @contextmanager
-def client(at: Stand | str, engines: int = 0, **options: Any) -> Iterator[Any]:
-    """A real client, once so many engines are there: one that came earlier would take the later ones for a change,
-    which with `pure` is the end of its load-balanced views.
+def client(at: RunningController | str, engines: int = 0, **options: Any) -> Iterator[Any]:
+    """Connect a real client after this many engines have joined. An earlier client would see later engines as a change,
+    which ends its load-balanced views with scheme `pure`.
     """
     import ipyparallel
 
-    if isinstance(at, Stand):
+    if isinstance(at, RunningController):
         at.wait_for_engines(engines)
     path = at if isinstance(at, str) else at.client_file
-    connected = ipyparallel.Client(path, **{"timeout": PATIENCE_S, **options})
+    connected = ipyparallel.Client(path, **{"timeout": TIMEOUT_S, **options})
     try:
         if engines:
-            connected.wait_for_engines(engines, timeout=PATIENCE_S, interactive=False)
+            connected.wait_for_engines(engines, timeout=TIMEOUT_S, interactive=False)
         yield connected
     finally:
         connected.close()
 
 
-class Raw:
-    """An engine and a client on bare sockets, and what is needed to disturb them."""
+class RawPeers:
+    """An engine and a client on raw sockets, and further sockets on request."""
 
-    def __init__(self, running: Stand, peers: Peers) -> None:
+    def __init__(self, running: RunningController, peers: Peers) -> None:
         self.running = running
         self.peers = peers
         self.client_file = json.loads(Path(running.client_file).read_text())
@@ -208,29 +210,29 @@ class Raw:
     def ask(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
         self.registration.send(self.codec.message(kind, content))
         while True:
-            reply = self.registration.receive(PATIENCE_S)
+            reply = self.registration.receive(TIMEOUT_S)
             assert reply is not None
             if split(reply).head.msg_type == kind.replace("_request", "_reply"):
                 return split(reply).content
 
     def join(self) -> None:
-        """Register, and beat once."""
+        """Register, and send one pong."""
         assert self.ask("registration_request", {"uuid": self.uuid})["status"] == "ok"
         self.engine = self.connect("dealer", "engine", "task", self.uuid)
         self.ping = self.connect("sub", "engine", "hb_ping")
         self.pong = self.connect("dealer", "engine", "hb_pong", self.uuid)
-        ping = self.ping.receive(PATIENCE_S)
+        ping = self.ping.receive(TIMEOUT_S)
         assert ping is not None
         self.pong.send(ping)
         while self.uuid not in self.ask("connection_request", {})["engines"].values():
             pass
 
-    def run_a_task(self) -> None:
-        """From the client through the core to the engine and back."""
+    def run_task(self) -> None:
+        """Run a task: from the client through the core to the engine, and back."""
         header = self.codec.header("apply_request")
         self.tasks.send(self.codec.message("apply_request", {}, header=header, buffers=[b"argument"]))
         while True:
-            request = self.engine.receive(PATIENCE_S)
+            request = self.engine.receive(TIMEOUT_S)
             assert request is not None
             at = request.index(DELIMITER)
             metadata = {"status": "ok", "engine": self.uuid}
@@ -239,7 +241,7 @@ class Raw:
             if split(request).head.msg_id == header["msg_id"]:
                 break
         while True:
-            answer = self.tasks.receive(PATIENCE_S)
+            answer = self.tasks.receive(TIMEOUT_S)
             assert answer is not None
             if split(answer).parent.msg_id == header["msg_id"]:
                 assert split(answer).content == {"status": "ok"}

@@ -71,7 +71,7 @@ def test_an_unknown_key_gets_nothing_in(run: Any, secured: Any) -> None:
                 with ZmqSocket.dealer(wrong) as outsider, ZmqSocket.dealer(right) as insider:
                     outsider.send([b"let me in"])
                     with anyio.fail_after(WAIT_S):
-                        while not router.unauthenticated:
+                        while not router.refused_key_count:
                             await anyio.lowlevel.checkpoint()
                     insider.send([b"hello"])
                     with anyio.fail_after(WAIT_S):
@@ -139,10 +139,10 @@ def test_the_keys_of_one_scheduler_do_not_open_another(run: Any, secured: Any) -
                     welcome.send([b"hello"])
                     with anyio.fail_after(WAIT_S):
                         assert len(await first.receive()) == 1
-                        while not second.unauthenticated:
+                        while not second.refused_key_count:
                             await anyio.lowlevel.checkpoint()
                 first.close()
                 second.close()
-            assert first.unauthenticated == 0
+            assert first.refused_key_count == 0
 
     run(main)

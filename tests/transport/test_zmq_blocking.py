@@ -20,7 +20,7 @@ WAIT_S = 10.0
 
 
 @pytest.fixture(params=["eventfd", "socketpair"])
-def alarm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def wakeup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to wake."""
     if request.param == "socketpair":
         monkeypatch.setattr(zmq_blocking.sys, "platform", "darwin")
@@ -72,7 +72,7 @@ def test_a_wait_ends_in_time(local: Any) -> None:
         assert dealer.receive(0.001) is None
 
 
-@pytest.mark.usefixtures("alarm")
+@pytest.mark.usefixtures("wakeup")
 def test_a_wake_before_the_wait_ends_it_at_once_and_only_once(local: Any) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
         dealer.wake()
@@ -81,12 +81,12 @@ def test_a_wake_before_the_wait_ends_it_at_once_and_only_once(local: Any) -> Non
         assert dealer.wait(0.0) is False
 
 
-@pytest.mark.usefixtures("alarm")
+@pytest.mark.usefixtures("wakeup")
 def test_a_wake_ends_a_wait_that_sleeps(local: Any) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
 
         def wake() -> None:
-            while not dealer._asleep:
+            while not dealer._is_waiting:
                 os.sched_yield()
             dealer.wake()
 
@@ -100,19 +100,19 @@ def test_a_sleeping_owner_costs_one_system_call_and_one_that_is_awake_none(
     local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
-        rings: list[int] = []
-        monkeypatch.setattr(dealer._alarm, "ring", lambda: rings.append(1))
+        calls: list[int] = []
+        monkeypatch.setattr(dealer._wakeup, "set", lambda: calls.append(1))
         dealer.wake()
         assert dealer.wait(0.0) is True
         dealer.wake()
-        assert rings == []
-        dealer._asleep = True  # as the others see it while the owner sleeps, and until it has got up
+        assert calls == []
+        dealer._is_waiting = True  # as the others see it while the owner sleeps, and until it has got up
         dealer.wake()
         dealer.wake()
-        assert rings == [1]
+        assert calls == [1]
 
 
-@pytest.mark.usefixtures("alarm")
+@pytest.mark.usefixtures("wakeup")
 def test_no_wake_is_lost(local: Any) -> None:
     """Several threads hand over numbers, waking the owner each time; it must never sleep on one."""
     inbox: list[int] = []
@@ -139,14 +139,14 @@ def test_no_wake_is_lost(local: Any) -> None:
             producer.join()
 
 
-@pytest.mark.usefixtures("alarm")
+@pytest.mark.usefixtures("wakeup")
 def test_waking_a_closed_one_does_nothing(local: Any) -> None:
     with local.router() as router:
         dealer = BlockingDealer(local.connection(router))
-        descriptor = dealer._alarm.descriptor
+        descriptor = dealer._wakeup.descriptor
         dealer.close()
         dealer.close()
-        dealer._asleep = True  # as a thread sees it that looked just before the close
+        dealer._is_waiting = True  # as a thread sees it that looked just before the close
         dealer.wake()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)

@@ -19,10 +19,10 @@ import zmq
 from trio_sched.errors import AddressInUseError
 from trio_sched.transport import zmq_monitor
 from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
-from trio_sched.transport.local_gate import LocalGate
 from trio_sched.transport.reach import describe_unanswered
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.transport.zmq_bound import SocketSet
+from trio_sched.transport.zmq_monitor import AcceptGate
 from trio_sched.transport.zmq_socket import ZmqSocket
 
 WAIT_S = 20.0
@@ -147,7 +147,7 @@ def test_when_all_speak_newcomers_are_refused_and_get_in_when_there_is_room(run:
             with BlockingDealer(endpoint.connection(router)) as first:
                 # the first messages may come before we know of their connections
                 until(lambda: answered(first) and answered(second) and bounded.limits.open_count == 2)
-                until(lambda: answered(first) and answered(second) and not router._monitor.some_are_silent)  # type: ignore[union-attr]
+                until(lambda: answered(first) and answered(second) and not router._monitor.has_silent_connections)  # type: ignore[union-attr]
                 late = stack.enter_context(BlockingDealer(endpoint.connection(router)))
                 late.send([b"late"])
                 until(lambda: bounded.notes["connection_refused"])
@@ -220,13 +220,13 @@ def test_a_set_of_sockets_shares_the_limits() -> None:
 def test_a_monitor_that_nobody_reads_in_time_holds_libzmq_up_and_not_the_end(local: Any, monkeypatch: Any) -> None:
     """More events than the monitor holds, at the moment of the end."""
     slow = threading.Event()
-    take = zmq_monitor.ConnectionMonitor._take
+    count = zmq_monitor.ConnectionMonitor._count
 
     def wait(self: Any, accepted: bool, descriptor: int) -> None:
         slow.wait(WAIT_S)
-        take(self, accepted, descriptor)
+        count(self, accepted, descriptor)
 
-    monkeypatch.setattr(zmq_monitor.ConnectionMonitor, "_take", wait)
+    monkeypatch.setattr(zmq_monitor.ConnectionMonitor, "_count", wait)
     bounded = Bounded(most=10_000)
     router = local.router(limits=bounded.limits)
     for _ in range(1200):
@@ -248,16 +248,16 @@ def test_a_closed_gate_turns_newcomers_away_and_keeps_who_is_inside(tmp_path: Pa
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        gate = LocalGate(path)
+        gate = AcceptGate(path)
         with connect(f"ipc://{path}") as inside:
             served = listener.accept()[0]
             gate.close()
             gate.close()
             assert gate.is_closed
             with connect(f"ipc://{path}") as newcomer:
-                gate.turn_away()
+                gate.refuse_pending()
                 assert is_closed(newcomer)
-            gate.turn_away()
+            gate.refuse_pending()
             with served:
                 inside.send(b"x")
                 assert served.recv(1) == b"x"
@@ -267,15 +267,15 @@ def test_a_closed_gate_turns_newcomers_away_and_keeps_who_is_inside(tmp_path: Pa
             with connect(f"ipc://{path}"):
                 listener.accept()[0].close()
         gate.close()
-        gate.remove()
+        gate.discard()
     assert [file.name for file in tmp_path.iterdir()] == ["s"]
 
 
 def test_a_gate_that_cannot_be_closed_stays_open(tmp_path: Path) -> None:
-    gate = LocalGate(str(tmp_path / "nothing" / "s"))
+    gate = AcceptGate(str(tmp_path / "nothing" / "s"))
     gate.close()
     assert not gate.is_closed
-    gate.turn_away()
+    gate.refuse_pending()
 
 
 def test_the_gate_closes_when_the_reserve_is_used_up(local: Any, monkeypatch: Any) -> None:
@@ -297,15 +297,15 @@ def test_why_nobody_answers(tmp_path: Path) -> None:
         listener.bind(path)
         assert "nothing listens" in describe_unanswered(f"ipc://{path}")
         listener.listen()
-        gate = LocalGate(path)
+        gate = AcceptGate(path)
         gate.close()
         ended = threading.Event()
 
-        def turn_away() -> None:
+        def refuse_pending() -> None:
             while not ended.wait(0.01):
-                gate.turn_away()
+                gate.refuse_pending()
 
-        thread = threading.Thread(target=turn_away)
+        thread = threading.Thread(target=refuse_pending)
         thread.start()
         assert "max_connections" in describe_unanswered(f"ipc://{path}")
         ended.set()

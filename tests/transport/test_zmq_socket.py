@@ -38,7 +38,7 @@ async def until_there(socket: ZmqSocket) -> None:
     with anyio.fail_after(WAIT_S):
         while not socket._option(zmq.EVENTS) & zmq.POLLIN:
             await anyio.lowlevel.checkpoint()
-    socket._drained = False  # it was looked at behind its back
+    socket._is_drained = False  # it was looked at behind its back
 
 
 def until_readable(socket: ZmqSocket) -> bool:
@@ -305,7 +305,7 @@ def test_closing_ends_the_reader_and_frees_the_address(run: Any, endpoint: Any) 
             await until_waiting(router)
             router.close()
             router.close()
-        assert router._context.closed
+        assert router._context.context.closed
         with pytest.raises(anyio.ClosedResourceError):
             await router.receive()
         with pytest.raises(anyio.ClosedResourceError):

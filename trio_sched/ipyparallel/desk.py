@@ -1,17 +1,20 @@
-"""What the parts of this front share: settings, codec, sockets with their ports, who is registered, who is told."""
+"""The context that the parts of this front share: settings, codec, sockets and their ports, engines, recorder.
+
+It does not know the parts: front.py makes them and passes each what it needs.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from trio_sched.errors import WireError
 from trio_sched.ipyparallel.config import IppConfig, Side, address_of, is_wildcard
-from trio_sched.ipyparallel.monitor import Monitor
-from trio_sched.ipyparallel.patient import PatientRouter
-from trio_sched.ipyparallel.roster import Roster
+from trio_sched.ipyparallel.patient import RetryingRouter
+from trio_sched.ipyparallel.records.base import TaskRecorder
+from trio_sched.ipyparallel.roster import EngineRegistry
 from trio_sched.logs import get_logger
 from trio_sched.server.hub import Hub
 from trio_sched.transport.curve import KeyPair
@@ -23,88 +26,86 @@ from trio_sched.wire.native import Frame
 
 log = get_logger(__name__)
 Ports: TypeAlias = dict[str, "int | list[int]"]
+#: Unread messages of one peer, beyond which the peer waits. An engine's ROUTER would drop replies instead of waiting,
+#: hence the larger number.
 RECEIVE_HWM: dict[Side, int] = {"client": 500, "engine": 5000}
-"""Unread messages of one peer, beyond which it has to wait. An engine's ROUTER would drop replies instead of waiting,
-hence the larger number."""
 SUBSCRIPTIONS_HWM = 500
+#: The first byte of an XPUB's message about a subscription that begins; it is 0 for one that ends.
 SUBSCRIBED = b"\x01"
-"""The first byte of what an XPUB says of a subscription; 0 when it ends."""
 
 
-def _nothing() -> None:
-    """What `pump_subscriptions` calls by default."""
+def _ignore() -> None:
+    """Do nothing: the default of `pump_subscriptions`."""
 
 
 class Desk:
-    """Made once by the front; each part takes from it what it needs, and adds what others may ask of it."""
+    """What the parts share. Made once by the front, and not changed after that except for ports and engines."""
 
     def __init__(
-        self, config: IppConfig, hub: Hub, codec: Codec, monitor: Monitor, former: Mapping[Side, Mapping[str, Any]]
+        self,
+        config: IppConfig,
+        hub: Hub,
+        codec: Codec,
+        recorder: TaskRecorder,
+        former: Mapping[Side, Mapping[str, Any]],
     ) -> None:
+        """`former`: the contents of the connection files whose ports are used again, by side."""
         self.config = config
         self.hub = hub
         self.codec = codec
-        self.monitor = monitor
-        self.roster = Roster()
+        self.recorder = recorder
+        self.registry = EngineRegistry()
+        #: Ports by side and channel, as the connection files list them.
         self.ports: dict[Side, Ports] = {"client": {}, "engine": {}}
-        """As they go into the connection files."""
-        self.engine_gone: Callable[[str, str], None] = _nobody
-        """(uuid, reason): an engine is known to be gone. Registration puts its own here."""
-        self.on_engine_gone: list[Callable[[str], None]] = []
-        """Called with the uuid of each engine that was unregistered."""
-        self.tasks: list[Callable[[], Awaitable[Any]]] = []
-        """What the parts want to be run."""
         keys = KeyPair(config.curve_publickey, config.curve_secretkey) if config.uses_curve else None
         self.admission = Admission(
             lambda reason, **context: self.hub.note(reason, **context),
             None if keys or config.other_users else same_user(),
             proven_addresses_only=config.is_remote and keys is None,
         )
-        self.tasks.append(self.admission.run)
         self.sockets = SocketSet(keys, config.max_message_bytes, hub.connections, self.admission)
-        self._former = former
-        self._pools = {"client": iter(config.client_ports), "engine": iter(config.engine_ports)}
-        self._common = iter(config.ports)
+        self._former_files = former
+        self._side_pools = {"client": iter(config.client_ports), "engine": iter(config.engine_ports)}
+        self._common_pool = iter(config.ports)
 
     # ---- sockets ----------------------------------------------------------------------------------------------------
 
     def bind(
         self, kind: Kind, side: Side, channel: str, *, mandatory: bool = False, ports: int | None = None
     ) -> ZmqSocket:
-        """A socket of this side, bound and named in its connection file. Errors as `SocketSet.bind`.
+        """Bind a socket for peers of one side, and note its port for the connection file of that side.
 
-        With `ports` it listens at so many of them, and the file has a list.
+        :param mandatory: see `SocketSet.bind`.
+        :param ports: the number of ports to listen at, which the file has as a list; None: one port, as a number.
+        :raises AddressInUseError: see `SocketSet.bind`.
+        :raises ConfigError: see `SocketSet.bind`.
         """
         interface = self.config.interface(side)
-        wanted = (address_of(interface, port) for port in self._wanted(side, channel))
+        addresses = (address_of(interface, port) for port in self._candidate_ports(side, channel))
         socket = self.sockets.bind(
             kind,
-            next(wanted),
+            next(addresses),
             mandatory=mandatory,
             name=f"{side} {channel}",
             is_open=channel == "registration",
             receive_hwm=SUBSCRIPTIONS_HWM if kind == "xpub" else RECEIVE_HWM[side],
         )
-        socket.traced = kind == "xpub" or channel == "registration"
         first = _port_of(socket.address)
         if ports is None:
             self.ports[side][channel] = first
         else:
-            others = [_port_of(self.sockets.also(socket, next(wanted))) for _ in range(1, ports)]
+            others = [_port_of(self.sockets.also(socket, next(addresses))) for _ in range(1, ports)]
             self.ports[side][channel] = [first, *others]
         return socket
 
-    def bind_patient(self, channel: str, ports: int | None = None) -> PatientRouter:
-        """A ROUTER for engines, which waits for registered ones that are not connected yet; `ports`: see `bind`."""
+    def bind_patient(self, channel: str, ports: int | None = None) -> RetryingRouter:
+        """Bind a ROUTER for engines that retries what it cannot deliver to a registered engine; `ports`: see `bind`."""
         socket = self.bind("router", "engine", channel, mandatory=True, ports=ports)
-        engines = self.roster.engines
-        router = PatientRouter(socket, lambda uuid: uuid in engines)
-        self.on_engine_gone.append(router.forget)
-        self.tasks.append(router.run)
-        return router
+        engines = self.registry.engines
+        return RetryingRouter(socket, lambda uuid: uuid in engines)
 
     def bind_both(self, kind: Kind, channel: str) -> ZmqSocket:
-        """As `bind`, for both sides at the same port."""
+        """Bind a socket for the peers of both sides, at the same port."""
         first: Side = "client" if is_wildcard(self.config.interface("client")) else "engine"
         second: Side = "engine" if first == "client" else "client"
         socket = self.bind(kind, first, channel)
@@ -115,21 +116,22 @@ class Desk:
             self.sockets.also(socket, address_of(interfaces[1], port))
         return socket
 
-    def _wanted(self, side: Side, channel: str) -> Iterator[int]:
-        """The ports to try for, one for each address: those of a former run, then the pools', then any."""
-        former = self._former.get(side, {}).get(channel)
+    def _candidate_ports(self, side: Side, channel: str) -> Iterator[int]:
+        """Yield one port for each address to bind: those of a former run, then those of the pools, then any."""
+        former = self._former_files.get(side, {}).get(channel)
         if isinstance(former, list):
             yield from former
         elif former:
             yield former
         if channel == "registration" and self.config.registration_port:
             yield self.config.registration_port
-        yield from self._pools[side]
-        yield from self._common
-        yield from self._any(self.config.interface(side))
+        yield from self._side_pools[side]
+        yield from self._common_pool
+        yield from self._any_port(self.config.interface(side))
 
     @staticmethod
-    def _any(interface: str) -> Iterator[int]:
+    def _any_port(interface: str) -> Iterator[int]:
+        """Yield 0 (any free port) for TCP, and unused numbers of files for ipc."""
         if not interface.startswith("ipc://"):
             yield from itertools.repeat(0)
         for number in itertools.count(1):
@@ -141,8 +143,11 @@ class Desk:
     async def pump(
         self, socket: ZmqSocket, channel: str, take: Callable[[list[Frame]], None], *, proves: bool = False
     ) -> None:
-        """Hand each message of a socket to `take`, until cancelled. A WireError of its means that it is dropped and
-        counted (R25); with `proves`, none means that the sender has the key."""
+        """Pass each message of a socket to `take`, until cancelled.
+
+        A message for which `take` raises WireError is dropped and counted (R25). With `proves`, one for which it does
+        not proves that the sender has the key.
+        """
         while True:
             for index, frames in enumerate(await socket.receive()):
                 try:
@@ -150,14 +155,14 @@ class Desk:
                     if proves:
                         self.admission.prove(socket, index)
                 except WireError as error:
-                    self.drop(error, channel)
+                    self.count_malformed(error, channel)
                     socket.reject(index)
                 except Exception:
-                    self.broken(channel)
+                    self.count_internal_error(channel)
             socket.flush()
 
-    async def pump_subscriptions(self, socket: ZmqSocket, subscribed: Callable[[], None] = _nothing) -> None:
-        """Count what peers subscribe to at an XPUB, and call `subscribed` when some did, until cancelled."""
+    async def pump_subscriptions(self, socket: ZmqSocket, subscribed: Callable[[], None] = _ignore) -> None:
+        """Count the subscriptions of each connection to an XPUB, and call `subscribed` for each, until cancelled."""
         limit = self.config.max_subscriptions
         while True:
             for index, frames in enumerate(await socket.receive()):
@@ -165,18 +170,14 @@ class Desk:
                 if bytes(frames[0][:1]) == SUBSCRIBED:
                     subscribed()
 
-    def drop(self, error: WireError, channel: str) -> None:
-        """Count a message that cannot be read."""
+    def count_malformed(self, error: WireError, channel: str) -> None:
+        """Count a message that cannot be read (R25)."""
         self.hub.note(error.kind, channel=channel, why=str(error))
 
-    def broken(self, channel: str) -> None:
-        """A message raised what it should not: one peer's oddity must not end everyone's controller."""
+    def count_internal_error(self, channel: str) -> None:
+        """Count and log the exception being handled: one message must not end the controller (R33)."""
         self.hub.note("internal_error", channel=channel)
         log.exception("a message could not be handled", channel=channel)
-
-
-def _nobody(_uuid: str, _reason: str) -> None:
-    """Before registration is there."""
 
 
 def _port_of(address: str) -> int:

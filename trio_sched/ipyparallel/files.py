@@ -1,8 +1,9 @@
-"""The connection files, where clients and engines look for them: ipcontroller-client.json and -engine.json in the
-profile's `security`, with the cluster's id between if it has one.
+"""The connection files, where clients and engines find them: ipcontroller-client.json and ipcontroller-engine.json in
+the profile's `security` directory; with a cluster id, ipcontroller-ID-client.json and ipcontroller-ID-engine.json.
 
-They hold the key, so they are ours alone from the first byte, and files that are not are not read
-(transport/private.py). They appear by a rename when every socket is bound: a peer that finds one can connect.
+The files contain the key, so they are created with access for their owner only, and former files that others can
+access are not read (transport/private.py). A file appears by a rename after every socket is bound: a peer that
+finds one can connect.
 """
 
 from __future__ import annotations
@@ -16,27 +17,30 @@ from pathlib import Path
 from typing import Any
 
 from trio_sched.errors import ConfigError, ConnectionFileError
-from trio_sched.ipyparallel.config import IppConfig, Side
+from trio_sched.ipyparallel.config import SIDES, IppConfig, Side
 from trio_sched.logs import get_logger
 from trio_sched.transport.private import read_private
 from trio_sched.wire.jupyter import Codec
 
 log = get_logger(__name__)
+#: The entries that must be equal in both files.
 _SHARED = ("key", "registration", "pack", "unpack", "signature_scheme")
-"""What both files must say alike."""
 
 
 def path_of(config: IppConfig, side: Side) -> Path:
-    """Where the file for clients, or that for engines, is."""
+    """Return the path of the connection file for clients or for engines."""
     middle = f"-{config.cluster_id}" if config.cluster_id else ""
     return config.security_dir / f"ipcontroller{middle}-{side}.json"
 
 
-def contents(
+def content_of(
     config: IppConfig, side: Side, ports: Mapping[str, int | list[int]], codec: Codec, server_key: str | None
 ) -> dict[str, Any]:
-    """What the file of one side says."""
-    inside: dict[str, Any] = {
+    """Return the content of the connection file of one side.
+
+    :param server_key: the public CURVE key of the sockets; None: no CURVE.
+    """
+    content: dict[str, Any] = {
         "ssh": config.ssh_server if side == "client" else config.engine_ssh_server,
         "interface": config.interface(side),
         **ports,
@@ -48,12 +52,12 @@ def contents(
         "signature_scheme": codec.scheme,
     }
     if side == "client":
-        inside["task_scheme"] = config.scheme
-    return inside
+        content["task_scheme"] = config.scheme
+    return content
 
 
-def write(path: Path, inside: Mapping[str, Any]) -> None:
-    """Put a file in its place, complete and private.
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file with access for its owner only; it appears complete.
 
     :raises ConfigError: the directory cannot be written to.
     """
@@ -62,7 +66,7 @@ def write(path: Path, inside: Mapping[str, Any]) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(inside, file, indent=2)
+                json.dump(content, file, indent=2)
             Path(temporary).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -72,32 +76,34 @@ def write(path: Path, inside: Mapping[str, Any]) -> None:
         raise ConfigError(f"cannot write the connection file {path}: {error.strerror}") from None
 
 
-def remove(path: Path, inside: Mapping[str, Any]) -> None:
-    """Remove a file of ours, unless another controller has put its own there."""
+def remove(path: Path, content: Mapping[str, Any]) -> None:
+    """Remove a file if it has this content: another controller may have replaced it."""
     with contextlib.suppress(OSError, ValueError, ConnectionFileError):
-        if json.loads(read_private(path)) == json.loads(json.dumps(inside)):
+        if json.loads(read_private(path)) == json.loads(json.dumps(content)):
             path.unlink()
 
 
 def read_former(config: IppConfig) -> dict[Side, dict[str, Any]]:
-    """Key and ports of a former run, from its connection files. Empty if they are missing or unusable: malformed, or
-    not private to this user, so that another user may have written them or knows the key."""
+    """Read the connection files of a former run, with its key and ports.
+
+    Returns an empty dict if a file is missing or unusable: malformed, or accessible to other users, who may have
+    written it or know the key.
+    """
     former: dict[Side, dict[str, Any]] = {}
-    sides: tuple[Side, Side] = ("client", "engine")
-    for side in sides:
+    for side in SIDES:
         path = path_of(config, side)
         if not os.path.lexists(path):
             return {}
         try:
-            inside = json.loads(read_private(path))
-            if not isinstance(inside, dict) or not all(name in inside for name in _SHARED):
-                raise ValueError("it lacks entries")
+            content = json.loads(read_private(path))
+            if not isinstance(content, dict) or not all(name in content for name in _SHARED):
+                raise ValueError(f"it must be a dictionary with {', '.join(_SHARED)}")
         except (ConnectionFileError, ValueError) as error:
             log.warning(
                 "not using the former connection file; key and ports are new", path=str(path), reason=str(error)
             )
             return {}
-        former[side] = inside
+        former[side] = content
     if any(former["client"][name] != former["engine"][name] for name in _SHARED):
         log.warning("cannot use the former connection files: they differ", directory=str(config.security_dir))
         return {}

@@ -1,35 +1,37 @@
-"""Bound sockets of any kind on one context, for a front that speaks a protocol with many of them.
+"""Bound sockets of any kind on one context, for a front whose protocol needs several of them.
 
-What `ZmqSocket.router` refuses is allowed here, because the protocol brings its own authentication (signed messages):
-TCP without CURVE. With CURVE whoever knows the server's key may connect; who else may is decided in zmq_admission.py.
-No high-water marks for sending: at the default one libzmq drops without a word.
+`ZmqSocket.router` refuses TCP without CURVE. A `SocketSet` allows it, because the protocol has its own authentication
+(signed messages). With CURVE, a peer that knows the server's key may connect; zmq_admission.py decides about all other
+conditions. Sockets have no high-water mark for sending, because libzmq drops messages silently at its default mark.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import zmq
 
-from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport.connection_limits import ConnectionLimits
 from trio_sched.transport.curve import KeyPair
-from trio_sched.transport.endpoint import real_address, set_options
+from trio_sched.transport.endpoint import bind_socket, set_options
 from trio_sched.transport.zmq_admission import Admission, is_local
 from trio_sched.transport.zmq_monitor import ConnectionMonitor
-from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.transport.zmq_socket import SharedContext, ZmqSocket
 
 Kind: TypeAlias = Literal["router", "pub", "sub", "xpub", "xsub"]
-LONGEST_TOPIC = 1024
+MAX_TOPIC_BYTES = 1024
 _KINDS: dict[Kind, int] = {"router": zmq.ROUTER, "pub": zmq.PUB, "sub": zmq.SUB, "xpub": zmq.XPUB, "xsub": zmq.XSUB}
 
 
 class SocketSet:
-    """Makes bound sockets and closes them all. One I/O thread serves them. `limits` bounds their connections."""
+    """Creates bound sockets on one context with one I/O thread, and closes all of them.
+
+    `keys` is the server's CURVE key pair. `limits` limits the connections of all sockets. `admission` decides about
+    each connection; it is used only with `limits`.
+    """
 
     def __init__(
         self,
@@ -38,12 +40,14 @@ class SocketSet:
         limits: ConnectionLimits | None = None,
         admission: Admission | None = None,
     ) -> None:
-        self._context: zmq.Context[Any] = zmq.Context()
+        self._context = SharedContext()
         self._keys = keys
         self._max_message_bytes = max_message_bytes
         self._limits = limits
         self._admission = admission if limits is not None else None
         self._sockets: list[ZmqSocket] = []
+        if self._admission is not None:
+            self._sockets.append(self._admission.open(self._context))
 
     def bind(
         self,
@@ -55,55 +59,59 @@ class SocketSet:
         is_open: bool = False,
         receive_hwm: int = 0,
     ) -> ZmqSocket:
-        """A socket bound to the address ("tcp://host:0": any port); see `also`.
+        """Create a socket bound to the address ("tcp://host:0": any port). `also` adds further addresses.
 
-        A SUB hears everything. An XPUB tells of each subscription and of its end, repeated ones too, and refuses topics
-        of more than `LONGEST_TOPIC` bytes. With `mandatory`, a ROUTER's `send` says whether the peer is connected;
-        without, what cannot be delivered vanishes. `name` and `is_open` are for `Admission`. A peer has to wait while
-        more than `receive_hwm` of its messages are unread (0: never).
+        A SUB receives all topics. An XPUB reports each subscription and the end of each one, including repeated ones,
+        and refuses topics of more than `MAX_TOPIC_BYTES`. With `mandatory`, `send` of a ROUTER returns False when the
+        peer is not connected; without, libzmq drops the message. `name` and `is_open` are for `Admission.add`. A peer
+        has to wait while more than `receive_hwm` of its messages are unread (0: no limit).
 
-        :raises AddressInUseError: somebody else listens there.
-        :raises ConfigError: libzmq does not take the address.
+        :raises AddressInUseError: another process listens there.
+        :raises ConfigError: libzmq does not accept the address.
         """
-        socket: zmq.Socket[bytes] = self._context.socket(_KINDS[kind])
+        socket: zmq.Socket[bytes] = self._context.context.socket(_KINDS[kind])
+        domain = f"{name}-{len(self._sockets)}".encode()
         monitor: ConnectionMonitor | None = None
-        watch: Callable[[ZmqSocket], None] | None = None
         try:
             set_options(socket, address, self._max_message_bytes)
             socket.rcvhwm = receive_hwm
-            self._set_kind(socket, kind, mandatory, handover=self._keys is not None or not is_local(address))
+            self._set_kind_options(socket, kind, mandatory, handover=self._keys is not None or not is_local(address))
             if self._keys:
                 socket.curve_server = True
                 socket.curve_publickey = self._keys.public.encode("ascii")
                 socket.curve_secretkey = self._keys.secret.encode("ascii")
             if self._limits is not None:
-                monitor = ConnectionMonitor(self._context, socket, self._limits)
-            if self._admission is not None and monitor is not None:
-                watch = self._admission.watch(self._context, socket, monitor, name, is_open=is_open, keep=self._keep)
-            _bind(socket, address)
+                monitor = ConnectionMonitor(
+                    self._context.context, socket, self._limits, records_events=self._admission is not None
+                )
+            if self._admission is not None:
+                socket.zap_domain = domain
+            address = bind_socket(socket, address)
         except BaseException:
             socket.close(linger=0)
             if monitor is not None:
                 monitor.discard()
             raise
-        bound = ZmqSocket(self._context, socket, address=real_address(socket), routed=kind == "router")
-        self._keep(bound)
-        if watch is not None:
-            watch(bound)
-        if monitor is not None:
-            bound.watch_connections(monitor)
+        bound = ZmqSocket(
+            self._context,
+            socket,
+            address=address,
+            routed=kind == "router",
+            monitor=monitor,
+            traced=kind == "xpub" or is_open,
+            on_reject=self._admission.count_rejected if self._admission is not None else None,
+        )
+        self._sockets.append(bound)
+        if self._admission is not None and monitor is not None:
+            self._admission.add(domain, bound, monitor, name, is_open=is_open, must_settle=kind != "xpub")
         return bound
 
-    def _keep(self, made: ZmqSocket) -> None:
-        self._sockets.append(made)
-        made.share(self._sockets)
-
     def also(self, bound: ZmqSocket, address: str) -> str:
-        """Let one of them listen at one more address. Returns that with the real port. Errors as for `bind`."""
-        return bound.with_socket(lambda socket: _bind(socket, address))
+        """Bind one of the sockets to one more address. Return it with the real port. Raises as `bind`."""
+        return bound.bind_also(address)
 
     @staticmethod
-    def _set_kind(socket: zmq.Socket[bytes], kind: Kind, mandatory: bool, handover: bool) -> None:
+    def _set_kind_options(socket: zmq.Socket[bytes], kind: Kind, mandatory: bool, handover: bool) -> None:
         if kind == "router":
             socket.router_mandatory = mandatory
             socket.router_handover = handover
@@ -111,15 +119,15 @@ class SocketSet:
             socket.subscribe(b"")
         elif kind == "xpub":
             socket.setsockopt(zmq.XPUB_VERBOSER, 1)
-            socket.maxmsgsize = LONGEST_TOPIC
+            socket.maxmsgsize = MAX_TOPIC_BYTES
 
     def close(self) -> None:
-        """Close all of them. Twice does no harm."""
+        """Close all sockets. A second call has no effect."""
         for socket in self._sockets:
             _remove_file(socket.address)
             socket.close()
         if not self._sockets:
-            self._context.term()
+            self._context.destroy()
 
     def __enter__(self) -> SocketSet:
         return self
@@ -130,21 +138,8 @@ class SocketSet:
         self.close()
 
 
-def _bind(socket: zmq.Socket[bytes], address: str) -> str:
-    """Returns the address with the real port."""
-    if address.startswith(("tcp://[", "tcp://*")):
-        socket.ipv6 = True
-    try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
-        if error.errno == zmq.EADDRINUSE:
-            raise AddressInUseError(f"{address} is in use by another process; choose another port") from None
-        raise ConfigError(f"address: cannot bind {address}: {error.strerror}") from None
-    return real_address(socket)
-
-
 def _remove_file(address: str) -> None:
-    """libzmq leaves the file of a local socket behind."""
+    """Remove the file of a local socket, which libzmq leaves behind."""
     if address.startswith("ipc://"):
         with contextlib.suppress(OSError):
             Path(address.removeprefix("ipc://")).unlink()

@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 import trio
-import zmq
 
 from trio_sched.testing import FakeClient, FakeEngine
 from trio_sched.transport.connection import Connection, read_connection_file
 from trio_sched.transport.endpoint import connect_dealer
-from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.transport.zmq_socket import SharedContext, ZmqSocket
 
 FIRST_TASKS = 5
 ROUND_S = 0.5
@@ -29,18 +28,12 @@ class Crowd:
     """Peers whose sockets share one context."""
 
     def __init__(self) -> None:
-        self.context: zmq.Context[Any] = zmq.Context()
-        self.context.max_sockets = 8192
-        self.sockets: list[ZmqSocket] = []
+        self.context = SharedContext(max_sockets=8192)
 
     def connect(self, connection: Connection) -> ZmqSocket:
-        """A dealer."""
-        dealer = ZmqSocket(
-            self.context, connect_dealer(self.context, connection), address=connection.address, routed=False
-        )
-        self.sockets.append(dealer)
-        dealer.share(self.sockets)
-        return dealer
+        """Return a new dealer."""
+        dealer = connect_dealer(self.context.context, connection)
+        return ZmqSocket(self.context, dealer, address=connection.address, routed=False)
 
     async def join(self, peer: Any) -> None:
         """Say Hello until there is a Welcome, as peers do: a message to a connection that was refused is lost."""

@@ -1,33 +1,38 @@
-"""The monitor: told of every request and reply, it keeps the records and knows where everything is.
+"""The recorder: it keeps a record of each request, and knows which engine has which unfinished request.
 
-The fronts tell it what passes through them: `submitted`, `arrived` (at an engine), `finished`, `output`, `engine_gone`;
-and `commit` before they pass on or answer what was submitted.
-Nothing here waits, and nothing is parsed that the front had not parsed anyway. `on` is False when no records are
-kept: then the fronts tell it nothing, and need not parse for it.
+The relays and the task queue call `submitted`, `assigned`, `finished`, `output` and `engine_removed` for the messages
+that pass, and `commit` before they send or answer what was submitted. No method waits, and none decodes more than a few
+fields. `on` is False when no records are kept: then callers need not call, or decode messages for the recorder.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import trio
 from msgspec import Struct
 
+from trio_sched.ipyparallel.config import IppConfig
+from trio_sched.ipyparallel.records.memory import MemoryStore
 from trio_sched.ipyparallel.records.record import Record, decoded, fail, utc, utc_now
+from trio_sched.ipyparallel.records.sqlite import TABLE, SQLiteStore
 from trio_sched.ipyparallel.records.store import NoStore, Store
 from trio_sched.wire.jupyter import Parsed
 from trio_sched.wire.native import Frame
 
+QueueName: TypeAlias = Literal["task", "mux", "broadcast", "control"]
+#: Ids of ended tasks that are kept for each engine.
 COMPLETED_KEPT = 1024
-"""Ids of ended tasks that are kept for each engine."""
-REST_S = 0.1
-"""Time between two writes of what changed in records: a change is in memory only for at most twice as long."""
-TIDY_EVERY = 20
-"""After so many times the store may tidy up."""
+#: Seconds between two writes of changed records. A change is unwritten for at most twice this time.
+WRITE_INTERVAL_S = 0.1
+#: The store compacts once in this many writes.
+COMPACT_EVERY = 20
+FILE = "tasks.db"
 
 
 class _Header(Struct, gc=False):
@@ -46,7 +51,7 @@ _decode_metadata = msgspec.json.Decoder(_Metadata).decode
 
 
 def _of_header(frame: Frame) -> _Header:
-    """The few fields that a record needs; as if there were none, if they cannot be read."""
+    """Decode the fields of a header that a record needs; a header that cannot be read counts as empty."""
     try:
         return _decode_header(frame)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -54,42 +59,47 @@ def _of_header(frame: Frame) -> _Header:
 
 
 def _of_metadata(frame: Frame) -> _Metadata:
-    """The same of metadata."""
+    """Decode the fields of metadata that a record needs; metadata that cannot be read count as empty."""
     try:
         return _decode_metadata(frame)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _Metadata()
 
 
-class EngineBook:
-    """What one engine has to do, and did."""
+class EngineHistory:
+    """The requests that one engine has and had."""
 
-    __slots__ = ("completed", "ended", "outstanding")
+    __slots__ = ("completed", "completed_count", "outstanding")
 
     def __init__(self) -> None:
+        #: Names of queues by msg_id, in the order of assignment.
         self.outstanding: dict[str, str] = {}
-        """msg_id -> queue, in the order of arrival."""
-        self.ended = 0
+        self.completed_count = 0
+        #: The ids of the requests that ended last.
         self.completed: deque[str] = deque(maxlen=COMPLETED_KEPT)
-        """The last of those that ended."""
 
 
-class Monitor:
-    """Keeps records in a store, and the books of what is pending where."""
+class TaskRecorder:
+    """Keeps records in a store, and the history of each engine."""
 
+    #: Whether records are kept.
     on = True
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.engines: dict[str, EngineBook] = {}
-        """By uuid, those that have (had) something to do."""
+        #: By uuid of engine, for the registered engines that were assigned a request.
+        self.engines: dict[str, EngineHistory] = {}
+        #: Engines by msg_id of unfinished request; None: the request waits for an engine.
         self.pending: dict[str, str | None] = {}
-        """Unfinished requests: msg_id -> the uuid of the engine that has it, None while it waits for one."""
 
-    # ---- what the fronts say ----------------------------------------------------------------------------------------
+    # ---- messages ---------------------------------------------------------------------------------------------------
 
-    def submitted(self, queue: str, message: Parsed, client: str, engine: str | None = None) -> None:
-        """A client asked for something: over the task queue, of one engine, or of many (one call for each)."""
+    def submitted(self, queue: QueueName, message: Parsed, client: str, engine: str | None = None) -> None:
+        """Record a request. A request that is broadcast is recorded once for each engine.
+
+        :param client: the session of the client.
+        :param engine: the engine that it goes to, if that is known.
+        """
         msg_id = message.head.msg_id
         if msg_id in self.pending:
             return
@@ -109,37 +119,37 @@ class Monitor:
         if self.store.add(record):
             self.pending[msg_id] = engine
             if engine is not None:
-                self._book(engine).outstanding[msg_id] = queue
+                self._history(engine).outstanding[msg_id] = queue
 
     def commit(self) -> None:
-        """Write the requests that were submitted since the last call, in one transaction where there is a database."""
+        """Write the requests that were submitted since the last call, in one transaction if there is a database."""
         self.store.commit()
 
-    def arrived(self, engine: str, msg_id: str) -> None:
-        """A task was assigned to an engine."""
+    def assigned(self, engine: str, msg_id: str) -> None:
+        """Record that a task was assigned to an engine."""
         if msg_id not in self.pending:
             return
-        self._leave(msg_id)
+        self._take_from_engine(msg_id)
         self.pending[msg_id] = engine
-        self._book(engine).outstanding[msg_id] = "task"
+        self._history(engine).outstanding[msg_id] = "task"
         record = self.store.get(msg_id)
         if record is not None:
             record.engine_uuid = engine
             self.store.changed(record)
 
-    def finished(self, queue: str, reply: Parsed, engine: str | None) -> None:
-        """The reply to a request went to its client."""
+    def finished(self, queue: QueueName, reply: Parsed, engine: str | None) -> None:
+        """Record the reply to a request; `engine` is None if the reply was made here."""
         frames = reply.frames
         msg_id = reply.parent.msg_id
         metadata = _of_metadata(frames[3])
         if msg_id in self.pending:
-            at = self._leave(msg_id)
+            assigned_to = self._take_from_engine(msg_id)
             del self.pending[msg_id]
-            engine = engine or at
-            book = self.engines.get(engine or "")
-            if book is not None and (queue == "mux" or metadata.status != "aborted"):
-                book.ended += 1
-                book.completed.append(msg_id)
+            engine = engine or assigned_to
+            history = self.engines.get(engine or "")
+            if history is not None and (queue == "mux" or metadata.status != "aborted"):
+                history.completed_count += 1
+                history.completed.append(msg_id)
         record = self.store.get(msg_id)
         if record is None:
             return
@@ -155,19 +165,18 @@ class Monitor:
         self.store.changed(record)
 
     def output(self, message: Parsed) -> None:
-        """An engine published something about a request: what it printed, showed, or how it failed."""
-        keep = _OUTPUT.get(message.head.msg_type)
-        if keep is None:
+        """Record output of a request that an engine published."""
+        add = _ADD_OUTPUT.get(message.head.msg_type)
+        if add is None:
             return
         record = self.store.get(message.parent.msg_id)
-        if record is not None and keep(record, message.frames[4]):
+        if record is not None and add(record, message.frames[4]):
             self.store.changed(record)
 
-    def engine_gone(self, engine: str) -> None:
-        """An engine is no longer registered. What it was asked directly has failed; its tasks are the scheduler's
-        business."""
-        book = self.engines.pop(engine, None)
-        for msg_id, queue in book.outstanding.items() if book else ():
+    def engine_removed(self, engine: str) -> None:
+        """Record the direct calls of an engine that was removed as failed. The scheduler decides about its tasks."""
+        history = self.engines.pop(engine, None)
+        for msg_id, queue in history.outstanding.items() if history else ():
             if queue == "task":
                 continue
             self.pending.pop(msg_id, None)
@@ -176,108 +185,121 @@ class Monitor:
                 fail(record, f"Engine {engine!r} died while running task {msg_id!r}")
                 self.store.changed(record)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write what is new from time to time; close the store at the end. A front runs this beside its sockets."""
-        task_status.started()
+    async def run(self) -> None:
+        """Write changed records regularly until cancelled, and close the store then."""
         try:
-            for times in itertools.count(1):
-                await trio.sleep(REST_S)
-                self.store.rest()
-                if times % TIDY_EVERY == 0:
-                    await trio.to_thread.run_sync(self.store.tidy)
+            for writes in itertools.count(1):
+                await trio.sleep(WRITE_INTERVAL_S)
+                self.store.write_due()
+                if writes % COMPACT_EVERY == 0:
+                    await trio.to_thread.run_sync(self.store.compact)
         finally:
             self.store.close()
 
-    # ---- the books --------------------------------------------------------------------------------------------------
+    # ---- requests and engines ---------------------------------------------------------------------------------------
 
     def unassigned(self) -> list[str]:
-        """Tasks that wait for an engine."""
+        """Return the ids of the tasks that wait for an engine."""
         return [msg_id for msg_id, engine in self.pending.items() if engine is None]
 
-    def resubmitted(self, msg_id: str, as_: str) -> None:
-        """A request was submitted again."""
+    def resubmitted(self, msg_id: str, new_id: str) -> None:
+        """Record that a request was submitted again, under another id."""
         record = self.store.get(msg_id)
         if record is not None:
-            record.resubmitted = as_
+            record.resubmitted = new_id
             self.store.changed(record)
 
-    def _book(self, engine: str) -> EngineBook:
-        book = self.engines.get(engine)
-        if book is None:
-            book = self.engines[engine] = EngineBook()
-        return book
+    def _history(self, engine: str) -> EngineHistory:
+        history = self.engines.get(engine)
+        if history is None:
+            history = self.engines[engine] = EngineHistory()
+        return history
 
-    def _leave(self, msg_id: str) -> str | None:
-        """A request is no longer where it was; where that was."""
-        at = self.pending[msg_id]
-        if at is not None and at in self.engines:
-            self.engines[at].outstanding.pop(msg_id, None)
-        return at
+    def _take_from_engine(self, msg_id: str) -> str | None:
+        """Remove an unfinished request from the history of its engine. Returns the engine; None: it has none."""
+        engine = self.pending[msg_id]
+        if engine is not None and engine in self.engines:
+            self.engines[engine].outstanding.pop(msg_id, None)
+        return engine
 
 
-class NullMonitor(Monitor):
-    """Keeps nothing and costs nothing."""
+class NullRecorder(TaskRecorder):
+    """Keeps no records, at no cost."""
 
     on = False
 
     def __init__(self) -> None:
         super().__init__(NoStore())
 
-    def submitted(self, queue: str, message: Parsed, client: str, engine: str | None = None) -> None:
-        """Not kept."""
+    def submitted(self, queue: QueueName, message: Parsed, client: str, engine: str | None = None) -> None:
+        """Do nothing."""
 
-    def arrived(self, engine: str, msg_id: str) -> None:
-        """Not kept."""
+    def assigned(self, engine: str, msg_id: str) -> None:
+        """Do nothing."""
 
-    def finished(self, queue: str, reply: Parsed, engine: str | None) -> None:
-        """Not kept."""
+    def finished(self, queue: QueueName, reply: Parsed, engine: str | None) -> None:
+        """Do nothing."""
 
     def output(self, message: Parsed) -> None:
-        """Not kept."""
+        """Do nothing."""
 
-    def engine_gone(self, engine: str) -> None:
-        """Not kept."""
+    def engine_removed(self, engine: str) -> None:
+        """Do nothing."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Nothing to write, ever."""
-        task_status.started()
+    async def run(self) -> None:
+        """Return at once."""
+
+
+def open_recorder(config: IppConfig) -> TaskRecorder:
+    """Make the recorder for these settings: with records in memory, in SQLite, or none.
+
+    :raises ConfigError: the database cannot be opened.
+    """
+    options: Mapping[str, Any] = config.database_options
+    if config.database == "dictdb":
+        return TaskRecorder(MemoryStore(**options))
+    if config.database == "sqlitedb":
+        directory = Path(options.get("location") or config.profile_dir)
+        return TaskRecorder(SQLiteStore(directory / options.get("filename", FILE), options.get("table") or TABLE))
+    return NullRecorder()
 
 
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 
-def _stream(record: Record, content: Any) -> bool:
-    said = decoded(content)
-    if not isinstance(said, dict) or not isinstance(said.get("text"), str):
+def _add_stream(record: Record, content: Any) -> bool:
+    output = decoded(content)
+    if not isinstance(output, dict) or not isinstance(output.get("text"), str):
         return False
-    pieces = {"stdout": record.stdout, "stderr": record.stderr}.get(said.get("name", ""))
+    pieces = {"stdout": record.stdout, "stderr": record.stderr}.get(output.get("name", ""))
     if pieces is None:
         return False
-    pieces.append(said["text"])
+    pieces.append(output["text"])
     return True
 
 
-def _execute_input(record: Record, content: Any) -> bool:
-    said = decoded(content)
-    if not isinstance(said, dict) or not isinstance(said.get("code"), str):
+def _add_execute_input(record: Record, content: Any) -> bool:
+    output = decoded(content)
+    if not isinstance(output, dict) or not isinstance(output.get("code"), str):
         return False
-    record.execute_input = said["code"]
+    record.execute_input = output["code"]
     return True
 
 
-def _as_it_is(field: str) -> Callable[[Record, Any], bool]:
-    def keep(record: Record, content: Any) -> bool:
+def _set_field(field: str) -> Callable[[Record, Any], bool]:
+    def add(record: Record, content: Any) -> bool:
         setattr(record, field, content)
         return True
 
-    return keep
+    return add
 
 
-_OUTPUT: dict[str, Callable[[Record, Any], bool]] = {
-    "stream": _stream,
-    "execute_input": _execute_input,
-    "execute_result": _as_it_is("execute_result"),
-    "display_data": _as_it_is("display_data"),
-    "error": _as_it_is("error"),
+#: Functions that add output to a record, by message type; each returns whether the record changed. Other output
+#: (status, welcome, ...) is not recorded.
+_ADD_OUTPUT: dict[str, Callable[[Record, Any], bool]] = {
+    "stream": _add_stream,
+    "execute_input": _add_execute_input,
+    "execute_result": _set_field("execute_result"),
+    "display_data": _set_field("display_data"),
+    "error": _set_field("error"),
 }
-"""What is kept of each kind of output. Others (status, welcome, ...) are not."""
