@@ -5,6 +5,18 @@ from __future__ import annotations
 import pytest
 import trio
 
+from tests.server.stepped_server import SteppedServer
+from trio_sched.core.effects import Accept, AssignTask, ForgetEngine, ForgetSession
+from trio_sched.core.events import (
+    ClientJoined,
+    ClientLeft,
+    EngineJoined,
+    EngineLost,
+    TaskFinished,
+    TaskSpec,
+    TaskSubmitted,
+)
+from trio_sched.server.hub import TaskEffect
 from trio_sched.testing import open_world, run_virtual
 from trio_sched.wire import native
 
@@ -220,3 +232,34 @@ def test_r28_a_slow_monitor_misses_events() -> None:
             assert world.server.hub.counters["events_missed"] == missed
 
     run_virtual(main)
+
+
+class EffectRecorder:
+    """A front that keeps the effects for its ids."""
+
+    def __init__(self) -> None:
+        self.effects: list[TaskEffect] = []
+
+    def take(self, effect: TaskEffect) -> None:
+        self.effects.append(effect)
+
+
+def test_effects_for_foreign_ids_reach_only_the_front_that_made_the_ids() -> None:
+    by_hand = SteppedServer()
+    recorder = EffectRecorder()
+    by_hand.server.hub.register_effect_handler(recorder)
+    client = by_hand.client()
+    client.submit_nowait("x")
+    client.leave()
+    by_hand.work()
+    inbox = by_hand.server.inbox
+    inbox.add_notifications([ClientJoined("c"), EngineJoined("e", kind="foreign")])
+    inbox.add_submissions([TaskSubmitted("c", "t", None, TaskSpec(kind="foreign")), ClientLeft("c")])
+    inbox.add_results([])
+    by_hand.step()
+    inbox.add_results([TaskFinished("e", "t", "ok")])
+    inbox.add_notifications([EngineLost("e", confirmed=True)])
+    by_hand.step()
+    assert [type(effect) for effect in recorder.effects] == [Accept, AssignTask, ForgetSession, ForgetEngine]
+    with pytest.raises(ValueError, match="another front"):
+        by_hand.server.hub.register_effect_handler(recorder)
