@@ -103,7 +103,7 @@ def test_idle_client_is_forgotten_and_can_submit_again(raw: RawPeers) -> None:
     raw.join()
     raw.run_task()
     running = raw.running
-    [queue] = running.running.server.hub.outlets
+    queue = running.running.server.hub.effect_handler
     scheduler = running.running.server.scheduler
     assert len(scheduler.clients) == 1
     running.call(lambda: queue.forget_clients(trio.current_time() + 1))  # type: ignore[attr-defined]

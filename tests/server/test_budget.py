@@ -218,7 +218,7 @@ def test_r34_a_client_that_is_away_is_paused_too_and_loses_nothing() -> None:
         async with open_world(client_bytes=4 * MB, hwm=1) as world:
             client, engine = await world.client(), await world.engine()
             await client.submit(*["x"] * 10)
-            world.server.hub.gone(world.server.sessions.clients[client.number].link, "closed")  # type: ignore[arg-type]
+            world.server.hub.connection_lost(world.server.sessions.clients[client.number].connection, "closed")  # type: ignore[arg-type]
             client.beating = client.returning = False
             await world.settle()
             await work(world, engine)

@@ -45,7 +45,7 @@ def test_lists_in_the_environment_are_separated_by_commas() -> None:
         ({}, {"address": "tcp://here"}, ["address", "tcp://here", "tcp://host:port"]),
         ({}, {"heartbeat_s": 0}, ["heartbeat_s", "at least 0.001"]),
         ({}, {"websocket_port": 70000}, ["websocket_port", "70000", "65535"]),
-        ({}, {"colour": "red"}, ["colour", "no setting", "hwm"]),
+        ({}, {"colour": "red"}, ["colour", "not a setting", "hwm"]),
         ({}, {"credit": 0}, ["credit", "0", "at least 1"]),
     ],
 )

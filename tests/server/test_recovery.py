@@ -18,7 +18,7 @@ from trio_sched.core.ready import Line, ReadyQueue
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.server.actor import Actor
 from trio_sched.server.outbox import Outbox
-from trio_sched.server.queries import Queries
+from trio_sched.server.queries import QueryHandler
 from trio_sched.testing import Simulator, open_world, run_virtual
 from trio_sched.wire import native
 
@@ -175,10 +175,12 @@ def test_r33_what_cannot_be_sent_to_one_peer_ends_its_connection_only(monkeypatc
             one, other = await world.client(), await world.client()
             await world.engine(eager=True)
             number = one.number
-            send = Outbox._send_ends
+            send = Outbox._send_results
             failing = [True]
             monkeypatch.setattr(
-                Outbox, "_send_ends", raising(send, lambda _self, client, _now: client.number == number and failing[0])
+                Outbox,
+                "_send_results",
+                raising(send, lambda _self, client, _now: client.number == number and failing[0]),
             )
             task = await one.submit("x")
             assert (await other.end_of(await other.submit("y"))).outcome == "ok"
@@ -194,7 +196,7 @@ def test_r33_a_question_whose_answer_raises_is_answered(monkeypatch: pytest.Monk
         async with open_world() as world:
             client = await world.client()
             with monkeypatch.context() as patched:
-                patched.setattr(Queries, "answer", raising(Queries.answer, lambda *_: True))
+                patched.setattr(QueryHandler, "answer", raising(QueryHandler.answer, lambda *_: True))
                 client.say(native.Query(7, "status"))
                 reply = await client.hear(native.Reply)
             assert (reply.request, "its log has the traceback" in reply.error) == (7, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from trio_sched.server.happenings import Left
+from tests.server.stepped_server import ADDRESS, SteppedServer
 from trio_sched.testing import FakeClient, World, open_world, run_virtual
 from trio_sched.wire import native
 
@@ -158,7 +158,7 @@ def test_a_session_of_which_nothing_is_left_is_forgotten_soon_and_renewed() -> N
             number = client.number
             client.dealer.cut()
             client.beating = False
-            world.server.hub.gone(world.server.sessions.clients[number].link, "closed")  # type: ignore[arg-type]
+            world.server.hub.connection_lost(world.server.sessions.clients[number].connection, "closed")  # type: ignore[arg-type]
             await trio.sleep(3)
             assert number in world.server.sessions.clients
             await trio.sleep(5)
@@ -198,20 +198,61 @@ def test_a_session_with_an_unread_result_or_an_unfinished_task_is_kept() -> None
     run_virtual(main)
 
 
-def test_a_session_that_came_back_as_it_was_forgotten_stays() -> None:
-    async def main() -> None:
-        async with open_world() as world:
-            client = await world.client()
-            session = world.server.sessions.clients[client.number]
-            world.server.hub.gone(session.link, "closed")  # type: ignore[arg-type]
-            await world.settle()
-            assert session.away_since is not None
-            assert (await client.rejoin()).resumed
-            world.server.inbox.add_notifications([Left(session, "too late", away_since=session.away_since or 1.0)])
-            await world.settle()
-            assert client.number in world.server.sessions.clients
+def test_a_session_that_comes_back_just_before_the_audit_that_would_end_it_stays() -> None:
+    by_hand = SteppedServer(keep_idle_s=5.0)
+    client = by_hand.client()
+    session = by_hand.server.sessions.clients[client.number]
+    assert session.connection is not None
+    by_hand.server.hub.connection_lost(session.connection, "closed")
+    by_hand.step()
+    by_hand.now = 60.0
+    client.reconnect()
+    client.say(client.hello())
+    by_hand.receive()
+    by_hand.server.auditor.timer.fire(by_hand.now)
+    by_hand.work(client)
+    assert by_hand.server.sessions.clients == {client.number: session}
+    assert client.welcome.resumed
+    assert not client.welcome.renewed
 
-    run_virtual(main)
+
+def test_a_session_that_comes_back_just_after_the_audit_that_ended_it_is_renewed() -> None:
+    by_hand = SteppedServer(keep_idle_s=5.0)
+    client = by_hand.client()
+    number = client.number
+    session = by_hand.server.sessions.clients[number]
+    assert session.connection is not None
+    by_hand.server.hub.connection_lost(session.connection, "closed")
+    by_hand.step()
+    by_hand.now = 60.0
+    by_hand.server.auditor.timer.fire(by_hand.now)
+    by_hand.step()
+    client.reconnect()
+    client.say(client.hello())
+    by_hand.work(client)
+    assert (client.number, client.welcome.renewed) == (number, True)
+    assert by_hand.server.sessions.clients[number] is not session
+    assert number in by_hand.server.scheduler.clients
+
+
+def test_a_session_that_gives_way_and_is_renewed_in_one_turn_is_kept() -> None:
+    """The core says in that turn that the earlier session is forgotten; the later one is not meant."""
+    by_hand = SteppedServer(max_clients=2)
+    first, second = by_hand.client(), by_hand.client()
+    number = first.number
+    for session in list(by_hand.server.sessions):
+        assert session.connection is not None
+        by_hand.server.hub.connection_lost(session.connection, "closed")
+    by_hand.step()
+    newcomer = FakeClient(lambda: by_hand.network.connect(ADDRESS), "client's")
+    newcomer.say(newcomer.hello())
+    first.reconnect()
+    first.say(first.hello())
+    by_hand.work(newcomer, first)
+    assert (first.number, first.welcome.renewed) == (number, True)
+    assert set(by_hand.server.sessions.clients) == {number, newcomer.number}
+    assert set(by_hand.server.scheduler.clients) == {number, newcomer.number}
+    assert second.number not in by_hand.server.sessions.departed
 
 
 def test_nobody_renews_a_session_without_its_secret_or_while_its_tasks_run() -> None:
@@ -325,7 +366,7 @@ def test_administrators_get_in_when_it_is_full_and_submit_nothing() -> None:
             assert (await busy.end_of(task)).outcome == "cancelled"
             admin.say(native.Watch())
             admin.leave()
-            world.server.hub.gone(world.server.sessions.admins[admins[-2].number].link, "closed")  # type: ignore[arg-type]
+            world.server.hub.connection_lost(world.server.sessions.admins[admins[-2].number].connection, "closed")  # type: ignore[arg-type]
             await world.settle()
             assert not world.server.sessions.admins
             assert not world.server.scheduler.monitored
@@ -372,14 +413,14 @@ def test_r27_a_closed_connection_is_not_yet_a_departure() -> None:
             await client.submit("x")
             await world.settle()
             for _ in range(2):
-                link = world.server.sessions.clients[client.number].link
-                assert link is not None
-                world.server.hub.gone(link, "its front says so")
+                connection = world.server.sessions.clients[client.number].connection
+                assert connection is not None
+                world.server.hub.connection_lost(connection, "its front says so")
                 client.reconnect()
                 await trio.sleep(8)
                 assert (await client.join()).resumed
             client.dealer.lose()
-            world.server.hub.gone(world.server.sessions.clients[client.number].link, "again")  # type: ignore[arg-type]
+            world.server.hub.connection_lost(world.server.sessions.clients[client.number].connection, "again")  # type: ignore[arg-type]
             await trio.sleep(13)
             assert world.server.scheduler.ends["cancelled"] == 1
             assert not world.server.sessions.clients
@@ -395,7 +436,7 @@ def test_r27_what_is_read_after_the_connection_was_found_closed_counts() -> None
             client.dealer.cut()  # behind its last words, which wait to be read
             await engine.finish(await engine.next_call())  # the scheduler cannot tell it, and gives its connection up
             await world.settle()
-            assert world.server.sessions.clients[client.number].link is None
+            assert world.server.sessions.clients[client.number].connection is None
 
             def said(message: native.FromPeer) -> None:
                 client.dealer._router.arrive([client.dealer.routing_id, native.encode(message)])
@@ -425,7 +466,7 @@ def test_r31_what_engines_and_nannies_sent_before_they_were_found_gone_counts() 
             call, running = await engine.next_call(), await engine.next_call()
             for peer in (engine, nanny):
                 session = world.server.sessions.engines.get(peer.number) or world.server.sessions.nannies[peer.number]
-                world.server.hub.gone(session.link, "its connection is gone")
+                world.server.hub.connection_lost(session.connection, "its connection is gone")
             await world.settle()
             router = engine.dealer._router
             done = native.Finished([native.TaskEnd(call.id, body=b"1", attempt=call.attempt)])

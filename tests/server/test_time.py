@@ -205,10 +205,10 @@ def test_after_a_pause_of_our_own_everyone_gets_as_much_time_again() -> None:
             client.beating = engine.beating = False
             await trio.sleep(9.0)
             sessions = world.server.sessions
-            assert sessions.clients[client.number].link is not None
+            assert sessions.clients[client.number].connection is not None
             assert not sessions.engines[engine.number].lost
             await trio.sleep(5.0)
-            assert sessions.clients[client.number].link is None
+            assert sessions.clients[client.number].connection is None
             assert sessions.engines[engine.number].lost
 
     run_virtual(main)

@@ -148,7 +148,7 @@ def test_a_client_s_process_that_dies_is_noticed_when_results_are_sent(directory
             await engine.next_call()
             client.dealer.close()
             session = server.server.sessions.clients[client.number]
-            while session.link is not None:
+            while session.connection is not None:
                 await engine.finish(await engine.next_call())
             assert session.unacked or session.ends  # they wait for it
             peers.cancel_scope.cancel()
@@ -204,7 +204,7 @@ def test_another_role_cannot_take_the_place_of_a_peer_by_its_routing_id(director
             await answer(server.connection, hello, native.Welcome)
             [session] = server.server.sessions.clients.values()
             await answer(server.engine_connection, native.Query(1, "status"), native.Error)
-            assert session.link is not None  # nobody has said good-bye for it
+            assert session.connection is not None  # nobody has said good-bye for it
 
     trio.run(main)
 

@@ -19,7 +19,7 @@ from trio_sched.transport.connection_limits import raise_descriptor_limit
 
 if TYPE_CHECKING:
     from trio_sched.server.config import Config
-    from trio_sched.server.links import Front
+    from trio_sched.server.hub import Front
     from trio_sched.transport.connection import Connection
 
 

@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from trio_sched.ipyparallel.settings import Told
     from trio_sched.server.config import Config
-    from trio_sched.server.links import Front
+    from trio_sched.server.hub import Front
 
 OPTIONS = """Options, as ipcontroller has them (--x=y or --x y, --Class.trait=y for all of ipcontroller's that mean
 something here; the profile's ipcontroller_config.py says the same as c.Class.trait = y):

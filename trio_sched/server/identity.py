@@ -1,6 +1,6 @@
-"""Who this scheduler is: its instance, its secrets, where it listens; and what it tells the world in connection files.
+"""The identity of a scheduler: its instance, its secrets, where it listens, and the contents of its connection files.
 
-A new instance has new secrets: a peer of a former one is refused rather than mistaken for one of ours.
+A new instance has new secrets, so that a peer of a former instance is refused and not mistaken for a peer of this one.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _WILDCARDS = ("0.0.0.0", "*", "[::]")
 
 
 class Identity(Struct, frozen=True):
-    """What is fixed before anybody listens."""
+    """The facts that are fixed before a front listens."""
 
     name: str
     instance: str
+    #: The configured address of the native front; "": a local socket in `directory`.
     address: str
-    """Where the native front is told to listen; "": a local socket in `directory`."""
     directory: Path
     tokens: dict[Role, str]
+    #: The CURVE keys; None on a local socket, which the mode of the directory protects.
     keys: Keys | None
-    """CURVE keys; None on a local socket, which the directory protects."""
 
     def __repr__(self) -> str:
-        """Without the secrets."""
+        """Return a text without the secrets."""
         return f"Identity(name={self.name!r}, instance={self.instance!r}, address={self.address!r})"
 
     def native_address(self) -> str:
-        """Where the native front listens.
+        """Return the address at which the native front listens.
 
         :raises ConfigError: the path of the local socket is too long.
         """
@@ -47,9 +47,9 @@ class Identity(Struct, frozen=True):
 
 
 def new_identity(config: Config) -> Identity:
-    """Fresh secrets.
+    """Return an identity with new secrets.
 
-    :raises ConfigError: the runtime directory will not do.
+    :raises ConfigError: the runtime directory cannot be used.
     """
     directory = _directory(config)
     tokens: dict[Role, str] = {role: secrets.token_hex(_TOKEN_BYTES) for role in ("client", "engine")}
@@ -73,7 +73,10 @@ def _directory(config: Config) -> Path:
 
 
 def connections(identity: Identity, config: Config, addresses: Mapping[str, str]) -> tuple[Connection, Connection]:
-    """What the connection files of clients and of engines say, once the fronts listen at these addresses."""
+    """Return the contents of the connection files of clients and of engines.
+
+    :param addresses: where the fronts listen, by name.
+    """
     return _connection(identity, config, "client", addresses), _connection(identity, config, "engine", addresses)
 
 
@@ -96,7 +99,7 @@ def _connection(identity: Identity, config: Config, role: Role, addresses: Mappi
 
 
 def _reachable(address: str, host: str) -> str:
-    """An address that others can connect to: a wildcard is no place."""
+    """Return the address for other hosts to connect to: a wildcard is replaced by the host."""
     for wildcard in _WILDCARDS:
         prefix = f"tcp://{wildcard}:"
         if address.startswith(prefix):

@@ -104,7 +104,7 @@ class Simulator:
         """One pass of the pump, the readers and the actor; the readers in any order, as Trio would have it."""
         self._front.take(self._router.receive_nowait(), self.server.hub, self.now)
         for reader in self.rng.sample(self.server.readers, len(self.server.readers)):
-            reader.take_nowait()
+            reader.read_nowait()
         self.server.actor.step(self.now)
 
     def _peers(self) -> list[FakePeer]:
@@ -129,9 +129,11 @@ class Simulator:
                 if peer.beating and peer.number:
                     peer.say(peer.ping())
             self._server_works()  # beats arrive before anybody asks who was silent
-        for alarm in (self.server.auditor.alarm, self.server.outbox.alarm):
-            if alarm.at <= self.now:
-                alarm.go_off(self.now)
+        timer = self.server.auditor.timer
+        if timer.at <= self.now:
+            timer.fire(self.now)
+        if self.server.outbox.flush_at <= self.now:
+            self.server.actor.step(self.now)
 
     def _submit(self) -> None:
         client = self.rng.choice(self.clients)
@@ -284,7 +286,7 @@ class Simulator:
 
     def _settled(self, client: FakeClient) -> bool:
         session = self.server.sessions.clients[client.number]
-        return not session.ends and not session.unacked and client.accepted == len(client.sent)
+        return not session.queued_results and not session.unacked and client.accepted == len(client.sent)
 
     def _require_ends(self) -> None:
         """Each accepted submission has exactly one end; nobody's is another's."""

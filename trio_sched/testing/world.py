@@ -21,6 +21,7 @@ from trio_sched.server.native import NativeFront
 from trio_sched.server.serve import Running, Server, serve
 from trio_sched.testing.memory import MemoryNetwork
 from trio_sched.testing.peers import FakeClient, FakeEngine, FakeNanny, FakePeer
+from trio_sched.testing.state_guard import guarded_state, writes_allowed
 
 P = TypeVar("P", bound=FakePeer)
 
@@ -41,8 +42,8 @@ class World:
     def __init__(self, running: Running, network: MemoryNetwork, nursery: trio.Nursery) -> None:
         self.running = running
         self.network = network
+        #: Where the peers run.
         self.nursery = nursery
-        """Where the peers run."""
 
     @property
     def server(self) -> Server:
@@ -80,14 +81,18 @@ class World:
     async def settle(self) -> None:
         """Until nobody has anything to do but wait for time to pass; the core's invariants hold then."""
         await trio.testing.wait_all_tasks_blocked()
-        check(self.server.scheduler)
+        with writes_allowed():
+            check(self.server.scheduler)
 
 
 @asynccontextmanager
 async def open_world(config: Config | None = None, **settings: Any) -> AsyncIterator[World]:
-    """A server with these settings for the time of the block. It has a runtime directory of its own."""
+    """A server with these settings for the time of the block. It has a runtime directory of its own.
+
+    :raises StateGuardError: the state of the server was changed outside of the actor's step.
+    """
     network = MemoryNetwork()
-    with tempfile.TemporaryDirectory(prefix="ts-") as directory:
+    with guarded_state(), tempfile.TemporaryDirectory(prefix="ts-") as directory:
         Path(directory).chmod(0o700)  # noqa: ASYNC240  # a moment, before anything runs
         config = config or Config(runtime_dir=directory, **settings)
         async with trio.open_nursery() as nursery:

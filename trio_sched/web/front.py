@@ -48,12 +48,13 @@ log = get_logger(__name__)
 class WebSocketLink(Link):
     """One WebSocket."""
 
-    __slots__ = ("_limit", "_peer", "answered", "binary", "patience", "said_bye", "shown_token")
+    __slots__ = ("_is_admitted", "_limit", "_peer", "answered", "binary", "patience", "said_bye", "shown_token")
 
     def __init__(self, peer: WebSocketPeer, limit: int, hello_s: float) -> None:
         super().__init__()
         self._peer = peer
         self._limit = limit
+        self._is_admitted = False
         self.binary = False
         self.said_bye = False
         self.shown_token = peer.handshake.token
@@ -70,13 +71,14 @@ class WebSocketLink(Link):
         data = messages.encode(message, frames, binary=self.binary)
         if not self._peer.send(data):
             return 0
-        if type(message) is Error and self.session is None:
+        if type(message) is Error and not self._is_admitted:
             self.answered.set()
             self._peer.close(POLICY, message.message)
         return len(data)
 
     def admitted(self) -> None:
         """See Link."""
+        self._is_admitted = True
         self.patience.deadline = math.inf
         self._peer.admit()
         self.answered.set()
@@ -87,10 +89,6 @@ class WebSocketLink(Link):
             self._peer.close(NORMAL, "good-bye")
         else:
             self._peer.close(POLICY, "you were silent too long, or your session is on another connection")
-
-    def heard(self) -> None:
-        """It is there, though it said nothing."""
-        self.heard_at = trio.current_time()
 
 
 class WebSocketFront:
@@ -196,7 +194,7 @@ class WebSocketFront:
         hello_s = self._config.websocket_hello_s
         link = WebSocketLink(peer, self._config.websocket_max_message_bytes, hello_s)
         cpu = Budget(CPU_SHARE, CPU_BURST_S)
-        peer.on_life(link.heard)
+        peer.on_life(lambda: hub.connection_alive(link, trio.current_time()))
         self._peers.add(peer)
         try:
             with link.patience:
@@ -210,14 +208,14 @@ class WebSocketFront:
                         wait_s = cpu.take(time.thread_time() - began, trio.current_time())
                         if wait_s:
                             await trio.sleep(wait_s)
-                    if link.session is None:
+                    if not link.answered.is_set():
                         await link.answered.wait()
             if link.patience.cancelled_caught:
                 peer.close(POLICY, f"no Hello within {hello_s:g} s")
         finally:
             self._peers.discard(peer)
             self._empty.set()
-            hub.gone(link, peer.closed_because)
+            hub.connection_lost(link, peer.closed_because)
 
     def _take(self, link: WebSocketLink, data: messages.Data, hub: Hub) -> None:
         try:

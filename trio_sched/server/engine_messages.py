@@ -1,0 +1,91 @@
+"""What the messages of engines and nannies mean: the handlers of their events in the actor's turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trio_sched.core.events import DependencyUnmet, DrainRequested, PayloadRef, RecallAnswered, TaskFinished
+from trio_sched.server.happenings import (
+    AnswersReceived,
+    DrainReceived,
+    Effect,
+    HeartbeatReceived,
+    RecallAnswersReceived,
+    SendMessage,
+)
+from trio_sched.server.outbox import Outbox
+from trio_sched.server.sessions import EngineSession, Session
+from trio_sched.wire.native import Pong, RemoteError, TaskEnd
+
+
+class EngineMessages:
+    """Handlers of the events of engines. Each returns effects."""
+
+    def __init__(self, core: Callable[[Any, float], list[Effect]], outbox: Outbox) -> None:
+        self._core = core
+        self._outbox = outbox
+        #: (session, event, now) -> effects, by the type of the event.
+        self.handlers: dict[type, Callable[[Any, Any, float], list[Effect]]] = {
+            AnswersReceived: self._answers_received,
+            RecallAnswersReceived: self._recall_answers_received,
+            DrainReceived: self._drain_received,
+            HeartbeatReceived: answer_heartbeat,
+        }
+
+    def _answers_received(self, engine: EngineSession, event: AnswersReceived, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        core, number = self._core, engine.number
+        for answer, payload in zip(event.answers, event.payloads, strict=True):
+            answer.engine = number
+            outcome = answer.outcome
+            if outcome == "ok":
+                effects += core(TaskFinished(number, answer.id, "ok", payload, "", answer.attempt), now)
+            elif outcome == "unmet":
+                reason = answer.reason or "it declined"
+                effects += core(DependencyUnmet(number, answer.id, reason, answer.attempt), now)
+            else:
+                effects += core(_failed(number, answer, payload), now)
+        count = len(event.answers)
+        engine.received += count
+        engine.unacked_bytes += event.frame_bytes
+        self._release_window(engine, count)
+        return effects
+
+    def _recall_answers_received(self, engine: EngineSession, event: RecallAnswersReceived, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for task in event.given:
+            effects += self._core(RecallAnswered(engine.number, task, True), now)
+        for task in event.kept:
+            effects += self._core(RecallAnswered(engine.number, task, False), now)
+        self._release_window(engine, len(event.given))
+        return effects
+
+    def _release_window(self, engine: EngineSession, count: int) -> None:
+        engine.release_window(count)
+        if engine.queued_calls:
+            self._outbox.mark_engine_dirty(engine)  # its window is open again
+
+    def _drain_received(self, engine: EngineSession, _event: DrainReceived, now: float) -> list[Effect]:
+        return self._core(DrainRequested(engine.number), now)
+
+
+def answer_heartbeat(session: Session, _event: HeartbeatReceived, _now: float) -> list[Effect]:
+    """Answer the heartbeat of an engine or a nanny."""
+    return [SendMessage(session, Pong())]
+
+
+def _failed(engine: int, answer: TaskEnd, payload: PayloadRef) -> TaskFinished:
+    """Return the event for an answer that is neither ok nor unmet.
+
+    An engine can say only error and cancelled; the other outcomes are decided by the scheduler.
+    """
+    error = answer.error
+    if answer.outcome == "cancelled":
+        return TaskFinished(engine, answer.id, "cancelled", payload, answer.reason, answer.attempt)
+    if answer.outcome != "error":
+        answer.outcome = "error"
+        if error is None:
+            answer.error = error = RemoteError("EngineError", answer.reason or "the engine failed the task")
+    reason = answer.reason or (f"{error.name}: {error.message}" if error else "")
+    return TaskFinished(engine, answer.id, "error", payload, reason, answer.attempt)
