@@ -262,28 +262,28 @@ class TaskQueue:
     # ---- effects ----------------------------------------------------------------------------------------------------
 
     def take(self, effect: TaskEffect) -> None:
-        """Carry out an effect for this front without waiting.
+        """Carry out an effect for foreign ids without waiting.
 
-        A recall is not sent: an engine gives nothing back, and will reply. Nothing is kept for sessions and engines.
+        A recall is not sent: an engine gives nothing back, and will reply. The other effects need no message.
         """
-        if isinstance(effect, AssignTask) and is_foreign(effect.task):
-            self._assign(effect, effect.task)
-        elif isinstance(effect, DeliverResult) and is_foreign(effect.task):
-            self._deliver(effect, effect.task)
-        elif isinstance(effect, Refuse) and is_foreign(effect.task):
-            self._deliver_refusal(effect, effect.task)
+        if isinstance(effect, AssignTask):
+            self._assign(effect)
+        elif isinstance(effect, DeliverResult):
+            self._deliver(effect)
+        elif isinstance(effect, Refuse):
+            self._deliver_refusal(effect)
 
-    def _assign(self, effect: AssignTask, task: str) -> None:
-        engine = effect.engine
+    def _assign(self, effect: AssignTask) -> None:
+        engine, task = effect.engine, effect.task
         assert is_foreign(engine), "only engines of this front match the kind of its tasks (R16)"
         effect.payload.engine = engine
         self._engine_side.send([engine.encode(), *effect.payload.message])
         self._sent = True
-        if self._desk.recorder.on:
+        if self._desk.recorder.on and is_foreign(task):
             self._desk.recorder.assigned(engine, task)
 
-    def _deliver(self, effect: DeliverResult, task: str) -> None:
-        route = self._answer_submission(task)
+    def _deliver(self, effect: DeliverResult) -> None:
+        route = self._answer_submission(effect.task)
         if route is None:
             self._desk.hub.note("delivery_without_route")
             return
@@ -297,13 +297,13 @@ class TaskQueue:
             engine = effect.engine
             self._desk.recorder.finished("task", result, engine if engine is not None and is_foreign(engine) else None)
         self._sent = True
-        self._received.setdefault(effect.client, []).append(task)
+        self._received.setdefault(effect.client, []).append(effect.task)
         self._received_count += 1
         if result is not None and len(result.frames) > 5:  # buffers, which may be large
             self._received_bytes += sum([len(frame) for frame in result.frames[5:]])
 
-    def _deliver_refusal(self, effect: Refuse, task: str) -> None:
-        route = self._answer_submission(task)
+    def _deliver_refusal(self, effect: Refuse) -> None:
+        route = self._answer_submission(effect.task)
         if route is not None:
             frames = self._reply(
                 route.identities, route.header, failure("SubmissionRefused", effect.reason), {"status": "error"}
@@ -316,10 +316,9 @@ class TaskQueue:
         """Return the ids of the unfinished tasks, each with the uuid of the engine that it was last sent to."""
         return {msg_id: route.engine for msg_id, route in self._routes.items()}
 
-    def _answer_submission(self, msg_id: str) -> Route | None:
+    def _answer_submission(self, msg_id: TaskId) -> Route | None:
         """Count one submission of a task as answered. Returns its route; None: the task is not known."""
-        route = self._routes.get(msg_id)
-        if route is None:
+        if not is_foreign(msg_id) or (route := self._routes.get(msg_id)) is None:
             return None
         route.submissions -= 1
         if not route.submissions:
