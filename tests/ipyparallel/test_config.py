@@ -1,4 +1,4 @@
-"""Settings, ports, connection files, numbers of engines, and the metadata of requests."""
+"""Settings, ports, connection files, and the metadata of requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from trio_sched.ipyparallel.config import SIDES, IppConfig
 from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.files import path_of, read_former, remove, write
 from trio_sched.ipyparallel.records.base import NullRecorder
-from trio_sched.ipyparallel.roster import EngineRegistry
 from trio_sched.ipyparallel.tasks import PLAIN, spec_of
 from trio_sched.transport.private import MAX_FILE_BYTES
 from trio_sched.transport.zmq_bound import SocketSet
@@ -160,16 +159,6 @@ def test_former_files_accessible_to_others_are_not_used(
     write(paths[side], {"key": "new"})
     assert json.loads(paths[side].read_text()) == {"key": "new"}
     assert paths[side].stat().st_mode & 0o777 == 0o600
-
-
-def test_engine_numbers_count_up_and_a_free_one_is_granted() -> None:
-    registry = EngineRegistry()
-    first = registry.begin("a", None, 0.0)
-    assert [registry.begin(uuid, wanted, 0.0).number for uuid, wanted in (("b", 0), ("c", 7), ("d", None))] == [1, 7, 8]
-    registry.remove(first)
-    assert registry.begin("e", None, 0.0).number == 9
-    assert registry.begin("f", 0, 0.0).number == 0
-    assert registry.joined() == {}
 
 
 @pytest.mark.parametrize(

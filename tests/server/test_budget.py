@@ -1,4 +1,4 @@
-"""What is held for clients in memory: credit in bytes, refusals, pauses (R34), and that all of it comes back."""
+"""The byte budget: credit, refusals, pauses (R34), and that all memory is released."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOBODY: Any = {"resources": {"nobody has this": 1.0}}
 
 
 def submit(client: FakeClient, size: int = MB, **options: Any) -> int:
-    """One call with a frame of so many bytes; returns its full id."""
+    """Submit one call with a frame of `size` bytes. Returns the task id."""
     [call] = client.calls(b"", **options)
     call.frames = 1
     client.sent.append(call)
@@ -26,13 +26,13 @@ def submit(client: FakeClient, size: int = MB, **options: Any) -> int:
 
 
 async def heard_credit(world: World, client: FakeClient) -> tuple[int | None, str]:
-    """What the client was told last, and the setting."""
+    """Return the credit that the client was told last, and the name of the limit."""
     await world.settle()
     told = [message for message in client.unheard(native.Accepted) if message.credit_bytes is not None]
     return (told[-1].credit_bytes, told[-1].limit) if told else (None, "")
 
 
-def test_credit_shrinks_to_nothing_and_comes_back_as_tasks_end() -> None:
+def test_credit_shrinks_to_zero_and_grows_as_tasks_end() -> None:
     async def main() -> None:
         async with open_world(client_bytes=4 * MB) as world:
             client, engine = await world.client(), await world.engine()
@@ -67,7 +67,7 @@ def test_small_tasks_are_counted_by_their_number() -> None:
     run_virtual(main)
 
 
-def test_a_call_larger_than_the_limit_is_taken_when_nothing_else_is_held() -> None:
+def test_a_call_larger_than_the_limit_is_accepted_while_nothing_else_is_held() -> None:
     async def main() -> None:
         async with open_world(client_bytes=MB) as world:
             client, engine = await world.client(), await world.engine()
@@ -82,7 +82,7 @@ def test_a_call_larger_than_the_limit_is_taken_when_nothing_else_is_held() -> No
     run_virtual(main)
 
 
-def test_a_client_that_ignores_its_credit_is_refused_and_told_which_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submissions_beyond_the_credit_are_refused_with_the_name_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "OVERDRAFT_BYTES", 0)
 
     async def main() -> None:
@@ -107,7 +107,7 @@ def test_a_client_that_ignores_its_credit_is_refused_and_told_which_limit(monkey
     run_virtual(main)
 
 
-def test_plain_arguments_and_functions_count_too() -> None:
+def test_plain_arguments_and_functions_are_counted() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()
@@ -122,7 +122,7 @@ def test_plain_arguments_and_functions_count_too() -> None:
     run_virtual(main)
 
 
-def test_one_client_leaves_something_of_the_total_for_another() -> None:
+def test_one_client_leaves_a_part_of_the_total_for_another() -> None:
     async def main() -> None:
         async with open_world(total_bytes=16 * MB) as world:
             greedy, other = await world.client(), await world.client()
@@ -140,12 +140,12 @@ def test_one_client_leaves_something_of_the_total_for_another() -> None:
             greedy.leave(cancel=True)
             credit, _ = await heard_credit(world, other)
             assert credit
-            assert credit > MB  # it hears of it though nothing of its own has changed
+            assert credit > MB  # it is told although its own tasks have not changed
 
     run_virtual(main)
 
 
-def test_what_clients_leave_behind_counts_until_its_tasks_have_ended() -> None:
+def test_bytes_of_departed_clients_count_until_their_tasks_have_ended() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -163,19 +163,19 @@ def test_what_clients_leave_behind_counts_until_its_tasks_have_ended() -> None:
 
 
 async def rounds(world: World) -> None:
-    """Two rounds of the auditor."""
+    """Wait for two audits."""
     await trio.sleep(2 * world.server.config.heartbeat_s)
     await world.settle()
 
 
 async def results_of(world: World, client: FakeClient, engine: FakeEngine, count: int, size: int = MB) -> None:
-    """The client submits, and the engine answers as much as it is given."""
+    """Submit `count` tasks, and answer every call that the engine gets."""
     await client.submit(*["x"] * count)
     await work(world, engine, size)
 
 
 async def work(world: World, engine: FakeEngine, size: int = MB) -> None:
-    """The engine answers until it is given nothing more; what is gathered goes out between two."""
+    """Answer calls until the engine gets no more; gathered results are sent in between."""
     await world.settle()
     while engine.queued():
         await engine.finish(engine.take_call(), b"", [bytes(size)])
@@ -186,11 +186,11 @@ async def work(world: World, engine: FakeEngine, size: int = MB) -> None:
 def test_r34_a_client_that_reads_no_results_is_paused_until_it_has_read_half() -> None:
     async def main() -> None:
         async with open_world(client_bytes=4 * MB, hwm=1) as world:
-            deaf, other, engine = await world.client(), await world.client(), await world.engine()
-            deaf.acknowledging = False
-            await results_of(world, deaf, engine, 10)
-            assert len(deaf.ends) in (5, 6)  # what was sent to the engine before the pause ends all the same
-            last = deaf.full(10)
+            slow, other, engine = await world.client(), await world.client(), await world.engine()
+            slow.acknowledging = False
+            await results_of(world, slow, engine, 10)
+            assert len(slow.ends) in (5, 6)  # calls that were sent before the pause go on
+            last = slow.full(10)
             assert "unread results, more than client_bytes allows" in await other.ask("explain", last)
             row = (await other.ask("status"))["clients"][0]
             assert row["unread_bytes"] > 4 * MB
@@ -198,22 +198,22 @@ def test_r34_a_client_that_reads_no_results_is_paused_until_it_has_read_half() -
             task = await other.submit("y")
             await engine.finish(await engine.next_call())
             assert (await other.end_of(task)).outcome == "ok"
-            deaf.acknowledging = True
-            deaf.say(native.Ping(1))
+            slow.acknowledging = True
+            slow.say(native.Ping(1))
             await world.settle()
             assert (await other.ask("status"))["clients"][0]["paused"]
-            deaf.say(native.Ping(deaf.received - 1))
+            slow.say(native.Ping(slow.received - 1))
             await world.settle()
             assert (await other.ask("status"))["clients"][0]["paused"] == ""
             for _ in range(10):
-                deaf.say(deaf.ping())
+                slow.say(slow.ping())
                 await work(world, engine)
-            assert len(deaf.ends) == 10
+            assert len(slow.ends) == 10
 
     run_virtual(main)
 
 
-def test_r34_a_client_that_is_away_is_paused_too_and_loses_nothing() -> None:
+def test_r34_a_disconnected_client_is_paused_and_loses_nothing() -> None:
     async def main() -> None:
         async with open_world(client_bytes=4 * MB, hwm=1) as world:
             client, engine = await world.client(), await world.engine()
@@ -240,7 +240,7 @@ def test_r34_a_client_that_is_away_is_paused_too_and_loses_nothing() -> None:
     run_virtual(main)
 
 
-def test_memory_goes_back_when_most_of_it_was_released(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_returned_when_most_of_it_was_released(monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed = []
     monkeypatch.setattr(budget, "return_free_memory", lambda: trimmed.append(1))
     monkeypatch.setattr(budget, "TRIM_BYTES", 2 * MB)
@@ -308,10 +308,10 @@ def test_a_hello_that_is_too_large_is_answered_with_an_error() -> None:
                 ({"cwd": "x" * MB}, "cwd has 1,048,576 characters; the most is 4,096"),
                 ({"name": "x" * MB}, "name has 1,048,576 characters; the most is 1,000"),
             ):
-                stranger = await world.stranger()
+                newcomer = await world.newcomer()
                 token = world.running.connection.token
-                stranger.say(native.Hello(role="client", token=token, **hello))
-                error = await stranger.hear(native.Error)
+                newcomer.say(native.Hello(role="client", token=token, **hello))
+                error = await newcomer.hear(native.Error)
                 assert error.kind == "malformed"
                 assert why in error.message
             assert world.server.sessions.clients == {}
@@ -336,7 +336,7 @@ def test_refusals_that_are_kept_are_bounded_in_bytes(monkeypatch: pytest.MonkeyP
     run_virtual(main)
 
 
-def test_ids_in_options_and_functions_without_tasks_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_in_options_and_functions_without_tasks_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "OVERDRAFT_BYTES", 0)
 
     async def main() -> None:
@@ -372,7 +372,7 @@ def test_clients_that_ignore_their_credit_do_not_exceed_the_total_by_an_overdraf
     run_virtual(main)
 
 
-def test_a_client_may_have_under_way_what_it_was_promised_before_others_exceeded_the_total() -> None:
+def test_a_promise_made_before_others_exceeded_the_total_is_kept() -> None:
     async def main() -> None:
         async with open_world(total_bytes=64 * MB) as world:
             honest = await world.client()
@@ -389,7 +389,7 @@ def test_a_client_may_have_under_way_what_it_was_promised_before_others_exceeded
             told = honest.unheard(native.Accepted)[-1].credit_bytes
             assert told is not None
             assert 0 < told < 4 * MB
-            for _ in range(promised // MB - 1):  # sent before it heard that
+            for _ in range(promised // MB - 1):  # sent before the client learned that
                 submit(honest, **NOBODY)
             await world.settle()
             assert honest.unheard(native.Refused) == []
@@ -397,7 +397,7 @@ def test_a_client_may_have_under_way_what_it_was_promised_before_others_exceeded
     run_virtual(main)
 
 
-def test_what_departed_clients_leave_behind_is_bounded() -> None:
+def test_bytes_of_departed_clients_are_bounded() -> None:
     async def main() -> None:
         async with open_world(total_bytes=64 * MB) as world:
             for _ in range(60):
@@ -416,7 +416,7 @@ def test_what_departed_clients_leave_behind_is_bounded() -> None:
     run_virtual(main)
 
 
-def test_clients_that_left_while_their_tasks_go_on_count_against_max_clients() -> None:
+def test_departed_clients_with_unfinished_tasks_count_against_max_clients() -> None:
     async def main() -> None:
         async with open_world(max_clients=2) as world:
             engine = await world.engine()
@@ -425,10 +425,10 @@ def test_clients_that_left_while_their_tasks_go_on_count_against_max_clients() -
                 await client.submit("x")
                 client.leave()
                 await world.settle()
-            stranger = await world.stranger()
+            newcomer = await world.newcomer()
             token = world.running.connection.token
-            stranger.say(native.Hello(role="client", token=token))
-            error = await stranger.hear(native.Error)
+            newcomer.say(native.Hello(role="client", token=token))
+            error = await newcomer.hear(native.Error)
             assert error.kind == "too_many"
             assert "2 clients left while their tasks go on; max_clients is 2" in error.message
             for _ in range(2):

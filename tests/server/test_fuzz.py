@@ -13,7 +13,7 @@ from trio_sched.wire import native
 
 
 def samples(rng: random.Random) -> list[bytes]:
-    """One message of each type that a peer may send, with odd values."""
+    """Return one message of each type that a peer may send, with extreme values."""
     odd: Any = rng.choice((0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63), 2**64 - 1))
     call = native.Call(1, b"x", b"body", odd % 3, options=native.Options(after=[odd], priority=odd, timeout_s=1e308))
     messages: list[Any] = [
@@ -36,7 +36,7 @@ def samples(rng: random.Random) -> list[bytes]:
 
 
 def garbled(data: bytes, rng: random.Random) -> bytes:
-    """Some of its bytes changed, or none."""
+    """Return the message with some bytes changed, or none."""
     changed = bytearray(data)
     for _ in range(rng.choice((0, 0, 1, 2, 5))):
         at = rng.randrange(len(changed))
@@ -45,26 +45,26 @@ def garbled(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_r25_whatever_is_sent_the_server_goes_on(seed: int) -> None:
+def test_r25_the_server_survives_every_mutated_message(seed: int) -> None:
     rng = random.Random(seed)
 
     async def main() -> None:
         async with open_world(max_clients=10**6, max_engines=10**6) as world:
             for _ in range(15):
                 nanny = await world.nanny()
-                peers = [await world.client(), await world.engine(nanny=nanny.number), nanny, await world.stranger()]
+                peers = [await world.client(), await world.engine(nanny=nanny.number), nanny, await world.newcomer()]
                 for _ in range(20):
                     for peer in peers:
                         peer.say_raw([garbled(rng.choice(samples(rng)), rng), *[b"frame"] * rng.choice((0, 0, 0, 1))])
                 await world.settle()
             client = await world.client()
-            engine = await world.engine(eager=True)  # those above answer for nothing
+            engine = await world.engine(eager=True)  # the engines above answer nothing
             assert (await client.end_of(await client.submit("x", targets=[engine.number]))).outcome == "ok"
 
     run_virtual(main)
 
 
-def test_r25_arguments_that_could_not_be_sent_on_are_not_taken() -> None:
+def test_r25_arguments_that_cannot_be_encoded_are_rejected() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine(eager=True)

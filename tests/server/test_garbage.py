@@ -1,4 +1,4 @@
-"""R25 and R26: what is wrong changes nothing, is counted by reason, and answered where the sender is known."""
+"""R25 and R26: malformed messages change nothing, are counted by reason, and answered where the sender is known."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from trio_sched.wire import native
 @pytest.mark.parametrize(
     "garbage", [b"", b"\xff\xff", b"{}", b"\x81\xa4type\xa5hello", b"\x93\x01\x02\x03", b"x" * 5000]
 )
-def test_r25_garbage_from_a_stranger_is_counted_and_not_answered(garbage: bytes) -> None:
+def test_r25_malformed_messages_of_unauthenticated_peers_are_counted_and_not_answered(garbage: bytes) -> None:
     async def main() -> None:
         async with open_world() as world:
-            stranger = await world.stranger()
-            stranger.say_raw([garbage])
+            newcomer = await world.newcomer()
+            newcomer.say_raw([garbage])
             await world.settle()
-            assert stranger.heard == []
+            assert newcomer.heard == []
             assert world.server.hub.counters["malformed"] + world.server.hub.counters["unknown_type"] == 1
 
     run_virtual(main)
 
 
-def test_r25_an_empty_message_is_nothing() -> None:
+def test_r25_an_empty_message_is_malformed() -> None:
     async def main() -> None:
         async with open_world() as world:
-            stranger = await world.stranger()
-            stranger.say_raw([])
+            newcomer = await world.newcomer()
+            newcomer.say_raw([])
             await world.settle()
             assert world.server.hub.counters == {"malformed": 1}
 
@@ -52,7 +52,7 @@ def test_r25_an_empty_message_is_nothing() -> None:
         (native.encode(native.Submit([native.Call(n) for n in range(1, 12)])), "too_large"),
     ],
 )
-def test_r25_a_client_hears_what_was_wrong(message: bytes, kind: str) -> None:
+def test_r25_a_client_is_told_why_its_message_was_rejected(message: bytes, kind: str) -> None:
     async def main() -> None:
         async with open_world(max_tasks_per_message=10) as world:
             client = await world.client()
@@ -65,12 +65,12 @@ def test_r25_a_client_hears_what_was_wrong(message: bytes, kind: str) -> None:
     run_virtual(main)
 
 
-def test_r25_an_unknown_version_is_told_what_to_do() -> None:
+def test_r25_the_error_for_an_unknown_version_names_the_remedy() -> None:
     async def main() -> None:
         async with open_world() as world:
-            stranger = await world.stranger()
-            stranger.say(native.Hello(role="client", version=99, token=world.running.connection.token))
-            error = await stranger.hear(native.Error)
+            newcomer = await world.newcomer()
+            newcomer.say(native.Hello(role="client", version=99, token=world.running.connection.token))
+            error = await newcomer.hear(native.Error)
             assert error.kind == "unknown_version"
             assert "install the same trio_sched" in error.message
 
@@ -78,26 +78,26 @@ def test_r25_an_unknown_version_is_told_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("role", ["client", "engine", "nanny"])
-def test_r25_without_the_role_s_token_nobody_gets_in(role: Any) -> None:
+def test_r25_a_hello_without_the_token_of_its_role_is_rejected(role: Any) -> None:
     async def main() -> None:
         async with open_world() as world:
             connection = world.running.engine_connection if role == "client" else world.running.connection
             for token in ("", "guess", connection.token):
-                stranger = await world.stranger()
-                stranger.say(native.Hello(role=role, token=token))
-                assert (await stranger.hear(native.Error)).kind == "unauthenticated"
+                newcomer = await world.newcomer()
+                newcomer.say(native.Hello(role=role, token=token))
+                assert (await newcomer.hear(native.Error)).kind == "unauthenticated"
             assert list(world.server.sessions) == []
 
     run_virtual(main)
 
 
-def test_r25_a_stranger_s_submission_is_not_taken() -> None:
+def test_r25_a_submission_of_an_unauthenticated_peer_is_rejected() -> None:
     async def main() -> None:
         async with open_world() as world:
-            stranger = await world.stranger()
-            stranger.returning = False
-            stranger.say(native.Submit([native.Call(1)]))
-            assert (await stranger.hear(native.Error)).kind == "unknown_peer"
+            newcomer = await world.newcomer()
+            newcomer.returning = False
+            newcomer.say(native.Submit([native.Call(1)]))
+            assert (await newcomer.hear(native.Error)).kind == "unknown_peer"
             assert not world.server.scheduler.tasks
 
     run_virtual(main)
@@ -111,12 +111,12 @@ def test_r25_a_stranger_s_submission_is_not_taken() -> None:
         *({"resources": {"gpu": amount}} for amount in (-1.0, 1e300, float("nan"))),
     ],
 )
-def test_r25_an_engine_that_makes_no_sense_is_not_taken(hello: dict[str, Any]) -> None:
+def test_r25_a_hello_of_an_engine_with_values_out_of_range_is_rejected(hello: dict[str, Any]) -> None:
     async def main() -> None:
         async with open_world() as world:
-            stranger = await world.stranger()
-            stranger.say(native.Hello(role="engine", token=world.running.engine_connection.token, **hello))
-            assert (await stranger.hear(native.Error)).kind == "malformed"
+            newcomer = await world.newcomer()
+            newcomer.say(native.Hello(role="engine", token=world.running.engine_connection.token, **hello))
+            assert (await newcomer.hear(native.Error)).kind == "malformed"
             assert not world.server.sessions.engines
 
     run_virtual(main)
@@ -126,9 +126,9 @@ def test_r25_an_engine_that_makes_no_sense_is_not_taken(hello: dict[str, Any]) -
 def test_r32_a_weight_that_would_distort_fair_share_is_refused(weight: float) -> None:
     async def main() -> None:
         async with open_world() as world:
-            stranger = await world.stranger()
-            stranger.say(native.Hello(role="client", token=world.running.connection.token, weight=weight))
-            error = await stranger.hear(native.Error)
+            newcomer = await world.newcomer()
+            newcomer.say(native.Hello(role="client", token=world.running.connection.token, weight=weight))
+            error = await newcomer.hear(native.Error)
             assert error.message == f"weight is {weight}; it must be from 0.001 to 1,000"
             assert not world.server.sessions.clients
 
@@ -177,7 +177,7 @@ def test_r32_counts_and_ids_out_of_range_change_nothing(message: native.Message)
         ({"after_success": False}, "success"),
     ],
 )
-def test_r25_a_submission_that_makes_no_sense_is_refused_by_itself(options: dict[str, Any], reason: str) -> None:
+def test_r25_a_submission_with_wrong_options_is_refused_alone(options: dict[str, Any], reason: str) -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine(eager=True)
@@ -194,7 +194,7 @@ def test_r25_a_submission_that_makes_no_sense_is_refused_by_itself(options: dict
     run_virtual(main)
 
 
-def test_r25_a_function_that_is_not_what_its_digest_says_is_not_taken() -> None:
+def test_r25_a_function_with_a_wrong_digest_is_not_kept() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()
@@ -205,7 +205,7 @@ def test_r25_a_function_that_is_not_what_its_digest_says_is_not_taken() -> None:
     run_virtual(main)
 
 
-def test_r25_a_client_that_ignores_its_credit_is_not_listened_to() -> None:
+def test_r25_a_message_beyond_twice_the_credit_is_rejected() -> None:
     async def main() -> None:
         async with open_world(credit=5) as world:
             client = await world.client()
@@ -224,23 +224,23 @@ def test_r25_limits_of_clients_and_engines() -> None:
                 ("client", world.running.connection.token),
                 ("engine", world.running.engine_connection.token),
             ):
-                stranger = await world.stranger()
-                stranger.say(native.Hello(role=role, token=token))  # type: ignore[arg-type]  # both are roles
-                error = await stranger.hear(native.Error)
+                newcomer = await world.newcomer()
+                newcomer.say(native.Hello(role=role, token=token))  # type: ignore[arg-type]  # both are roles
+                error = await newcomer.hear(native.Error)
                 assert error.kind == "too_many"
                 assert "is 1" in error.message
-            assert (await client.rejoin()).resumed  # those who are in already may come back
+            assert (await client.rejoin()).resumed  # sessions that exist may be resumed
             assert (await engine.rejoin()).resumed
 
     run_virtual(main)
 
 
-def test_r25_a_flood_of_garbage_is_not_a_flood_of_logs(caplog: pytest.LogCaptureFixture) -> None:
+def test_r25_a_flood_of_malformed_messages_makes_few_log_events(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with open_world() as world:
-            stranger = await world.stranger()
+            newcomer = await world.newcomer()
             for _ in range(1000):
-                stranger.say_raw([b"secret payload \xff"])
+                newcomer.say_raw([b"secret payload \xff"])
             await world.settle()
             assert world.server.hub.counters["malformed"] == 1000
 
@@ -250,7 +250,7 @@ def test_r25_a_flood_of_garbage_is_not_a_flood_of_logs(caplog: pytest.LogCapture
     assert "secret" not in logged
 
 
-def test_r26_an_engine_that_answers_for_a_task_it_never_had_does_no_harm() -> None:
+def test_r26_answers_for_tasks_that_the_engine_never_had_are_counted_and_ignored() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -273,12 +273,12 @@ def test_r26_an_engine_that_answers_for_a_task_it_never_had_does_no_harm() -> No
     run_virtual(main)
 
 
-def test_r26_a_nanny_cannot_bury_another_s_engine() -> None:
+def test_r26_a_nanny_cannot_report_the_death_of_another_nanny_s_engine() -> None:
     async def main() -> None:
         async with open_world() as world:
-            nanny, stranger = await world.nanny(), await world.nanny()
+            nanny, newcomer = await world.nanny(), await world.nanny()
             engine = await world.engine(nanny=nanny.number)
-            stranger.report_death(engine)
+            newcomer.report_death(engine)
             await world.settle()
             assert engine.number in world.server.sessions.engines
             assert world.server.hub.counters["death_of_unknown"] == 1
@@ -286,7 +286,7 @@ def test_r26_a_nanny_cannot_bury_another_s_engine() -> None:
     run_virtual(main)
 
 
-def test_r26_leaving_twice_does_no_harm() -> None:
+def test_r26_a_repeated_departure_is_ignored() -> None:
     async def main() -> None:
         async with open_world() as world:
             nanny = await world.nanny()
@@ -325,7 +325,7 @@ def test_messages_larger_than_the_limit_close_the_connection() -> None:
     run_virtual(main)
 
 
-def test_a_stranger_list_does_not_grow_without_bound() -> None:
+def test_the_number_of_remembered_unauthenticated_connections_is_bounded() -> None:
     async def main() -> None:
         async with open_world() as world:
             dealers = [world.connect() for _ in range(1100)]

@@ -1,4 +1,4 @@
-"""R31: what an engine sent before it left is handled before its leaving; results and comings go before submissions."""
+"""R31: messages of an engine are handled before its departure; results and joins before submissions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trio_sched.testing import open_world, run_virtual
 from trio_sched.wire import native
 
 
-def test_r31_what_an_engine_sent_before_its_bye_counts() -> None:
+def test_r31_results_sent_before_a_bye_count() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -30,7 +30,9 @@ def test_r31_what_an_engine_sent_before_its_bye_counts() -> None:
 
 @pytest.mark.parametrize("is_one_burst", [True, False])
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_r31_what_an_engine_sent_before_its_death_counts(order: tuple[int, ...], is_one_burst: bool) -> None:
+def test_r31_results_sent_before_a_reported_death_count_whichever_reader_runs_first(
+    order: tuple[int, ...], is_one_burst: bool
+) -> None:
     """The reader of engines' messages runs before or after that of nannies' messages, and the actor in between."""
     by_hand = SteppedServer()
     client, nanny = by_hand.client(), by_hand.nanny()
@@ -51,7 +53,7 @@ def test_r31_what_an_engine_sent_before_its_death_counts(order: tuple[int, ...],
     assert by_hand.server.scheduler.counters == {}
 
 
-def test_r31_the_deaths_that_a_nanny_reports_before_its_bye_count() -> None:
+def test_r31_deaths_that_a_nanny_reports_before_its_bye_count() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, nanny = await world.client(), await world.nanny()
@@ -69,7 +71,7 @@ def test_r31_the_deaths_that_a_nanny_reports_before_its_bye_count() -> None:
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_what_a_client_that_was_away_says_before_its_hello_is_counted_once(order: tuple[int, ...]) -> None:
+def test_submissions_sent_over_a_former_connection_before_the_hello_are_counted_once(order: tuple[int, ...]) -> None:
     """A process that was suspended sends what it has to say before it knows that its connection was given up."""
     by_hand = SteppedServer()
     client = by_hand.client()
@@ -127,7 +129,7 @@ def test_r31_a_step_handles_results_then_notifications_then_a_slice_of_submissio
     run_virtual(main)
 
 
-def test_r31_a_flood_of_submissions_does_not_keep_results_waiting() -> None:
+def test_r31_a_flood_of_submissions_does_not_delay_results() -> None:
     async def main() -> None:
         async with open_world(submissions_per_turn=10, hwm=1) as world:
             flood, client = await world.client(), await world.client()

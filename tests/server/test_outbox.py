@@ -1,15 +1,27 @@
-"""The outbox: gathering, credit, windows, and slow peers that delay nobody else."""
+"""The outbox: gathering, credit, windows, and slow peers that delay no other peer."""
 
 from __future__ import annotations
 
 import pytest
 import trio
 
+from tests.server.stepped_server import SteppedServer
+from trio_sched.core.effects import Accept, AssignTask, ForgetEngine, ForgetSession
+from trio_sched.core.events import (
+    ClientJoined,
+    ClientLeft,
+    EngineJoined,
+    EngineLost,
+    TaskFinished,
+    TaskSpec,
+    TaskSubmitted,
+)
+from trio_sched.server.hub import TaskEffect
 from trio_sched.testing import open_world, run_virtual
 from trio_sched.wire import native
 
 
-def test_a_result_that_nothing_follows_goes_out_at_once() -> None:
+def test_the_last_expected_result_is_sent_at_once() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine(eager=True)
@@ -17,19 +29,19 @@ def test_a_result_that_nothing_follows_goes_out_at_once() -> None:
             began = trio.current_time()
             for _ in range(100):
                 await client.end_of(await client.submit("x"))
-            assert trio.current_time() == began  # virtual time: nothing waited for a clock
+            assert trio.current_time() == began  # virtual time: no task waited for a clock
 
     run_virtual(main)
 
 
-def test_results_are_gathered_for_a_millisecond_when_the_line_is_busy() -> None:
+def test_results_are_gathered_for_a_millisecond_when_others_were_just_sent() -> None:
     async def main() -> None:
         async with open_world(hwm=0) as world:
             client, engine = await world.client(), await world.engine()
             await client.submit(*(str(n) for n in range(10)))
             calls = [await engine.next_call() for _ in range(10)]
             await engine.finish(calls[0])
-            await client.end_of(calls[0].id)  # the line was quiet: at once
+            await client.end_of(calls[0].id)  # none was sent before: at once
             began = trio.current_time()
             for call in calls[1:5]:
                 await engine.finish(call)
@@ -41,12 +53,12 @@ def test_results_are_gathered_for_a_millisecond_when_the_line_is_busy() -> None:
     run_virtual(main)
 
 
-def test_credit_comes_back_with_results_and_by_itself() -> None:
+def test_credit_is_returned_with_results_and_by_itself() -> None:
     async def main() -> None:
         async with open_world(credit=80, hwm=0) as world:
             client = await world.client()
             assert client.welcome.credit == 80
-            await client.submit(*"abcdefghij")  # an eighth
+            await client.submit(*"abcdefghij")  # an eighth of the credit
             assert (await client.hear(native.Accepted)).accepted == 10
             began = trio.current_time()
             await client.submit("k")
@@ -59,7 +71,7 @@ def test_credit_comes_back_with_results_and_by_itself() -> None:
     run_virtual(main)
 
 
-def test_a_client_s_window_holds_back_its_results_and_nobody_else_s() -> None:
+def test_a_full_window_of_a_client_delays_only_its_own_results() -> None:
     async def main() -> None:
         async with open_world(window_bytes=4096) as world:
             slow, quick = await world.client(), await world.client()
@@ -80,7 +92,7 @@ def test_a_client_s_window_holds_back_its_results_and_nobody_else_s() -> None:
     run_virtual(main)
 
 
-def test_an_engine_s_window_holds_back_calls_until_it_answers() -> None:
+def test_a_full_window_of_an_engine_delays_calls_until_it_answers() -> None:
     async def main() -> None:
         async with open_world(window_bytes=4096, hwm=0) as world:
             client, engine = await world.client(), await world.engine()
@@ -95,7 +107,7 @@ def test_an_engine_s_window_holds_back_calls_until_it_answers() -> None:
     run_virtual(main)
 
 
-def test_a_call_that_waits_for_the_window_is_recalled_without_asking_the_engine() -> None:
+def test_a_call_that_was_never_sent_is_recalled_without_the_engine() -> None:
     async def main() -> None:
         async with open_world(window_bytes=1024, hwm=0) as world:
             client, engine = await world.client(), await world.engine()
@@ -151,7 +163,7 @@ def test_one_message_carries_a_whole_turn() -> None:
     run_virtual(main)
 
 
-def test_r28_nothing_is_made_while_nobody_listens() -> None:
+def test_r28_no_events_are_made_without_a_monitor() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()
@@ -170,7 +182,7 @@ def test_r28_nothing_is_made_while_nobody_listens() -> None:
     run_virtual(main)
 
 
-def test_r28_monitors_hear_what_happens() -> None:
+def test_r28_a_monitor_gets_the_events_in_order() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, monitor = await world.client(), await world.client()
@@ -191,7 +203,7 @@ def test_r28_monitors_hear_what_happens() -> None:
     run_virtual(main)
 
 
-def test_r28_a_monitor_that_leaves_is_not_told_any_more() -> None:
+def test_r28_monitoring_ends_when_the_monitor_leaves() -> None:
     async def main() -> None:
         async with open_world() as world:
             monitor = await world.client()
@@ -203,7 +215,7 @@ def test_r28_a_monitor_that_leaves_is_not_told_any_more() -> None:
     run_virtual(main)
 
 
-def test_r28_a_monitor_that_does_not_keep_up_misses_events() -> None:
+def test_r28_a_slow_monitor_misses_events() -> None:
     async def main() -> None:
         async with open_world(window_bytes=1024, heartbeat_s=100.0) as world:
             client, monitor = await world.client(), await world.client()
@@ -220,3 +232,34 @@ def test_r28_a_monitor_that_does_not_keep_up_misses_events() -> None:
             assert world.server.hub.counters["events_missed"] == missed
 
     run_virtual(main)
+
+
+class EffectRecorder:
+    """A front that keeps the effects for its ids."""
+
+    def __init__(self) -> None:
+        self.effects: list[TaskEffect] = []
+
+    def take(self, effect: TaskEffect) -> None:
+        self.effects.append(effect)
+
+
+def test_effects_for_foreign_ids_reach_only_the_front_that_made_the_ids() -> None:
+    by_hand = SteppedServer()
+    recorder = EffectRecorder()
+    by_hand.server.hub.register_effect_handler(recorder)
+    client = by_hand.client()
+    client.submit_nowait("x")
+    client.leave()
+    by_hand.work()
+    inbox = by_hand.server.inbox
+    inbox.add_notifications([ClientJoined("c"), EngineJoined("e", kind="foreign")])
+    inbox.add_submissions([TaskSubmitted("c", "t", None, TaskSpec(kind="foreign")), ClientLeft("c")])
+    inbox.add_results([])
+    by_hand.step()
+    inbox.add_results([TaskFinished("e", "t", "ok")])
+    inbox.add_notifications([EngineLost("e", confirmed=True)])
+    by_hand.step()
+    assert [type(effect) for effect in recorder.effects] == [Accept, AssignTask, ForgetSession, ForgetEngine]
+    with pytest.raises(ValueError, match="another front"):
+        by_hand.server.hub.register_effect_handler(recorder)

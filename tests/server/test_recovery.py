@@ -1,4 +1,4 @@
-"""R33: an exception in the scheduler ends what it was about, is counted and logged, and the server goes on."""
+"""R33: an exception ends only the event that raised it, is counted and logged, and the server goes on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from trio_sched.wire import native
 
 
 class Fault(RuntimeError):
-    """Raised where no exception is expected."""
+    """An injected exception."""
 
 
 def raising(method: Callable[..., Any], is_due: Callable[..., bool]) -> Callable[..., Any]:
-    """The method, which raises when it is due."""
+    """Return the method, wrapped so that it raises when `is_due` says so."""
 
     def wrapper(*arguments: Any, **keywords: Any) -> Any:
         if is_due(*arguments):
@@ -86,7 +86,7 @@ PLACES = [
 
 @pytest.fixture
 def _quiet() -> Iterator[None]:
-    """Faults are the point here; their logs would be long."""
+    """Silence the log events of the injected faults."""
     logging.getLogger("trio_sched").setLevel(logging.CRITICAL)
     yield
     logging.getLogger("trio_sched").setLevel(logging.NOTSET)
@@ -94,7 +94,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_quiet")
 @pytest.mark.parametrize("seed", range(8))
-def test_r33_nothing_is_lost_whatever_raises(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r33_nothing_is_lost_when_methods_of_the_core_raise(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random faults of peers, and random exceptions in methods of the core. The simulator checks the invariants after
     each step, and in the end that each accepted submission has one end."""
     rng = random.Random(seed)
@@ -174,8 +174,8 @@ def test_r33_a_submission_that_raises_is_refused_and_the_batch_goes_on(monkeypat
     run_virtual(main)
 
 
-def test_r33_a_task_that_cannot_be_dispatched_is_ended_and_those_behind_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It raises each time that it is looked at, so the one that the traceback names must go."""
+def test_r33_a_task_whose_dispatch_raises_is_ended_and_later_tasks_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dispatch of the task raises each time, so the task that the traceback names is ended."""
 
     async def main() -> None:
         async with open_world() as world:
@@ -194,7 +194,7 @@ def test_r33_a_task_that_cannot_be_dispatched_is_ended_and_those_behind_it_go(mo
     run_virtual(main)
 
 
-def test_r33_when_nothing_helps_all_tasks_end_and_the_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r33_when_recovery_fails_all_tasks_end_and_the_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine(eager=True)
@@ -207,7 +207,7 @@ def test_r33_when_nothing_helps_all_tasks_end_and_the_server_goes_on(monkeypatch
     run_virtual(main)
 
 
-def test_r33_what_cannot_be_sent_to_one_peer_ends_its_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r33_an_exception_while_sending_ends_only_the_connection_of_that_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with open_world() as world:
             one, other = await world.client(), await world.client()
@@ -229,7 +229,7 @@ def test_r33_what_cannot_be_sent_to_one_peer_ends_its_connection_only(monkeypatc
     run_virtual(main)
 
 
-def test_r33_a_question_whose_answer_raises_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r33_a_query_whose_handler_raises_is_answered_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()

@@ -1,4 +1,4 @@
-"""Clients that go and come back: nothing is lost, nothing runs or arrives twice (R1, R27)."""
+"""Sessions that end and resume: nothing is lost, nothing runs or arrives twice (R1, R27)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trio_sched.testing import FakeClient, World, open_world, run_virtual
 from trio_sched.wire import native
 
 
-def test_r27_results_wait_for_a_client_that_is_away() -> None:
+def test_r27_results_are_kept_for_a_disconnected_client() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -23,7 +23,7 @@ def test_r27_results_wait_for_a_client_that_is_away() -> None:
     run_virtual(main)
 
 
-def test_r27_what_was_not_acknowledged_is_sent_again() -> None:
+def test_r27_unacknowledged_results_are_sent_again() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine(eager=True)
@@ -45,7 +45,7 @@ def test_r27_what_was_not_acknowledged_is_sent_again() -> None:
     run_virtual(main)
 
 
-def test_submissions_that_did_not_arrive_are_named_by_the_welcome() -> None:
+def test_the_welcome_says_how_many_submissions_arrived() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()
@@ -62,7 +62,7 @@ def test_submissions_that_did_not_arrive_are_named_by_the_welcome() -> None:
     run_virtual(main)
 
 
-def test_a_refusal_is_told_again_too() -> None:
+def test_an_unacknowledged_refusal_is_sent_again() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()
@@ -114,22 +114,22 @@ def test_a_session_of_another_instance_is_not_resumed() -> None:
     run_virtual(main)
 
 
-def test_a_client_falls_silent_and_is_answered_again_when_it_speaks() -> None:
+def test_a_silent_client_is_forgotten_and_renewed_when_it_sends_again() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine(eager=True)
             assert engine.number
             client.beating = False
             await trio.sleep(30)
-            assert client.number not in world.server.sessions.clients  # nothing of it was left
+            assert client.number not in world.server.sessions.clients  # its session was empty
             client.beating = True
-            assert (await client.hear(native.Welcome)).renewed  # it was told that nobody knows it, and said Hello
+            assert (await client.hear(native.Welcome)).renewed  # it got an unknown_peer error, and said Hello
             assert (await client.end_of(await client.submit("x"))).outcome == "ok"
 
     run_virtual(main)
 
 
-def test_r22_nobody_waits_for_ever_for_a_client() -> None:
+def test_r22_unread_results_expire_after_keep_results_s() -> None:
     async def main() -> None:
         async with open_world(keep_results_s=100.0) as world:
             client, engine = await world.client(), await world.engine()
@@ -148,13 +148,13 @@ def test_r22_nobody_waits_for_ever_for_a_client() -> None:
     run_virtual(main)
 
 
-def test_a_session_of_which_nothing_is_left_is_forgotten_soon_and_renewed() -> None:
+def test_an_empty_session_is_forgotten_after_keep_idle_s_and_renewed() -> None:
     async def main() -> None:
         async with open_world(keep_idle_s=5.0) as world:
             client, engine = await world.client(), await world.engine(eager=True)
             first = await client.submit("x", fn=b"f")
             await client.end_of(first)
-            await trio.sleep(3)  # its ping acknowledges the result
+            await trio.sleep(3)  # a ping acknowledges the result
             number = client.number
             client.dealer.cut()
             client.beating = False
@@ -167,7 +167,7 @@ def test_a_session_of_which_nothing_is_left_is_forgotten_soon_and_renewed() -> N
             assert not world.server.scheduler.archive.get(first).result  # type: ignore[union-attr]
             welcome = await client.rejoin()
             assert (welcome.session, welcome.renewed, welcome.accepted) == (number, True, 1)
-            client._functions.clear()  # they are to be sent again
+            client._functions.clear()  # the functions have to be sent again
             second = await client.submit("y", fn=b"f", after=[first])
             assert (await client.end_of(second)).outcome == "ok"
             assert client.received == 2
@@ -236,7 +236,7 @@ def test_a_session_that_comes_back_just_after_the_audit_that_ended_it_is_renewed
 
 
 def test_a_session_that_gives_way_and_is_renewed_in_one_turn_is_kept() -> None:
-    """The core says in that turn that the earlier session is forgotten; the later one is not meant."""
+    """The ForgetSession of that turn is about the earlier session and not about the renewed one."""
     by_hand = SteppedServer(max_clients=2)
     first, second = by_hand.client(), by_hand.client()
     number = first.number
@@ -255,7 +255,7 @@ def test_a_session_that_gives_way_and_is_renewed_in_one_turn_is_kept() -> None:
     assert second.number not in by_hand.server.sessions.departed
 
 
-def test_nobody_renews_a_session_without_its_secret_or_while_its_tasks_run() -> None:
+def test_a_session_is_not_renewed_without_its_secret_or_while_its_tasks_run() -> None:
     async def main() -> None:
         async with open_world(keep_results_s=20.0) as world:
             client = await world.client()
@@ -279,7 +279,7 @@ async def many(world: World, count: int) -> list[FakeClient]:
     return [await world.client() for _ in range(count)]
 
 
-def test_the_dead_give_way_when_there_are_as_many_clients_as_may_be() -> None:
+def test_unreachable_clients_give_way_at_max_clients() -> None:
     async def main() -> None:
         async with open_world(max_clients=5, keep_idle_s=1e6) as world:
             dead = await many(world, 5)
@@ -289,14 +289,14 @@ def test_the_dead_give_way_when_there_are_as_many_clients_as_may_be() -> None:
             first = dead[0].number
             newcomer = await world.client()
             assert newcomer.number
-            assert first not in world.server.sessions.clients  # the one that was not heard for longest
+            assert first not in world.server.sessions.clients  # the one that was silent for the longest time
             assert len(world.server.sessions.clients) == 5
-            assert (await dead[0].rejoin()).renewed  # another one gave way
+            assert (await dead[0].rejoin()).renewed  # another client gave way
 
     run_virtual(main)
 
 
-def test_those_that_are_there_and_those_that_something_is_left_of_do_not_give_way() -> None:
+def test_connected_clients_and_clients_with_tasks_or_results_do_not_give_way() -> None:
     async def main() -> None:
         async with open_world(max_clients=3, keep_idle_s=1e6) as world:
             alive, busy, unread = await many(world, 3)
@@ -308,9 +308,9 @@ def test_those_that_are_there_and_those_that_something_is_left_of_do_not_give_wa
                 client.dealer.cut()
             calls = [await engine.next_call(), await engine.next_call()]
             await engine.finish(next(call for call in calls if call.body == b"y"))
-            stranger = await world.stranger(world.running.connection.token)
-            stranger.say(stranger.hello())
-            error = await stranger.hear(native.Error)
+            newcomer = await world.newcomer(world.running.connection.token)
+            newcomer.say(newcomer.hello())
+            error = await newcomer.hear(native.Error)
             assert error.kind == "too_many"
             assert "max_clients is 3" in error.message
             assert len(world.server.sessions.clients) == 3
@@ -320,20 +320,20 @@ def test_those_that_are_there_and_those_that_something_is_left_of_do_not_give_wa
     run_virtual(main)
 
 
-def test_a_search_that_found_nobody_is_not_repeated_at_once() -> None:
+def test_a_failed_search_for_an_idle_client_is_not_repeated_at_once() -> None:
     async def main() -> None:
         async with open_world(max_clients=2) as world:
             alive = await many(world, 2)
-            stranger = await world.stranger(world.running.connection.token)
+            newcomer = await world.newcomer(world.running.connection.token)
             for _ in range(10):
-                stranger.say(stranger.hello())
-                await stranger.hear(native.Error)
+                newcomer.say(newcomer.hello())
+                await newcomer.hear(native.Error)
             assert len(alive[0].unheard(native.Pong)) == 1
 
     run_virtual(main)
 
 
-def test_a_session_that_is_named_does_not_get_past_the_limit() -> None:
+def test_naming_a_session_does_not_bypass_the_limits() -> None:
     async def main() -> None:
         async with open_world(max_clients=1, max_engines=1) as world:
             await world.client()
@@ -342,20 +342,20 @@ def test_a_session_that_is_named_does_not_get_past_the_limit() -> None:
                 ("client", world.running.connection.token),
                 ("engine", world.running.engine_connection.token),
             ):
-                stranger = await world.stranger()
-                stranger.say(native.Hello(role=role, token=token, session=77, secret="?"))  # type: ignore[arg-type]
-                assert (await stranger.hear(native.Error)).kind == "too_many"
+                newcomer = await world.newcomer()
+                newcomer.say(native.Hello(role=role, token=token, session=77, secret="?"))  # type: ignore[arg-type]
+                assert (await newcomer.hear(native.Error)).kind == "too_many"
 
     run_virtual(main)
 
 
-def test_administrators_get_in_when_it_is_full_and_submit_nothing() -> None:
+def test_admin_sessions_are_opened_beyond_max_clients_and_submit_nothing() -> None:
     async def main() -> None:
         async with open_world(max_clients=1, max_admins=2) as world:
             busy = await world.client()
             task = await busy.submit("x")
             admins = [await world.client(admin=True) for _ in range(5)]
-            assert len(world.server.sessions.admins) == 2  # the one not heard for longest gives way
+            assert len(world.server.sessions.admins) == 2  # the one that was silent for the longest time gives way
             assert len(world.server.scheduler.clients) == 1
             admin = admins[-1]
             admin.say(native.Query(1, "status"))
@@ -375,7 +375,7 @@ def test_administrators_get_in_when_it_is_full_and_submit_nothing() -> None:
     run_virtual(main)
 
 
-def test_r27_a_client_that_says_good_bye_leaves_its_tasks_running() -> None:
+def test_r27_tasks_go_on_after_a_bye() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -391,7 +391,7 @@ def test_r27_a_client_that_says_good_bye_leaves_its_tasks_running() -> None:
     run_virtual(main)
 
 
-def test_r27_unless_it_asks_otherwise() -> None:
+def test_r27_tasks_are_cancelled_after_a_bye_that_asks_for_it() -> None:
     async def main() -> None:
         async with open_world() as world:
             leaving, dying = await world.client(), await world.client(cancel_on_leave=True)
@@ -406,7 +406,7 @@ def test_r27_unless_it_asks_otherwise() -> None:
     run_virtual(main)
 
 
-def test_r27_a_closed_connection_is_not_yet_a_departure() -> None:
+def test_r27_a_lost_connection_does_not_end_a_session() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client(cancel_on_leave=True)
@@ -428,13 +428,13 @@ def test_r27_a_closed_connection_is_not_yet_a_departure() -> None:
     run_virtual(main)
 
 
-def test_r27_what_is_read_after_the_connection_was_found_closed_counts() -> None:
+def test_r27_messages_read_after_the_connection_was_lost_count() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
             await client.submit("x", "y")
-            client.dealer.cut()  # behind its last words, which wait to be read
-            await engine.finish(await engine.next_call())  # the scheduler cannot tell it, and gives its connection up
+            client.dealer.cut()  # its last messages wait to be read
+            await engine.finish(await engine.next_call())  # the send fails, and the connection is given up
             await world.settle()
             assert world.server.sessions.clients[client.number].connection is None
 
@@ -449,14 +449,14 @@ def test_r27_what_is_read_after_the_connection_was_found_closed_counts() -> None
             assert client.number not in world.server.sessions.clients
             recalled = await engine.hear(native.Recall)
             assert recalled.tasks == [client.full(2), client.full(3)]
-            said(native.Bye())  # as a stranger
+            said(native.Bye())  # without a session
             await world.settle()
             assert world.server.hub.counters == {"unknown_peer": 1}
 
     run_virtual(main)
 
 
-def test_r31_what_engines_and_nannies_sent_before_they_were_found_gone_counts() -> None:
+def test_r31_messages_of_engines_and_nannies_read_after_their_connection_was_lost_count() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, nanny = await world.client(), await world.nanny()
@@ -481,7 +481,7 @@ def test_r31_what_engines_and_nannies_sent_before_they_were_found_gone_counts() 
     run_virtual(main)
 
 
-def test_r27_an_old_connection_s_good_bye_does_not_end_a_session_that_is_back() -> None:
+def test_r27_a_bye_over_an_earlier_connection_does_not_end_a_resumed_session() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine(eager=True)
@@ -494,10 +494,10 @@ def test_r27_an_old_connection_s_good_bye_does_not_end_a_session_that_is_back() 
     run_virtual(main)
 
 
-def test_a_hello_said_twice_is_one_session() -> None:
+def test_a_repeated_hello_opens_one_session() -> None:
     async def main() -> None:
         async with open_world() as world:
-            client = await world.stranger(world.running.connection.token)
+            client = await world.newcomer(world.running.connection.token)
             client.say(client.hello())
             client.say(client.hello())
             await client.hear(native.Welcome)
@@ -508,7 +508,7 @@ def test_a_hello_said_twice_is_one_session() -> None:
     run_virtual(main)
 
 
-def test_the_welcome_goes_to_the_connection_that_said_hello() -> None:
+def test_the_welcome_is_sent_over_the_connection_of_the_last_hello() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()
@@ -525,10 +525,10 @@ def test_the_welcome_goes_to_the_connection_that_said_hello() -> None:
     run_virtual(main)
 
 
-def test_what_is_said_in_the_same_breath_as_hello_is_heard() -> None:
+def test_a_message_sent_directly_after_the_hello_is_handled() -> None:
     async def main() -> None:
         async with open_world() as world:
-            client = await world.stranger(world.running.connection.token)
+            client = await world.newcomer(world.running.connection.token)
             client.say(client.hello())
             await world.settle()
             client.say(native.Query(5, "status"))
@@ -537,12 +537,12 @@ def test_what_is_said_in_the_same_breath_as_hello_is_heard() -> None:
     run_virtual(main)
 
 
-def test_a_welcome_tells_how_many_engines_are_here_and_how_many_are_being_started() -> None:
+def test_the_welcome_has_the_counts_of_connected_and_of_starting_engines() -> None:
     async def main() -> None:
         async with open_world() as world:
 
             async def told() -> tuple[int, int]:
-                client = await world.stranger(world.running.connection.token)
+                client = await world.newcomer(world.running.connection.token)
                 client.say(client.hello())
                 welcome = await client.hear(native.Welcome)
                 return welcome.engines, welcome.starting
@@ -556,7 +556,7 @@ def test_a_welcome_tells_how_many_engines_are_here_and_how_many_are_being_starte
             assert await told() == (2, 0)
             first.say(native.Bye())
             await world.settle()
-            assert await told() == (1, 0)  # all of them have joined once
+            assert await told() == (1, 0)  # all expected engines have joined once
             world.running.expect_engines(5)
             world.running.expect_engines(0)
             assert await told() == (1, 0)

@@ -1,4 +1,4 @@
-"""R29 and R30: an orderly end, from wherever it is asked for; a scheduler inside somebody's Trio program."""
+"""R29 and R30: an orderly shutdown, however it is requested; a scheduler inside a user's Trio program."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_r29_running_tasks_end_others_are_recalled_new_ones_refused() -> None:
     run_virtual(main)
 
 
-def test_r29_what_does_not_end_in_time_is_left_behind() -> None:
+def test_r29_tasks_that_run_longer_than_the_grace_period_are_abandoned() -> None:
     async def main() -> None:
         async with open_world(shutdown_grace_s=10.0) as world:
             client, engine = await world.client(), await world.engine()
@@ -57,7 +57,7 @@ def test_r29_what_does_not_end_in_time_is_left_behind() -> None:
     run_virtual(main)
 
 
-def test_r29_without_work_it_is_over_at_once() -> None:
+def test_r29_an_idle_scheduler_stops_at_once() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()
@@ -70,7 +70,7 @@ def test_r29_without_work_it_is_over_at_once() -> None:
     run_virtual(main)
 
 
-def test_r29_nobody_joins_a_scheduler_that_shuts_down() -> None:
+def test_r29_no_peer_can_join_during_a_shutdown() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -78,16 +78,16 @@ def test_r29_nobody_joins_a_scheduler_that_shuts_down() -> None:
             call = await engine.next_call()
             world.running.stop()
             await world.settle()
-            stranger = await world.stranger()
-            stranger.say(native.Hello(role="engine", token=world.running.engine_connection.token))
-            assert (await stranger.hear(native.Error)).kind == "closing"
+            newcomer = await world.newcomer()
+            newcomer.say(native.Hello(role="engine", token=world.running.engine_connection.token))
+            assert (await newcomer.hear(native.Error)).kind == "closing"
             await engine.finish(call)
             await client.closed.wait()
 
     run_virtual(main)
 
 
-def test_r29_an_engine_is_asked_to_give_back_before_it_is_told_to_end() -> None:
+def test_r29_an_engine_gets_recalls_before_the_closing_message() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -102,7 +102,7 @@ def test_r29_an_engine_is_asked_to_give_back_before_it_is_told_to_end() -> None:
     run_virtual(main)
 
 
-def test_r29_an_engine_that_lost_its_connection_may_still_bring_results() -> None:
+def test_r29_a_returning_engine_may_deliver_results_during_a_shutdown() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -119,7 +119,7 @@ def test_r29_an_engine_that_lost_its_connection_may_still_bring_results() -> Non
     run_virtual(main)
 
 
-def test_r29_a_large_result_is_waited_for_until_its_client_has_it() -> None:
+def test_r29_the_shutdown_waits_until_a_large_result_is_acknowledged() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -137,7 +137,7 @@ def test_r29_a_large_result_is_waited_for_until_its_client_has_it() -> None:
     run_virtual(main)
 
 
-def test_r29_an_engine_hears_that_its_last_results_arrived() -> None:
+def test_r29_the_last_results_of_an_engine_are_acknowledged() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -152,7 +152,7 @@ def test_r29_an_engine_hears_that_its_last_results_arrived() -> None:
     run_virtual(main)
 
 
-def test_r30_connection_files_are_there_as_long_as_it_runs(tmp_path: Path) -> None:
+def test_r30_connection_files_exist_while_the_scheduler_runs(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     config = Config(name="lab", runtime_dir=str(tmp_path))
 
@@ -168,7 +168,7 @@ def test_r30_connection_files_are_there_as_long_as_it_runs(tmp_path: Path) -> No
     run_virtual(main)
 
 
-def test_r30_cancelling_tells_peers_and_leaves_nothing(tmp_path: Path) -> None:
+def test_r30_cancellation_notifies_peers_and_leaves_no_files(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
     network = MemoryNetwork()
@@ -200,7 +200,7 @@ def test_r30_two_schedulers_in_one_program() -> None:
     run_virtual(main)
 
 
-def test_r30_an_address_in_use_is_said_plainly(tmp_path: Path) -> None:
+def test_r30_an_address_in_use_raises_address_in_use_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     network = MemoryNetwork()
     config = Config(runtime_dir=str(tmp_path))

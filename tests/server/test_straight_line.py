@@ -1,4 +1,4 @@
-"""The life of one task: submit -> assign -> finish -> deliver, with all that travels along."""
+"""The life of one task: submit, assign, finish, deliver, with functions, frames, inputs and environments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from trio_sched.wire import native
 from trio_sched.wire.payload import digest
 
 
-def test_a_task_goes_out_and_its_result_comes_back() -> None:
+def test_a_task_is_sent_to_an_engine_and_its_result_to_the_client() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -21,7 +21,7 @@ def test_a_task_goes_out_and_its_result_comes_back() -> None:
     run_virtual(main)
 
 
-def test_options_stay_here_and_resources_go_along() -> None:
+def test_calls_reach_engines_with_resources_and_without_options() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine(resources={"gpu": 2.0})
@@ -75,7 +75,7 @@ def test_a_function_held_by_another_session_is_kept() -> None:
     run_virtual(main)
 
 
-def test_a_departed_client_s_functions_last_as_long_as_its_tasks() -> None:
+def test_the_functions_of_a_departed_client_are_kept_while_its_tasks_go_on() -> None:
     async def main() -> None:
         async with open_world(hwm=1) as world:
             client = await world.client()
@@ -88,7 +88,7 @@ def test_a_departed_client_s_functions_last_as_long_as_its_tasks() -> None:
             assert engine.functions == {digest(b"f"): b"f"}
             await engine.finish(call)
             other = await world.client()
-            for _ in range(10):  # beyond a round of the auditor
+            for _ in range(10):  # longer than the time between two audits
                 await other.hear(native.Pong)
             await other.submit("z")
             await engine.next_call()
@@ -97,7 +97,7 @@ def test_a_departed_client_s_functions_last_as_long_as_its_tasks() -> None:
     run_virtual(main)
 
 
-def test_a_client_s_place_goes_along_once() -> None:
+def test_a_client_s_environment_is_sent_once_to_each_engine() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client(cwd="/home/me", path=["/home/me/lib"])
@@ -111,7 +111,7 @@ def test_a_client_s_place_goes_along_once() -> None:
     run_virtual(main)
 
 
-def test_a_client_that_returns_from_elsewhere_is_placed_anew() -> None:
+def test_a_changed_environment_is_sent_again() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client(cwd="/old")
@@ -159,7 +159,7 @@ def test_r09_inputs_come_with_the_call_behind_its_own_frames() -> None:
     run_virtual(main)
 
 
-def test_errors_come_back_as_the_engine_sent_them() -> None:
+def test_errors_are_delivered_as_the_engine_sent_them() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -172,7 +172,7 @@ def test_errors_come_back_as_the_engine_sent_them() -> None:
     run_virtual(main)
 
 
-def test_what_the_scheduler_ends_names_its_error() -> None:
+def test_an_end_decided_by_the_scheduler_names_its_error() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()
@@ -185,7 +185,7 @@ def test_what_the_scheduler_ends_names_its_error() -> None:
     run_virtual(main)
 
 
-def test_r19_an_engine_that_declines_is_not_asked_again() -> None:
+def test_r19_a_declined_task_is_not_sent_to_the_same_engine_again() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()
@@ -226,7 +226,7 @@ def test_r23_a_full_id_lets_an_operator_cancel_another_s_task() -> None:
     run_virtual(main)
 
 
-def test_views_are_answered_in_their_turn() -> None:
+def test_queries_are_answered() -> None:
     async def main() -> None:
         async with open_world(name="lab") as world:
             client, engine = await world.client(name="me"), await world.engine()
@@ -243,7 +243,7 @@ def test_views_are_answered_in_their_turn() -> None:
     run_virtual(main)
 
 
-def test_clients_hear_which_engines_are_here() -> None:
+def test_clients_are_told_the_versions_and_the_number_of_engines() -> None:
     async def main() -> None:
         async with open_world() as world:
             client = await world.client()

@@ -1,4 +1,4 @@
-"""What time does: timeouts, grace periods, heartbeats, expiry. All in virtual time."""
+"""Timeouts, grace periods, heartbeats and expiry, in virtual time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_r18_a_retry_waits_for_its_backoff() -> None:
     run_virtual(main)
 
 
-def test_r20_an_engine_that_falls_silent_is_lost_after_its_grace_period() -> None:
+def test_r20_a_silent_engine_is_unregistered_after_its_grace_period() -> None:
     async def main() -> None:
         async with open_world(grace_s=5.0) as world:
             client = await world.client()
@@ -49,7 +49,7 @@ def test_r20_an_engine_that_falls_silent_is_lost_after_its_grace_period() -> Non
             silent_since = trio.current_time()
             other = await world.engine()
             await other.finish(await other.next_call(timeout_s=60), "done")
-            # 5 periods of 2 s without a word, seen at the next round, then 5 s of grace
+            # 5 periods of 2 s of silence, noticed at the next audit, then 5 s of grace
             assert 15.0 <= trio.current_time() - silent_since <= 19.5
             assert (await client.end_of(task)).engine == other.number
 
@@ -73,7 +73,7 @@ def test_r20_a_result_within_the_grace_period_counts() -> None:
     run_virtual(main)
 
 
-def test_r20_after_the_grace_period_it_is_another_engine() -> None:
+def test_r20_an_engine_that_returns_after_the_grace_period_gets_another_id() -> None:
     async def main() -> None:
         async with open_world(grace_s=5.0) as world:
             client, engine = await world.client(), await world.engine()
@@ -94,7 +94,7 @@ def test_r20_after_the_grace_period_it_is_another_engine() -> None:
     run_virtual(main)
 
 
-def test_r20_what_got_lost_on_the_way_is_sent_again_when_the_engine_returns() -> None:
+def test_r20_lost_assignments_are_sent_again_when_the_engine_returns() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -109,8 +109,8 @@ def test_r20_what_got_lost_on_the_way_is_sent_again_when_the_engine_returns() ->
     run_virtual(main)
 
 
-def test_r20_what_is_assigned_in_the_turn_of_its_return_is_sent_once() -> None:
-    """Its last result and its Hello are read together: the next call is queued when the Hello is handled."""
+def test_r20_a_task_assigned_in_the_turn_of_an_engine_s_return_is_sent_once() -> None:
+    """The engine's last result and its Hello are read together, so a call is queued when the Hello is handled."""
 
     async def main() -> None:
         async with open_world(hwm=1) as world:
@@ -126,7 +126,7 @@ def test_r20_what_is_assigned_in_the_turn_of_its_return_is_sent_once() -> None:
     run_virtual(main)
 
 
-def test_a_nanny_s_beats_count_for_its_engines() -> None:
+def test_heartbeats_of_a_nanny_count_for_its_engines() -> None:
     async def main() -> None:
         async with open_world() as world:
             nanny = await world.nanny()
@@ -138,7 +138,7 @@ def test_a_nanny_s_beats_count_for_its_engines() -> None:
     run_virtual(main)
 
 
-def test_a_nanny_that_falls_silent_takes_its_engines_along() -> None:
+def test_the_engines_of_a_silent_nanny_are_lost() -> None:
     async def main() -> None:
         async with open_world() as world:
             nanny = await world.nanny()
@@ -151,7 +151,7 @@ def test_a_nanny_that_falls_silent_takes_its_engines_along() -> None:
     run_virtual(main)
 
 
-def test_r20_a_death_that_the_nanny_saw_needs_no_grace() -> None:
+def test_r20_a_reported_death_has_no_grace_period() -> None:
     async def main() -> None:
         async with open_world(grace_s=1000.0) as world:
             client, nanny = await world.client(), await world.nanny()
@@ -180,7 +180,7 @@ def test_a_death_can_be_reported_by_pid() -> None:
     run_virtual(main)
 
 
-def test_an_engine_that_only_its_nanny_speaks_for_is_probed() -> None:
+def test_an_engine_that_is_alive_only_by_its_nanny_is_probed() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, nanny = await world.client(), await world.nanny()
@@ -188,7 +188,7 @@ def test_an_engine_that_only_its_nanny_speaks_for_is_probed() -> None:
             task = await client.submit("x")
             await ghost.next_call()
             ghost.beating = False
-            ghost.dealer.cut()  # it died, and the report got lost
+            ghost.dealer.cut()  # the worker died, and the report was lost
             other = await world.engine()
             await other.finish(await other.next_call(timeout_s=60), "done")
             assert (await client.end_of(task)).engine == other.number
@@ -196,7 +196,7 @@ def test_an_engine_that_only_its_nanny_speaks_for_is_probed() -> None:
     run_virtual(main)
 
 
-def test_after_a_pause_of_our_own_everyone_gets_as_much_time_again() -> None:
+def test_silence_during_a_suspension_of_the_scheduler_does_not_count() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()
@@ -214,7 +214,7 @@ def test_after_a_pause_of_our_own_everyone_gets_as_much_time_again() -> None:
     run_virtual(main)
 
 
-def test_engines_hear_what_arrived_even_when_there_is_nothing_else_to_say() -> None:
+def test_results_are_acknowledged_every_heartbeat_period() -> None:
     async def main() -> None:
         async with open_world() as world:
             client, engine = await world.client(), await world.engine()

@@ -1,4 +1,4 @@
-"""The same over real sockets: ipc and tcp with CURVE, real time, real signals."""
+"""The server over real sockets: ipc and tcp with CURVE, real time, real signals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trio_sched.wire import native
 
 @pytest.fixture
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private directory with a short name: it will hold a socket."""
+    """A private directory with a name that is short enough for a socket."""
     path = tmp_path_factory.mktemp("z")
     path.chmod(0o700)
     return path
@@ -48,7 +48,7 @@ async def joined(nursery: trio.Nursery, kind: Any, connection: Connection, **mor
 
 
 @pytest.mark.parametrize("address", ["", "tcp://127.0.0.1:0"])
-def test_tasks_go_out_and_results_come_back(directory: Path, address: str) -> None:
+def test_tasks_and_results_pass_through_real_sockets(directory: Path, address: str) -> None:
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory), address=address)) as server, trio.open_nursery() as peers:
             client = await joined(peers, FakeClient, server.connection)
@@ -69,7 +69,7 @@ def test_tasks_go_out_and_results_come_back(directory: Path, address: str) -> No
     trio.run(main)
 
 
-def test_over_tcp_each_role_has_keys_of_its_own(directory: Path) -> None:
+def test_each_role_has_its_own_keys_over_tcp(directory: Path) -> None:
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
             keys = {server.connection.secret_key, server.engine_connection.secret_key, ""}
@@ -79,7 +79,7 @@ def test_over_tcp_each_role_has_keys_of_its_own(directory: Path) -> None:
     trio.run(main)
 
 
-def test_a_client_finds_it_by_name(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_finds_the_scheduler_by_name(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIO_SCHED_RUNTIME_DIR", str(directory))
 
     async def main() -> None:
@@ -90,7 +90,7 @@ def test_a_client_finds_it_by_name(directory: Path, monkeypatch: pytest.MonkeyPa
     trio.run(main)
 
 
-def test_a_second_scheduler_of_that_name_is_told_so(directory: Path) -> None:
+def test_a_second_scheduler_of_the_same_name_raises_address_in_use_error(directory: Path) -> None:
     async def main() -> None:
         config = Config(runtime_dir=str(directory))
         async with running(config):
@@ -109,7 +109,7 @@ def test_a_wildcard_address_is_advertised_by_name(directory: Path) -> None:
     trio.run(main)
 
 
-def test_r29_a_signal_stops_it(directory: Path) -> None:
+def test_r29_a_signal_stops_the_scheduler(directory: Path) -> None:
     async def main() -> None:
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
@@ -125,7 +125,7 @@ def test_r29_a_signal_stops_it(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def test_r29_the_second_signal_is_an_interrupt(directory: Path) -> None:
+def test_r29_the_second_signal_raises_keyboard_interrupt(directory: Path) -> None:
     async def main() -> None:
         reasons: list[str] = []
         with pytest.RaisesGroup(KeyboardInterrupt), trio.fail_after(30):
@@ -139,7 +139,7 @@ def test_r29_the_second_signal_is_an_interrupt(directory: Path) -> None:
     trio.run(main)
 
 
-def test_a_client_s_process_that_dies_is_noticed_when_results_are_sent(directory: Path) -> None:
+def test_a_dead_client_process_is_noticed_when_results_are_sent(directory: Path) -> None:
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory))) as server, trio.open_nursery() as peers:
             client = await joined(peers, FakeClient, server.connection)
@@ -156,7 +156,7 @@ def test_a_client_s_process_that_dies_is_noticed_when_results_are_sent(directory
     trio.run(main)
 
 
-def test_r30_peers_are_told_when_it_is_cancelled(directory: Path) -> None:
+def test_r30_peers_are_notified_of_a_cancellation(directory: Path) -> None:
     async def main() -> None:
         with trio.fail_after(30):
             async with trio.open_nursery() as peers:
@@ -176,7 +176,7 @@ def test_r30_peers_are_told_when_it_is_cancelled(directory: Path) -> None:
 
 @pytest.mark.parametrize(("keys_of", "says"), [("engine", "client"), ("client", "engine"), ("client", "nanny")])
 def test_a_hello_for_another_role_than_the_key_s_is_refused(directory: Path, keys_of: str, says: Any) -> None:
-    """Even with the right token for what it says."""
+    """The token of the role in the Hello does not help."""
 
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
@@ -195,8 +195,8 @@ def test_a_hello_for_another_role_than_the_key_s_is_refused(directory: Path, key
     trio.run(main)
 
 
-def test_another_role_cannot_take_the_place_of_a_peer_by_its_routing_id(directory: Path) -> None:
-    """Peers choose their routing ids: one that comes under that of a client that has just gone is a stranger."""
+def test_a_peer_of_another_role_cannot_reuse_a_routing_id(directory: Path) -> None:
+    """Peers choose their routing ids, so a new connection with the id of a former client is unauthenticated."""
 
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
@@ -224,7 +224,7 @@ async def answer(connection: Connection, message: Any, kind: type) -> None:
                 return
 
 
-def test_status_tells_of_connections_and_who_is_refused(directory: Path) -> None:
+def test_status_counts_connections_and_rejections(directory: Path) -> None:
     async def main() -> None:
         config = Config(runtime_dir=str(directory), max_connections=2)
         async with running(config) as server, trio.open_nursery() as peers:

@@ -12,7 +12,6 @@ A client's connections have a new identity on each socket, so a client is identi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -120,11 +119,6 @@ class TaskQueue:
         self._limit_bytes = desk.config.total_bytes or memory_bytes() // MEMORY_SHARE
         self._sent = False
         desk.hub.on_flush(self.flush)
-        self._carry_out: dict[type, Callable[[Any, str], None]] = {
-            AssignTask: self._assign,
-            DeliverResult: self._deliver,
-            Refuse: self._deliver_refusal,
-        }
         desk.hub.register_effect_handler(self)
 
     async def run(self) -> None:
@@ -268,26 +262,28 @@ class TaskQueue:
     # ---- effects ----------------------------------------------------------------------------------------------------
 
     def take(self, effect: TaskEffect) -> None:
-        """Carry out an effect for a task of this front, without waiting.
+        """Carry out an effect for foreign ids without waiting.
 
-        The others need nothing here. A recall is not sent: an engine gives nothing back, and will reply.
+        A recall is not sent: an engine gives nothing back, and will reply. The other effects need no message.
         """
-        if isinstance(effect, AssignTask | DeliverResult | Refuse):
-            task = effect.task
-            assert is_foreign(task), "effects for native ids are the server's (R16)"
-            self._carry_out[type(effect)](effect, task)
+        if isinstance(effect, AssignTask):
+            self._assign(effect)
+        elif isinstance(effect, DeliverResult):
+            self._deliver(effect)
+        elif isinstance(effect, Refuse):
+            self._deliver_refusal(effect)
 
-    def _assign(self, effect: AssignTask, task: str) -> None:
-        engine = effect.engine
+    def _assign(self, effect: AssignTask) -> None:
+        engine, task = effect.engine, effect.task
         assert is_foreign(engine), "only engines of this front match the kind of its tasks (R16)"
         effect.payload.engine = engine
         self._engine_side.send([engine.encode(), *effect.payload.message])
         self._sent = True
-        if self._desk.recorder.on:
+        if self._desk.recorder.on and is_foreign(task):
             self._desk.recorder.assigned(engine, task)
 
-    def _deliver(self, effect: DeliverResult, task: str) -> None:
-        route = self._answer_submission(task)
+    def _deliver(self, effect: DeliverResult) -> None:
+        route = self._answer_submission(effect.task)
         if route is None:
             self._desk.hub.note("delivery_without_route")
             return
@@ -301,13 +297,13 @@ class TaskQueue:
             engine = effect.engine
             self._desk.recorder.finished("task", result, engine if engine is not None and is_foreign(engine) else None)
         self._sent = True
-        self._received.setdefault(effect.client, []).append(task)
+        self._received.setdefault(effect.client, []).append(effect.task)
         self._received_count += 1
         if result is not None and len(result.frames) > 5:  # buffers, which may be large
             self._received_bytes += sum([len(frame) for frame in result.frames[5:]])
 
-    def _deliver_refusal(self, effect: Refuse, task: str) -> None:
-        route = self._answer_submission(task)
+    def _deliver_refusal(self, effect: Refuse) -> None:
+        route = self._answer_submission(effect.task)
         if route is not None:
             frames = self._reply(
                 route.identities, route.header, failure("SubmissionRefused", effect.reason), {"status": "error"}
@@ -320,10 +316,9 @@ class TaskQueue:
         """Return the ids of the unfinished tasks, each with the uuid of the engine that it was last sent to."""
         return {msg_id: route.engine for msg_id, route in self._routes.items()}
 
-    def _answer_submission(self, msg_id: str) -> Route | None:
+    def _answer_submission(self, msg_id: TaskId) -> Route | None:
         """Count one submission of a task as answered. Returns its route; None: the task is not known."""
-        route = self._routes.get(msg_id)
-        if route is None:
+        if not is_foreign(msg_id) or (route := self._routes.get(msg_id)) is None:
             return None
         route.submissions -= 1
         if not route.submissions:

@@ -22,8 +22,7 @@ from trio_sched.server.happenings import (
 )
 from trio_sched.server.hub import SUBMISSIONS, Hub
 from trio_sched.server.links import Link
-from trio_sched.server.reader import Reader, Validator
-from trio_sched.server.results import read_bye
+from trio_sched.server.reader import Reader, Validator, read_bye
 from trio_sched.wire.native import (
     FUNCTION_DIGEST_BYTES,
     TASK_BYTES,

@@ -15,8 +15,7 @@ from trio_sched.errors import WireError
 from trio_sched.server.happenings import DeathReported, Event, HelloReceived, MessageBeforeHello, MessageRejected
 from trio_sched.server.hub import NOTIFICATIONS, Hub
 from trio_sched.server.links import Link
-from trio_sched.server.reader import Reader
-from trio_sched.server.results import read_bye, read_ping
+from trio_sched.server.reader import Reader, read_bye, read_ping
 from trio_sched.server.task_specs import amounts
 from trio_sched.transport.connection import Role
 from trio_sched.wire.native import VERSION, Bye, Died, Frame, Hello, Ping

@@ -13,13 +13,15 @@ import trio
 from msgspec import Struct
 
 from trio_sched.errors import WireError
-from trio_sched.server.happenings import Event, MessageRejected
+from trio_sched.server.happenings import Event, HeartbeatReceived, MessageRejected, SessionClosed
 from trio_sched.server.hub import INTERNAL_ERROR, Burst, Hub
 from trio_sched.server.links import Link
-from trio_sched.wire.native import Frame
+from trio_sched.wire.native import Bye, Frame, Ping
 
 #: (connection, time of receipt, message, frames) -> event. Raises WireError for a message that is not allowed.
 Validator: TypeAlias = Callable[[Link, float, Any, Sequence[Frame]], Event]
+#: The reason for a Bye without a reason.
+NO_REASON = "it left without giving a reason"
 #: Characters of an explanation, which may quote what was sent.
 MAX_REASON_CHARACTERS = 300
 
@@ -84,3 +86,13 @@ class Reader:
 def rejected(connection: Link, now: float, error: WireError) -> MessageRejected:
     """Return the event for a message that is not allowed."""
     return MessageRejected(connection, now, error.kind, str(error)[:MAX_REASON_CHARACTERS])
+
+
+def read_ping(connection: Link, now: float, _message: Ping, _frames: Sequence[Frame]) -> HeartbeatReceived:
+    """Read the heartbeat of an engine or a nanny."""
+    return HeartbeatReceived(connection, now)
+
+
+def read_bye(connection: Link, now: float, message: Bye, _frames: Sequence[Frame]) -> SessionClosed:
+    """Read that a peer leaves for good."""
+    return SessionClosed(connection, now, message.reason or NO_REASON, message.cancel)

@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from trio_sched.server.happenings import (
     AnswersReceived,
     DrainReceived,
-    HeartbeatReceived,
     RecallAnswersReceived,
-    SessionClosed,
 )
 from trio_sched.server.hub import RESULTS, Hub
 from trio_sched.server.links import Link
-from trio_sched.server.reader import Reader, Validator
+from trio_sched.server.reader import Reader, Validator, read_bye, read_ping
 from trio_sched.wire.native import Bye, Draining, Finished, Frame, Hello, Ping, Recalled, attach
-
-NO_REASON = "it left without giving a reason"
 
 
 class Results(Reader):
@@ -53,13 +49,3 @@ def _read_recall_answers(
 
 def _read_draining(connection: Link, now: float, _message: Draining, _frames: Sequence[Frame]) -> DrainReceived:
     return DrainReceived(connection, now)
-
-
-def read_ping(connection: Link, now: float, _message: Ping, _frames: Sequence[Frame]) -> HeartbeatReceived:
-    """Read the heartbeat of an engine or a nanny."""
-    return HeartbeatReceived(connection, now)
-
-
-def read_bye(connection: Link, now: float, message: Bye, _frames: Sequence[Frame]) -> SessionClosed:
-    """Read that a peer leaves for good."""
-    return SessionClosed(connection, now, message.reason or NO_REASON, message.cancel)

@@ -1,7 +1,7 @@
-"""A world for tests: a whole server on the in-memory transport, with fake peers around it, in virtual time.
+"""A harness for tests: a whole server on the in-memory transport, with fake peers, in virtual time.
 
-`run_virtual` gives a test a clock that jumps to the next deadline whenever every task waits, so that an hour takes a
-moment.
+`run_virtual` gives a test a clock that jumps to the next deadline whenever every task waits, so that an hour of virtual
+time takes milliseconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ P = TypeVar("P", bound=FakePeer)
 
 
 def run_virtual(main: Callable[[], Awaitable[Any]], timeout_s: float = 1e6) -> None:
-    """Run `main` with virtual time; `timeout_s` of that are an error."""
+    """Run `main` with virtual time.
+
+    :raises trio.TooSlowError: `main` took longer than `timeout_s` of virtual time.
+    """
 
     async def limited() -> None:
         with trio.fail_after(timeout_s):
@@ -37,34 +40,34 @@ def run_virtual(main: Callable[[], Awaitable[Any]], timeout_s: float = 1e6) -> N
 
 
 class World:
-    """A running server and its peers."""
+    """A running server and its fake peers."""
 
     def __init__(self, running: Running, network: MemoryNetwork, nursery: trio.Nursery) -> None:
         self.running = running
         self.network = network
-        #: Where the peers run.
+        #: The nursery of the peers.
         self.nursery = nursery
 
     @property
     def server(self) -> Server:
-        """The parts of the server, to look into."""
+        """The parts of the server."""
         return self.running.server
 
     async def client(self, **hello: Any) -> FakeClient:
-        """A client that has joined; `hello` as in native.Hello."""
+        """Return a client that has joined; `hello` are fields of `native.Hello`."""
         return await self._joined(FakeClient(self.connect, self.running.connection.token, **hello))
 
     async def engine(self, *, eager: bool = False, **hello: Any) -> FakeEngine:
-        """An engine that has joined."""
+        """Return an engine that has joined."""
         token = self.running.engine_connection.token
         return await self._joined(FakeEngine(self.connect, token, eager=eager, **hello))
 
     async def nanny(self) -> FakeNanny:
-        """A nanny that has joined."""
+        """Return a nanny that has joined."""
         return await self._joined(FakeNanny(self.connect, self.running.engine_connection.token))
 
-    async def stranger(self, token: str = "") -> FakeClient:
-        """A peer that is connected and has not said anything."""
+    async def newcomer(self, token: str = "") -> FakeClient:
+        """Return a connected peer that has not sent a Hello."""
         peer = FakeClient(self.connect, token)
         await self.nursery.start(peer.run)
         return peer
@@ -75,11 +78,11 @@ class World:
         return peer
 
     def connect(self) -> Any:
-        """A new connection to the server."""
+        """Return a new connection to the server."""
         return self.network.connect(self.running.addresses["native"])
 
     async def settle(self) -> None:
-        """Until nobody has anything to do but wait for time to pass; the core's invariants hold then."""
+        """Wait until every task waits for time to pass, and check the core's invariants."""
         await trio.testing.wait_all_tasks_blocked()
         with writes_allowed():
             check(self.server.scheduler)
@@ -87,7 +90,7 @@ class World:
 
 @asynccontextmanager
 async def open_world(config: Config | None = None, **settings: Any) -> AsyncIterator[World]:
-    """A server with these settings for the time of the block. It has a runtime directory of its own.
+    """Run a server with these settings for the time of the block, in its own runtime directory.
 
     :raises StateGuardError: the state of the server was changed outside of the actor's step.
     """
