@@ -1,8 +1,8 @@
 """Draw the diagrams and tables of the documentation: `python docs/draw.py` writes them into docs/.
 
-The states of a task and their transitions come from the table in the code (trio_sched/core/task.py), the settings from
-`Config` and the command line. This file decides only where the boxes of a diagram stand. A test compares the files in
-docs/ with what this program makes.
+The states of a task, their transitions and the causes of the transitions come from the table in the code
+(trio_sched/core/states.py), the settings from `Config` and the command line. This file decides only where the boxes
+of a diagram stand. A test compares the files in docs/ with what this program makes.
 
 Diagrams have no background, so that they read on a light and on a dark page: boxes and labels are light areas with dark
 text, arrows and text outside of boxes have a grey with a contrast of at least 4:1 to white and to black.
@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from trio_sched.core.task import TRANSITIONS, State
+from trio_sched.core.states import TRANSITIONS, State
 
 HERE = Path(__file__).parent
 
@@ -63,10 +63,10 @@ class Box(NamedTuple):
         return self.x + dx * scale, self.y + dy * scale
 
 
-def label(x: float, y: float, text: str) -> str:
-    """The text of an arrow, on a light area of its own; `x` and `y` are its middle, lines are separated by newlines."""
+def label_svg(x: float, y: float, text: str) -> str:
+    """Draw the text of an arrow, which may have several lines, on a light area; `x` and `y` are its middle."""
     lines = text.split("\n")
-    width, height = 5.8 * max(map(len, lines)) + 8, 13 * len(lines) + 3
+    width, height = 6.4 * max(map(len, lines)) + 8, 13 * len(lines) + 3
     top = y - height / 2 + 12
     words = "".join(
         f'<text x="{x:.1f}" y="{top + 13 * row:.1f}" text-anchor="middle" font-size="{LABEL_FONT_SIZE}" '
@@ -79,60 +79,115 @@ def label(x: float, y: float, text: str) -> str:
     )
 
 
-def arrow(start: Box, end: Box, bend: float = 0.0, text: str = "") -> str:
-    """A curve from one box to another; `bend` moves its middle to the left of its direction, in pixels."""
+def arrow(start: Box, end: Box, bend: float = 0.0, text: str = "", at: float = 0.5) -> tuple[str, str]:
+    """A curve from one box to another, and its label.
+
+    `bend` moves the middle to the left of the direction, in pixels. `at`: where on the curve the label is, from 0 to 1.
+    """
     dx, dy = end.x - start.x, end.y - start.y
     length = math.hypot(dx, dy) or 1.0
     middle_x = (start.x + end.x) / 2 + 2 * bend * dy / length
     middle_y = (start.y + end.y) / 2 - 2 * bend * dx / length
     x1, y1 = start.border(middle_x, middle_y)
     x2, y2 = end.border(middle_x, middle_y)
-    words = label((x1 + 2 * middle_x + x2) / 4, (y1 + 2 * middle_y + y2) / 4, text) if text else ""
+    words = ""
+    if text:
+        weights = (1 - at) ** 2, 2 * at * (1 - at), at**2
+        label_x = weights[0] * x1 + weights[1] * middle_x + weights[2] * x2
+        label_y = weights[0] * y1 + weights[1] * middle_y + weights[2] * y2
+        words = label_svg(label_x, label_y, text)
     return (
         f'<path d="M{x1:.1f} {y1:.1f} Q{middle_x:.1f} {middle_y:.1f} {x2:.1f} {y2:.1f}" fill="none" '
-        f'stroke="{GREY}" stroke-width="1.3" marker-end="url(#tip)"/>{words}\n'
+        f'stroke="{GREY}" stroke-width="1.3" marker-end="url(#tip)"/>',
+        words,
     )
 
 
 # ---- the states of a task ------------------------------------------------------------------------------------------
 
 PLACES = {
-    State.WAITING: (90, 110),
-    State.DELAYED: (90, 370),
-    State.READY: (90, 240),
-    State.ASSIGNED: (340, 240),
-    State.RECALLING: (340, 110),
-    State.CANCELLING: (340, 370),
-    State.ENDED: (600, 240),
+    State.WAITING: (190, 130),
+    State.DELAYED: (190, 610),
+    State.READY: (190, 370),
+    State.ASSIGNED: (680, 370),
+    State.RECALLING: (680, 130),
+    State.CANCELLING: (680, 610),
+    State.ENDED: (1110, 370),
 }
 BENDS = {
-    (State.WAITING, State.ENDED): 110.0,
-    (State.DELAYED, State.ENDED): -110.0,
-    (State.READY, State.ENDED): 42.0,
-    (State.RECALLING, State.CANCELLING): 80.0,
-    (State.RECALLING, State.DELAYED): 22.0,
+    (State.WAITING, State.READY): 34.0,
+    (State.READY, State.WAITING): 34.0,
+    (State.DELAYED, State.READY): -20.0,
+    (State.DELAYED, State.WAITING): 96.0,
+    (State.WAITING, State.ENDED): 200.0,
+    (State.DELAYED, State.ENDED): -200.0,
+    (State.READY, State.ENDED): -80.0,
+    (State.READY, State.ASSIGNED): 20.0,
+    (State.ASSIGNED, State.READY): 20.0,
+    (State.ASSIGNED, State.RECALLING): 40.0,
+    (State.RECALLING, State.ASSIGNED): 40.0,
+    (State.RECALLING, State.CANCELLING): 150.0,
+    (State.RECALLING, State.DELAYED): 50.0,
+    (State.ASSIGNED, State.CANCELLING): -40.0,
 }
+#: Where on its arrow a label is, from 0 to 1, if not in the middle.
+LABELS_AT = {
+    (State.WAITING, State.READY): 0.5,
+    (State.READY, State.WAITING): 0.2,
+    (State.ASSIGNED, State.WAITING): 0.6,
+    (State.RECALLING, State.READY): 0.32,
+    (State.RECALLING, State.DELAYED): 0.72,
+    (State.ASSIGNED, State.DELAYED): 0.4,
+    (State.ASSIGNED, State.READY): 0.3,
+    (State.ASSIGNED, State.RECALLING): 0.7,
+    (State.RECALLING, State.ASSIGNED): 0.7,
+    (State.ASSIGNED, State.CANCELLING): 0.7,
+    (State.RECALLING, State.CANCELLING): 0.6,
+    (State.RECALLING, State.ENDED): 0.4,
+    (State.CANCELLING, State.ENDED): 0.4,
+    (State.ASSIGNED, State.ENDED): 0.42,
+    (State.READY, State.ENDED): 0.62,
+    (State.DELAYED, State.WAITING): 0.28,
+}
+#: The most causes that the label of an arrow names; the table below the picture names all.
+LABELLED = 2
 
 
 def states_svg() -> str:
-    """The states of a task, with an arrow for each transition of the table."""
+    """The states, and an arrow for each transition of the table, labelled with its usual causes."""
     boxes = {state: Box(*PLACES[state], state.value, fill=BLUE if TRANSITIONS[state] else RED) for state in State}
     arrows = [
-        arrow(boxes[start], boxes[end], BENDS.get((start, end), 12.0 if start in TRANSITIONS[end] else 0.0))
+        arrow(
+            boxes[start],
+            boxes[end],
+            BENDS.get((start, end), 0.0),
+            causes_label(causes),
+            LABELS_AT.get((start, end), 0.5),
+        )
         for start in State
-        for end in sorted(TRANSITIONS[start], key=list(State).index)
+        for end, causes in TRANSITIONS[start].items()
     ]
     return (
-        HEAD.format(width=690, height=480) + "".join(arrows) + "".join(box.svg() for box in boxes.values()) + "</svg>\n"
+        HEAD.format(width=1200, height=740)
+        + "".join(path + "\n" for path, _ in arrows)
+        + "".join(text + "\n" for _, text in arrows)
+        + "".join(box.svg() for box in boxes.values())
+        + "</svg>\n"
     )
 
 
+def causes_label(causes: tuple[str, ...]) -> str:
+    """Return the first of the causes of a transition as text."""
+    return ", ".join(causes[:LABELLED]) + (" …" if len(causes) > LABELLED else "")
+
+
 def states_table() -> str:
-    """The states and transitions as a table in Markdown."""
-    rows = ["| from | to |", "| --- | --- |"]
+    """The transitions and all of their causes as a table in Markdown."""
+    rows = ["| from | to | caused by |", "| --- | --- | --- |"]
     for start in State:
-        ends = [end.value for end in State if end in TRANSITIONS[start]]
-        rows.append(f"| `{start.value}` | {', '.join(f'`{end}`' for end in ends) or 'nothing: it is over'} |")
+        for end, causes in TRANSITIONS[start].items():
+            named = ", ".join(f"`{cause}`" if cause[0].isupper() else cause for cause in causes)
+            rows.append(f"| `{start.value}` | `{end.value}` | {named} |")
     return "\n".join(rows)
 
 
@@ -187,7 +242,14 @@ def life_svg() -> str:
         arrow(nanny, notifications, text="WorkerDied"),
     ]
     boxes = [client, engine, nanny, intake, results, notifications, auditor, actor, core, outbox]
-    return HEAD.format(width=1030, height=410) + frame + "".join(arrows) + "".join(b.svg() for b in boxes) + "</svg>\n"
+    return (
+        HEAD.format(width=1030, height=410)
+        + frame
+        + "".join(path + "\n" for path, _ in arrows)
+        + "".join(text + "\n" for _, text in arrows if text)
+        + "".join(box.svg() for box in boxes)
+        + "</svg>\n"
+    )
 
 
 PICTURES = {"states.svg": states_svg, "life.svg": life_svg}

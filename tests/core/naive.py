@@ -15,11 +15,19 @@ from typing import Any
 
 import msgspec
 
-from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Effect, Publish, RecallTask, Refuse
+from trio_sched.core.effects import (
+    Accept,
+    AssignTask,
+    DeliverResult,
+    Effect,
+    ForgetEngine,
+    ForgetSession,
+    Publish,
+    RecallTask,
+    Refuse,
+)
 from trio_sched.core.events import (
-    SESSION_SHIFT,
     CancelRequested,
-    ClientId,
     ClientJoined,
     ClientLeft,
     ClientPaused,
@@ -27,7 +35,6 @@ from trio_sched.core.events import (
     Dependency,
     DependencyUnmet,
     DrainRequested,
-    EngineId,
     EngineJoined,
     EngineLost,
     EngineReturned,
@@ -35,11 +42,11 @@ from trio_sched.core.events import (
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
-    TaskId,
     TaskSpec,
     TaskSubmitted,
     TimePassed,
 )
+from trio_sched.core.ids import ClientId, EngineId, TaskId, is_native, session_of
 
 RANDOM_SCHEMES = frozenset({"plainrandom", "twobin", "weighted"})
 
@@ -373,6 +380,7 @@ class Naive:
         else:
             self.effects += [task.end] * task.owed
         self.publish("finished", task, on, outcome)
+        self.forget_session(task.client.id)
         self.ended.append(task)
         self.to_settle.append(task)
         self.forget()
@@ -439,11 +447,17 @@ class Naive:
             return
         self.resume(client)
         client.left = True
+        self.forget_session(client.id)
         for task in list(self.tasks):
             if task.client is client:
                 task.received = task.received or task.state == "ended"
                 if event.cancel:
                     self.cancel(task)
+
+    def forget_session(self, client: ClientId) -> None:
+        """Once no session of this id is open and all of its tasks have ended."""
+        if self.find_client(client) is None and not any(task.client.id == client for task in self.unfinished()):
+            self.effects.append(ForgetSession(client))
 
     def client_paused(self, event: ClientPaused) -> None:
         client = self.find_client(event.client)
@@ -464,8 +478,8 @@ class Naive:
     def task_submitted(self, event: TaskSubmitted) -> None:
         client, task = self.find_client(event.client), self.find(event.task)
         refused = self.why_refused(event)
-        if client is not None and isinstance(event.task, int) and event.task >> SESSION_SHIFT == event.client:
-            session = event.task >> SESSION_SHIFT
+        if client is not None and is_native(event.task) and session_of(event.task) == event.client:
+            session = session_of(event.task)
             self.seen[session] = max(self.seen.get(session, -1), event.task)
         if refused:
             self.effects.append(Refuse(event.client, event.task, refused))
@@ -500,8 +514,8 @@ class Naive:
             if task.client.id != event.client:
                 return "another session's"
             return "received and dropped" if task.dropped else ""
-        if isinstance(event.task, int) and isinstance(event.client, int):
-            session = event.task >> SESSION_SHIFT
+        if is_native(event.task) and is_native(event.client):
+            session = session_of(event.task)
             if session != event.client:
                 return "another session's"
             if event.task <= self.seen.get(session, -1):
@@ -643,6 +657,7 @@ class Naive:
         """R20: its tasks in the order of assignment; then those that needed this engine (R6, R7)."""
         self.engines.remove(engine)
         self.line.remove(engine)
+        self.effects.append(ForgetEngine(engine.id))
         self.publish("engine_lost", engine=engine.id)
         known = engine.known_running
         ran = {task.id for task in engine.running} if known is None else known

@@ -17,9 +17,7 @@ from numpy.random import default_rng
 from trio_sched.core import invariants
 from trio_sched.core.effects import AssignTask, Effect, Publish, RecallTask
 from trio_sched.core.events import (
-    SESSION_SHIFT,
     CancelRequested,
-    ClientId,
     ClientJoined,
     ClientLeft,
     ClientPaused,
@@ -27,7 +25,6 @@ from trio_sched.core.events import (
     Dependency,
     DependencyUnmet,
     DrainRequested,
-    EngineId,
     EngineJoined,
     EngineLost,
     EngineReturned,
@@ -35,11 +32,11 @@ from trio_sched.core.events import (
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
-    TaskId,
     TaskSpec,
     TaskSubmitted,
     TimePassed,
 )
+from trio_sched.core.ids import ClientId, EngineId, TaskId, is_native, make_task_id, session_of
 from trio_sched.core.scheduler import Scheduler, Settings
 
 from .naive import RANDOM_SCHEMES, Naive, without_words
@@ -113,7 +110,7 @@ class Outside:
     # ---- clients ----------------------------------------------------------------------------------------------------
 
     def task_id(self, client: int, counter: int) -> TaskId:
-        return client << SESSION_SHIFT | counter if self.native else f"task-{client}-{counter}"
+        return make_task_id(client, counter) if self.native else f"task-{client}-{counter}"
 
     def new_id(self, client: int) -> TaskId:
         self.counters[client] += self.choose([1, 1, 1, 2])
@@ -174,7 +171,7 @@ class Outside:
         """The same id, mostly from the same session."""
         if self.submitted:
             task = self.choose(self.submitted[-20:])
-            own = task >> SESSION_SHIFT if isinstance(task, int) else int(task.split("-")[1])
+            own = session_of(task) if is_native(task) else int(task.split("-")[1])
             client = own if self.choose(range(5)) != 4 else self.choose([*CLIENTS, STRANGER])
             self.happens(TaskSubmitted(client, task, "again"))
 
@@ -311,6 +308,7 @@ def published(effects: Sequence[Effect]) -> list[tuple[Any, ...]]:
     return [(place, e.what, e.task, e.engine, e.outcome) for place, e in enumerate(effects) if isinstance(e, Publish)]
 
 
+#: What happens, and how often beside the others.
 ACTIONS: dict[str, int] = {
     "plain_tasks": 5,
     "careful_task": 5,
@@ -330,4 +328,3 @@ ACTIONS: dict[str, int] = {
     "time_passes": 3,
     "auditor_wakes": 3,
 }
-"""What happens, and how often beside the others."""

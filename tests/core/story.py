@@ -16,10 +16,18 @@ from typing import Any
 from numpy.random import default_rng
 
 from trio_sched.core import invariants
-from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Effect, RecallTask, Refuse
+from trio_sched.core.effects import (
+    Accept,
+    AssignTask,
+    DeliverResult,
+    Effect,
+    ForgetEngine,
+    ForgetSession,
+    RecallTask,
+    Refuse,
+)
 from trio_sched.core.events import (
     CancelRequested,
-    ClientId,
     ClientJoined,
     ClientLeft,
     ClientPaused,
@@ -27,7 +35,6 @@ from trio_sched.core.events import (
     Dependency,
     DependencyUnmet,
     DrainRequested,
-    EngineId,
     EngineJoined,
     EngineLost,
     EngineReturned,
@@ -35,17 +42,17 @@ from trio_sched.core.events import (
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
-    TaskId,
     TaskSpec,
     TaskSubmitted,
     TimePassed,
 )
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 from trio_sched.core.scheduler import Scheduler, Settings
 
 from .naive import without_words
 
+#: The attempt of a task's first assignment.
 FIRST = 1
-"""The attempt of a task's first assignment."""
 
 
 class Story:
@@ -171,6 +178,14 @@ def sent(task: TaskId, engine: EngineId, attempt: int = FIRST, inputs: tuple[Any
 
 def recalled(task: TaskId, engine: EngineId, attempt: int = FIRST) -> RecallTask:
     return RecallTask(engine, task, attempt)
+
+
+def engine_forgotten(engine: EngineId) -> ForgetEngine:
+    return ForgetEngine(engine)
+
+
+def session_forgotten(client: ClientId = "me") -> ForgetSession:
+    return ForgetSession(client)
 
 
 def delivered(task: TaskId, outcome: Any, engine: EngineId, client: ClientId = "me") -> DeliverResult:

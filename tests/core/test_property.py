@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from trio_sched.core import deadlines, pools, ready
+from trio_sched.core import deadlines, records, request_classes
 
 from .outside import ACTIONS, Choose, Outside
 
@@ -101,9 +101,9 @@ def test_random_walks_agree(block: int, monkeypatch: pytest.MonkeyPatch) -> None
     swept now and then is swept all the time.
     """
     if block % 2:
-        monkeypatch.setattr(ready, "_SWEEP", 1)
+        monkeypatch.setattr(records, "_SWEEP", 1)
         monkeypatch.setattr(deadlines, "_SWEEP", 1)
-        monkeypatch.setattr(pools, "_IDLE_POOLS", 1)
+        monkeypatch.setattr(request_classes, "_MAX_IDLE_CLASSES", 1)
     for seed in range(block, WALKS, 10):
         try:
             check_walk(seed, STEPS)

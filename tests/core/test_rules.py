@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from trio_sched.core.events import SESSION_SHIFT, Dependency
+from trio_sched.core.events import Dependency
+from trio_sched.core.ids import make_task_id
 
-from .story import Story, accepted, delivered, failed, recalled, refused, sent
+from .story import Story, accepted, delivered, engine_forgotten, failed, recalled, refused, sent
 
 ANY, EITHER, FAILURES = {"all": False}, {"failure": True}, {"success": False, "failure": True}
 
 
 def native(counter: int, session: int = 1) -> int:
-    return session << SESSION_SHIFT | counter
+    return make_task_id(session, counter)
 
 
 def busy_story() -> Story:
@@ -350,7 +351,11 @@ def test_r06_follow_is_impossible_when_the_engine_is_gone() -> None:
     assert story.submit("a", follow=["f"]) == [accepted("a"), failed("a", "ImpossibleDependency")]
     story.submit("busy", targets=["E"])
     story.submit("waits", follow=["e"])
-    assert story.died("E") == [failed("busy", "ImpossibleDependency"), failed("waits", "ImpossibleDependency")]
+    assert story.died("E") == [
+        engine_forgotten("E"),
+        failed("busy", "ImpossibleDependency"),
+        failed("waits", "ImpossibleDependency"),
+    ]
 
 
 def test_r06_follow_any_waits_while_some_have_not_ended_even_if_the_engine_is_gone() -> None:
@@ -358,7 +363,7 @@ def test_r06_follow_any_waits_while_some_have_not_ended_even_if_the_engine_is_go
     story.submit("g", targets=["E"])
     story.submit("on F", targets=["F"])
     assert story.submit("x", follow=dependency("f", "g", **ANY)) == [accepted("x")]
-    assert story.died("F") == [failed("on F", "ImpossibleDependency")]
+    assert story.died("F") == [engine_forgotten("F"), failed("on F", "ImpossibleDependency")]
     assert story.ok("g") == [delivered("g", "ok", "E"), sent("x", "E")]
 
 
@@ -370,7 +375,7 @@ def test_r06_follow_is_impossible_at_once_though_it_waits_for_something_else_too
         accepted("b"),
         failed("b", "ImpossibleDependency"),
     ]
-    assert story.died("F") == [failed("a", "ImpossibleDependency")]
+    assert story.died("F") == [engine_forgotten("F"), failed("a", "ImpossibleDependency")]
 
 
 def test_r06_follow_among_targets() -> None:
@@ -385,7 +390,7 @@ def test_r06_a_lost_engine_counts_until_its_grace_is_over() -> None:
     story.lost("F")
     assert story.submit("a", follow=["f"]) == [accepted("a")]
     assert story.wait(4.9) == []
-    assert story.wait(0.1) == [failed("a", "ImpossibleDependency")]
+    assert story.wait(0.1) == [engine_forgotten("F"), failed("a", "ImpossibleDependency")]
 
 
 # ---- R7: targets ----------------------------------------------------------------------------------------------------
@@ -394,7 +399,7 @@ def test_r06_a_lost_engine_counts_until_its_grace_is_over() -> None:
 def test_r07_too_many_targets_are_refused_with_the_limit() -> None:
     story = Story(max_targets=2)
     assert story.submit("a", targets=["E", "F", "G"]) == [refused("a")]
-    assert "3 targets; the most is 2 (max_targets)" in story.words[0]
+    assert "3 targets; the limit is 2 (max_targets)" in story.words[0]
 
 
 def test_r07_a_reason_names_only_the_first_targets() -> None:
@@ -424,7 +429,7 @@ def test_r07_fails_at_once_even_while_it_waits_for_something_else() -> None:
     story = busy_story()
     story.engine("F")
     story.submit("a", after=["long"], targets=["F"])
-    assert story.lost("F", confirmed=True) == [failed("a", "ImpossibleDependency")]
+    assert story.lost("F", confirmed=True) == [engine_forgotten("F"), failed("a", "ImpossibleDependency")]
     assert story.submit("b", after=["long"], targets=["F"]) == [accepted("b"), failed("b", "ImpossibleDependency")]
 
 
@@ -434,7 +439,7 @@ def test_r07_a_lost_target_counts_until_its_grace_is_over() -> None:
     story.lost("E")
     assert story.submit("a", targets=["E"]) == [accepted("a")]
     assert story.wait(4.9) == []
-    assert story.wait(0.1) == [failed("a", "ImpossibleDependency")]
+    assert story.wait(0.1) == [engine_forgotten("E"), failed("a", "ImpossibleDependency")]
 
 
 def test_r07_a_draining_target_counts_until_it_has_gone() -> None:
@@ -442,7 +447,7 @@ def test_r07_a_draining_target_counts_until_it_has_gone() -> None:
     story.engine("E")
     story.drain("E")
     assert story.submit("a", targets=["E"]) == [accepted("a")]
-    assert story.lost("E", confirmed=True) == [failed("a", "ImpossibleDependency")]
+    assert story.lost("E", confirmed=True) == [engine_forgotten("E"), failed("a", "ImpossibleDependency")]
 
 
 def test_r07_what_fails_because_its_target_is_gone_settles_its_dependents() -> None:
@@ -451,7 +456,11 @@ def test_r07_what_fails_because_its_target_is_gone_settles_its_dependents() -> N
     story.submit("a", after=["long"], targets=["F"])
     story.submit("b", after=["a"])
     story.submit("c", after=dependency("b", **FAILURES), targets=["E"])
-    assert story.died("F") == [failed("a", "ImpossibleDependency"), failed("b", "ImpossibleDependency")]
+    assert story.died("F") == [
+        engine_forgotten("F"),
+        failed("a", "ImpossibleDependency"),
+        failed("b", "ImpossibleDependency"),
+    ]
     assert story.ok("long") == [delivered("long", "ok", "E"), sent("c", "E")]
 
 

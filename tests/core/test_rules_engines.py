@@ -8,7 +8,7 @@ from trio_sched.core import snapshot
 from trio_sched.core.effects import AssignTask
 from trio_sched.core.events import Dependency
 
-from .story import Story, accepted, delivered, failed, refused, sent
+from .story import Story, accepted, delivered, engine_forgotten, failed, refused, sent
 
 
 def assignments(effects: list[object]) -> list[tuple[object, object]]:
@@ -133,7 +133,7 @@ def test_r11_pure_returns_the_tasks_of_a_dead_engine() -> None:
     story.engine("E")
     story.engine("F")
     story.submit("a")
-    assert story.died("E", "a") == [sent("a", "F", attempt=2)]
+    assert story.died("E", "a") == [engine_forgotten("E"), sent("a", "F", attempt=2)]
 
 
 def shares(scheme: str, loads: list[int], tasks: int = 3000) -> list[float]:
@@ -435,7 +435,7 @@ def test_r16_a_task_goes_only_to_engines_of_its_kind() -> None:
     assert story.submit("b") == [accepted("b"), sent("b", "native")]
     assert story.engine("foreign", kind="other") == [sent("a", "foreign")]
     assert story.submit("c", targets=["native"], kind="other") == [accepted("c")]
-    assert story.died("native", "b") == [failed("c", "ImpossibleDependency", None)]
+    assert story.died("native", "b") == [engine_forgotten("native"), failed("c", "ImpossibleDependency", None)]
 
 
 def test_r29_an_engine_shows_that_it_drains_and_when_it_is_empty() -> None:

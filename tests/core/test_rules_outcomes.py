@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from trio_sched.core.effects import DeliverResult, Publish
-from trio_sched.core.events import MOST_BACKOFF_S, Dependency, EngineJoined, TaskFinished, TaskSubmitted, TimePassed
-from trio_sched.core.lifecycle import backoff
+from trio_sched.core.effects import DeliverResult, ForgetEngine, Publish
+from trio_sched.core.events import (
+    MOST_BACKOFF_S,
+    Dependency,
+    EngineJoined,
+    EngineLost,
+    TaskFinished,
+    TaskSubmitted,
+    TimePassed,
+    backoff_delay,
+)
 
-from .story import Story, accepted, delivered, failed, recalled, refused, sent
+from .story import Story, accepted, delivered, engine_forgotten, failed, recalled, refused, sent, session_forgotten
 
 
 def running(*tasks: str, **settings: object) -> Story:
@@ -54,7 +62,7 @@ def test_r17_a_client_that_left_for_good_gets_nothing_more() -> None:
     story.client("you")
     story.submit("b", client="you", after=["a"])
     assert story.leave("me") == []
-    assert story.ok("a") == [sent("b", "E")]
+    assert story.ok("a") == [session_forgotten("me"), sent("b", "E")]
     assert story.ok("b") == [delivered("b", "ok", "E", client="you")]
 
 
@@ -98,7 +106,7 @@ def test_r18_the_same_engine_once_the_last_other_one_is_gone() -> None:
     story.submit("a", retries=1)
     story.submit("long")
     assert story.error("a") == []
-    assert story.died("F") == [sent("a", "E", attempt=2)]
+    assert story.died("F") == [engine_forgotten("F"), sent("a", "E", attempt=2)]
 
 
 def test_r18_not_the_same_engine_any_more_once_another_one_joined() -> None:
@@ -152,8 +160,8 @@ def test_r18_backoff_is_at_most_a_day_whatever_the_number_of_retries() -> None:
 @pytest.mark.parametrize("first_s", [5e-324, 1e-9, 1.0, MOST_BACKOFF_S])
 def test_r18_backoff_is_finite_for_every_retry(first_s: float) -> None:
     for retry in (1, 2, 64, 65, 1025, 1_000_000):
-        assert 0.0 <= backoff(first_s, retry) <= MOST_BACKOFF_S
-    assert backoff(1.0, 4) == 8.0
+        assert 0.0 <= backoff_delay(first_s, retry) <= MOST_BACKOFF_S
+    assert backoff_delay(1.0, 4) == 8.0
 
 
 def test_r32_rounding_does_not_use_up_a_resource() -> None:
@@ -211,7 +219,7 @@ def test_r19_declining_lasts_even_where_the_same_engine_would_do() -> None:
     story.engine("E")
     story.submit("a", same_engine=True, retries=2)
     assert story.declined("a") == []
-    assert story.died("E") == []
+    assert story.died("E") == [engine_forgotten("E")]
     assert story.engine("F") == [sent("a", "F", attempt=2)]
 
 
@@ -233,14 +241,14 @@ def test_r20_a_lost_engine_gets_nothing_more_and_its_late_results_count() -> Non
     assert story.wait(4.0) == []
     assert story.ok("a") == [delivered("a", "ok", "E")]
     story.engine("F")
-    assert story.wait(1.0) == [sent("b", "F", attempt=2)]
+    assert story.wait(1.0) == [engine_forgotten("E"), sent("b", "F", attempt=2)]
 
 
 def test_r20_after_the_grace_period_results_are_dropped() -> None:
     story = running("a", "b")
     story.lost("E")
     assert story.wait(4.99) == []
-    assert story.wait(0.01) == []
+    assert story.wait(0.01) == [engine_forgotten("E")]
     late = [story.finished("a", "ok", "E"), story.finished("b", "ok", "E")]
     assert late == [[], []]
     assert story.engine("F") == [sent("a", "F", attempt=2), sent("b", "F", attempt=2)]
@@ -249,7 +257,7 @@ def test_r20_after_the_grace_period_results_are_dropped() -> None:
 def test_r20_a_confirmed_death_has_no_grace_period() -> None:
     story = running("a", "b")
     story.engine("F", hwm=1)
-    assert story.died("E", "a") == [sent("a", "F", attempt=2)]
+    assert story.died("E", "a") == [engine_forgotten("E"), sent("a", "F", attempt=2)]
     assert story.ok("a") == [delivered("a", "ok", "F"), sent("b", "F", attempt=2)]
 
 
@@ -257,7 +265,7 @@ def test_r20_a_death_confirmed_later_ends_the_grace_period() -> None:
     story = running("a")
     story.engine("F")
     assert story.lost("E") == []
-    assert story.died("E", "a") == [sent("a", "F", attempt=2)]
+    assert story.died("E", "a") == [engine_forgotten("E"), sent("a", "F", attempt=2)]
     assert story.wait(10.0) == []
 
 
@@ -265,20 +273,20 @@ def test_r20_a_running_task_survives_crash_limit_deaths() -> None:
     story = Story()
     story.submit("a", crash_limit=2)
     assert story.engine(1) == [sent("a", 1)]
-    assert story.died(1, "a") == []
+    assert story.died(1, "a") == [engine_forgotten(1)]
     assert story.engine(2) == [sent("a", 2, attempt=2)]
-    assert story.died(2, "a") == []
+    assert story.died(2, "a") == [engine_forgotten(2)]
     assert story.engine(3) == [sent("a", 3, attempt=3)]
-    assert story.died(3, "a") == [failed("a", "EngineError", 3)]
+    assert story.died(3, "a") == [engine_forgotten(3), failed("a", "EngineError", 3)]
 
 
 def test_r20_more_crashes_than_the_limit_use_retries() -> None:
     story = Story()
     story.submit("a", crash_limit=0, retries=1)
     story.engine(1)
-    assert story.died(1, "a") == []
+    assert story.died(1, "a") == [engine_forgotten(1)]
     assert story.engine(2) == [sent("a", 2, attempt=2)]
-    assert story.died(2, "a") == [failed("a", "EngineError", 2)]
+    assert story.died(2, "a") == [engine_forgotten(2), failed("a", "EngineError", 2)]
 
 
 def test_r20_those_that_were_not_running_are_not_blamed() -> None:
@@ -286,7 +294,7 @@ def test_r20_those_that_were_not_running_are_not_blamed() -> None:
     story.engine("E", slots=2)
     for task in "abcd":
         story.submit(task, crash_limit=0)
-    assert story.died("E", "b") == [failed("b", "EngineError", "E")]
+    assert story.died("E", "b") == [engine_forgotten("E"), failed("b", "EngineError", "E")]
     assert story.engine("F") == [sent(task, "F", attempt=2) for task in "acd"]
 
 
@@ -295,7 +303,11 @@ def test_r20_when_nobody_knows_the_first_slots_were_running() -> None:
     story.engine("E", slots=2)
     for task in "abcd":
         story.submit(task, crash_limit=0)
-    assert story.lost("E", confirmed=True) == [failed("a", "EngineError", "E"), failed("b", "EngineError", "E")]
+    assert story.lost("E", confirmed=True) == [
+        engine_forgotten("E"),
+        failed("a", "EngineError", "E"),
+        failed("b", "EngineError", "E"),
+    ]
     assert story.engine("F") == [sent("c", "F", attempt=2), sent("d", "F", attempt=2)]
 
 
@@ -305,7 +317,11 @@ def test_r20_without_a_crash_limit_all_that_were_outstanding_fail() -> None:
     story.submit("a", crash_limit=None)
     story.submit("b", crash_limit=None, retries=1)
     story.submit("c", crash_limit=None)
-    assert story.died("E", "a") == [failed("a", "EngineError", "E"), failed("c", "EngineError", "E")]
+    assert story.died("E", "a") == [
+        engine_forgotten("E"),
+        failed("a", "EngineError", "E"),
+        failed("c", "EngineError", "E"),
+    ]
     assert story.engine("F") == [sent("b", "F", attempt=2)]
 
 
@@ -337,7 +353,7 @@ def test_r20_what_was_cancelled_before_the_death_ends_as_cancelled() -> None:
     story = running("a", "b")
     story.engine("F")
     assert story.cancel("a") == [recalled("a", "E")]
-    assert story.died("E", "a") == [failed("a", "TaskCancelled", "E"), sent("b", "F", attempt=2)]
+    assert story.died("E", "a") == [engine_forgotten("E"), failed("a", "TaskCancelled", "E"), sent("b", "F", attempt=2)]
 
 
 def test_r20_a_lost_engine_is_not_asked_back_for_anything_until_it_returns() -> None:
@@ -362,8 +378,30 @@ def test_r20_what_was_cancelled_while_its_engine_was_lost_ends_with_the_grace_pe
     story = running("a", "b")
     story.lost("E")
     assert story.cancel("b") == []
-    assert story.wait(5.0) == [failed("b", "TaskCancelled")]
+    assert story.wait(5.0) == [engine_forgotten("E"), failed("b", "TaskCancelled")]
     assert story.engine("F") == [sent("a", "F", attempt=2)]
+
+
+def test_r20_an_engine_is_forgotten_once_when_it_is_removed_for_good() -> None:
+    story = Story()
+    for engine in "EFGH":
+        story.engine(engine)
+    assert story.lost("E") == []
+    assert story.returned("E") == []
+    assert story.lost("E") == []
+    assert story.wait(5.0) == [engine_forgotten("E")]
+    assert story.lost("E") == story.died("E") == []
+    assert story.died("F") == [engine_forgotten("F")]
+    assert story.lost("G") == []
+    assert story.died("G") == [engine_forgotten("G")]
+    assert story.drain() == story.lost("H") == []
+    assert story.wait(5.0) == [engine_forgotten("H")]
+
+
+def test_r20_an_engine_without_a_grace_period_is_forgotten_when_it_is_lost() -> None:
+    story = Story(grace_s=0.0)
+    story.engine("E")
+    assert story.lost("E") == [engine_forgotten("E")]
 
 
 def test_r20_grace_periods_end_by_their_time() -> None:
@@ -375,8 +413,12 @@ def test_r20_grace_periods_end_by_their_time() -> None:
     story.now += 1
     story.lost("E")
     story.now += 5
-    ends = [failed("b", "ImpossibleDependency", "F"), failed("a", "ImpossibleDependency", "E")]
-    assert story.happens(TimePassed()) == ends
+    assert story.happens(TimePassed()) == [
+        engine_forgotten("F"),
+        failed("b", "ImpossibleDependency", "F"),
+        engine_forgotten("E"),
+        failed("a", "ImpossibleDependency", "E"),
+    ]
 
 
 # ---- R21: timeout ---------------------------------------------------------------------------------------------------
@@ -450,7 +492,7 @@ def test_r21_unblamed_from_a_dead_engine_takes_up_its_old_clock() -> None:
     story = running("long")
     story.submit("a", timeout_s=3.0)
     story.wait(50.0)
-    assert story.died("E", "long") == []
+    assert story.died("E", "long") == [engine_forgotten("E")]
     assert story.wait(0.0) == [failed("a", "TaskTimeout")]
 
 
@@ -629,7 +671,7 @@ def test_r26_engines_that_join_twice_leave_twice_or_were_never_there_do_no_harm(
     assert story.lost("F") == []
     assert story.returned("F") == []
     assert story.drain("F") == []
-    assert story.died("E", "a") == []
+    assert story.died("E", "a") == [engine_forgotten("E")]
     assert story.died("E", "a") == []
     assert story.lost("E") == []
     assert story.wait(20.0) == []
@@ -667,10 +709,74 @@ def test_r27_a_client_that_leaves_keeps_its_tasks_unless_it_asked_otherwise() ->
     story.submit("b", client="you")
     story.submit("c")
     assert story.leave("me", cancel=True) == [recalled("a", "E")]
-    assert story.given_back("a") == [sent("b", "E")]
+    assert story.given_back("a") == [session_forgotten("me"), sent("b", "E")]
     assert story.leave("you", cancel=False) == []
-    assert story.ok("b") == []
+    assert story.ok("b") == [session_forgotten("you")]
     assert story.submit("d", client="you") == [refused("d", client="you")]
+
+
+def test_r27_a_session_is_forgotten_when_it_has_left_and_its_last_task_has_ended() -> None:
+    story = running("a", "b", hwm=2)
+    story.submit("c", timeout_s=9.0)
+    assert story.leave() == []
+    assert story.ok("a") == [sent("c", "E")]
+    assert story.ok("b") == []
+    assert story.ok("c") == [session_forgotten("me")]
+    assert story.leave() == []
+
+
+def test_r27_a_session_without_unfinished_tasks_is_forgotten_when_it_leaves() -> None:
+    story = running("a")
+    assert story.leave("unknown") == []
+    story.ok("a")
+    assert story.leave() == [session_forgotten("me")]
+
+
+def test_r27_a_session_whose_waiting_tasks_are_cancelled_is_forgotten_when_it_leaves() -> None:
+    story = Story()
+    story.submit("a")
+    story.submit("b", after=["a"])
+    assert story.leave(cancel=True) == [session_forgotten("me")]
+
+
+def test_r27_a_session_is_forgotten_when_its_last_task_times_out() -> None:
+    story = Story()
+    story.submit("a", timeout_s=1.0)
+    story.leave()
+    assert story.wait(1.0) == [session_forgotten("me")]
+
+
+def test_r27_a_session_is_forgotten_when_its_last_task_is_lost_with_its_engine() -> None:
+    story = Story()
+    story.engine("E")
+    story.submit("a", crash_limit=0)
+    story.leave()
+    assert story.lost("E") == []
+    assert story.wait(5.0) == [engine_forgotten("E"), session_forgotten("me")]
+
+
+def test_r27_an_id_that_is_used_by_a_later_session_is_forgotten_with_the_last_of_them() -> None:
+    story = running("a", hwm=2)
+    story.leave()
+    story.client("me")
+    story.submit("b")
+    assert story.ok("a") == []
+    assert story.leave() == []
+    assert story.ok("b") == [session_forgotten("me")]
+
+
+def test_r28_monitors_are_told_of_a_removed_engine_right_after_it_is_forgotten() -> None:
+    story = running("a")
+    story.submit("b", targets=["E"])
+    story.leave()
+    story.scheduler.monitored = True
+    effects = story.scheduler.handle(EngineLost("E", "gone", confirmed=True, running=("a",)), story.now)
+    assert effects == [
+        ForgetEngine("E"),
+        Publish("engine_lost", engine="E"),
+        Publish("finished", "b", None, "me", "unreachable"),
+    ]
+    assert story.cancel("a", None) == [session_forgotten("me")]
 
 
 def test_r28_monitors_are_told_each_thing_once_and_nothing_when_nobody_listens() -> None:
@@ -732,7 +838,7 @@ def test_r31_what_an_engine_sent_before_it_left_is_handled_before_its_leaving() 
     story = running("a", "b")
     story.engine("F")
     assert story.ok("a") == [delivered("a", "ok", "E")]
-    assert story.died("E", "b") == [sent("b", "F", attempt=2)]
+    assert story.died("E", "b") == [engine_forgotten("E"), sent("b", "F", attempt=2)]
 
 
 def test_r31_an_engine_that_joined_before_a_submission_was_read_can_take_it() -> None:

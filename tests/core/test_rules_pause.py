@@ -64,10 +64,10 @@ def test_r34_r15_it_is_not_active_and_becomes_active_anew() -> None:
     story.client("third")
     story.submit("t", client="third")
     story.submit("b2")
-    me, you, third = (story.scheduler.clients[client].vtime for client in ("me", "you", "third"))
+    me, you, third = (story.scheduler.clients[client].virtual_time for client in ("me", "you", "third"))
     assert third == you  # not that of the client that stands still
     story.resume()
-    assert story.scheduler.clients["me"].vtime == you > me
+    assert story.scheduler.clients["me"].virtual_time == you > me
 
 
 def test_r34_one_that_left_for_good_is_resumed() -> None:

@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from trio_sched.core import invariants
-from trio_sched.core.archive import Archive
-from trio_sched.core.engines import Engine
-from trio_sched.core.lifecycle import Lifecycle
-from trio_sched.core.pools import Pools
-from trio_sched.core.ready import Line, ReadyQueue
+from trio_sched.core import invariants, scheduler, settings
+from trio_sched.core.completed_tasks import CompletedTasks
+from trio_sched.core.records import ClientQueue, Engine, ReadyQueue
+from trio_sched.core.request_classes import RequestClasses
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.server.actor import Actor
 from trio_sched.server.outbox import Outbox
@@ -39,14 +37,50 @@ def raising(method: Callable[..., Any], is_due: Callable[..., bool]) -> Callable
 
 
 PLACES = [
-    *((Lifecycle, name) for name in ("_depend", "_queue", "_enter", "_ready", "_wait", "_leave_place", "_requeue")),
-    *((Lifecycle, name) for name in ("_dispatch", "_assignment", "_cascade", "_end", "_retry", "_orphaned", "_cancel")),
-    *((Scheduler, name) for name in ("_held", "_unregister", "_recheck", "_what_is_wrong", "_seen")),
-    *((Pools, name) for name in ("find", "tidy", "join", "leave", "changed", "push", "remove", "emptied", "next")),
-    *((Archive, name) for name in ("add", "want", "release", "received")),
-    *((Engine, name) for name in ("take", "give_back", "presumed_running")),
+    *(
+        (Scheduler, name)
+        for name in (
+            "_register_dependencies",
+            "_enqueue",
+            "_enqueue_runnable",
+            "_make_ready",
+            "_make_waiting",
+            "_remove_from_queue",
+            "_requeue",
+        )
+    ),
+    *(
+        (Scheduler, name)
+        for name in (
+            "_dispatch",
+            "_make_assignment",
+            "_cascade",
+            "_end_task",
+            "_retry_task",
+            "_requeue_orphan",
+            "_cancel_task",
+        )
+    ),
+    *((Scheduler, name) for name in ("_release_answered", "_unregister", "_requeue_unsatisfiable", "_answer_repeated")),
+    *(
+        (RequestClasses, name)
+        for name in (
+            "find",
+            "discard_if_empty",
+            "add_engine",
+            "remove_engine",
+            "update_engine",
+            "push",
+            "remove",
+            "discard_queue_if_empty",
+            "pop_next",
+        )
+    ),
+    *((CompletedTasks, name) for name in ("add", "retain", "release", "mark_received")),
+    *((Engine, name) for name in ("assign", "release", "presumed_running")),
+    (scheduler, "find_refusal"),
     *((ReadyQueue, name) for name in ("push", "pop", "remove")),
-    *((Line, name) for name in ("push", "head", "drop", "mark")),
+    *((ClientQueue, name) for name in ("push", "head", "drop", "count_removed")),
 ]
 
 
@@ -99,7 +133,9 @@ def test_r33_a_task_whose_answer_raises_fails_with_the_error_and_the_next_one_do
             assert engine.number
             bad = await client.submit("bad", retries=3)
             monkeypatch.setattr(
-                Scheduler, "_held", raising(Scheduler._held, lambda _self, _engine, task, *_: task & 0xFFFFFFFF == 1)
+                Scheduler,
+                "_release_answered",
+                raising(Scheduler._release_answered, lambda _self, _engine, task, *_: task & 0xFFFFFFFF == 1),
             )
             end = await client.end_of(bad)
             assert (end.outcome, end.error and end.error.name) == ("error", "SchedulerError")
@@ -121,10 +157,12 @@ def test_r33_a_submission_that_raises_is_refused_and_the_batch_goes_on(monkeypat
             client, engine = await world.client(), await world.engine(eager=True)
             assert engine.number
             monkeypatch.setattr(
-                Lifecycle, "_ready", raising(Lifecycle._ready, lambda _self, task, *_: task.id & 0xFFFFFFFF == 2)
+                Scheduler,
+                "_make_ready",
+                raising(Scheduler._make_ready, lambda _self, task, *_: task.id & 0xFFFFFFFF == 2),
             )
             monkeypatch.setattr(
-                Scheduler, "_what_is_wrong", raising(Scheduler._what_is_wrong, lambda _self, spec: spec.label == "bad")
+                scheduler, "find_refusal", raising(settings.find_refusal, lambda spec, _settings: spec.label == "bad")
             )
             first = client.submit_nowait("1", "2", "3")
             refused = await client.submit("4", label="bad")
@@ -143,9 +181,9 @@ def test_r33_a_task_that_cannot_be_dispatched_is_ended_and_those_behind_it_go(mo
         async with open_world() as world:
             client = await world.client()
             monkeypatch.setattr(
-                Lifecycle,
-                "_assignment",
-                raising(Lifecycle._assignment, lambda _self, task, *_: task.spec.label == "bad"),
+                Scheduler,
+                "_make_assignment",
+                raising(Scheduler._make_assignment, lambda _self, task, *_: task.spec.label == "bad"),
             )
             bad = await client.submit("bad", label="bad")
             good = await client.submit("good")
@@ -161,7 +199,7 @@ def test_r33_when_nothing_helps_all_tasks_end_and_the_server_goes_on(monkeypatch
         async with open_world() as world:
             client, engine = await world.client(), await world.engine(eager=True)
             with monkeypatch.context() as patched:
-                patched.setattr(Pools, "next", raising(Pools.next, lambda *_: True))
+                patched.setattr(RequestClasses, "pop_next", raising(RequestClasses.pop_next, lambda *_: True))
                 assert (await client.end_of(await client.submit("bad"))).outcome == "error"
             assert (await client.end_of(await client.submit("good"))).outcome == "ok"
             assert engine.number in world.server.scheduler.engines

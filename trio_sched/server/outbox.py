@@ -19,7 +19,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Publish, RecallTask, Refuse
+from trio_sched.core.effects import (
+    Accept,
+    AssignTask,
+    DeliverResult,
+    ForgetEngine,
+    ForgetSession,
+    Publish,
+    RecallTask,
+    Refuse,
+)
 from trio_sched.core.events import SESSION_SHIFT, RecallAnswered
 from trio_sched.logs import get_logger
 from trio_sched.server.alarm import Alarm
@@ -102,6 +111,8 @@ class Outbox:
             Refuse: self._refuse,
             RecallTask: self._recall,
             Publish: self._publish,
+            ForgetEngine: self._ignore,
+            ForgetSession: self._ignore,
             Welcomed: self._welcome,
             Decline: self._decline,
             Tell: self._tell,
@@ -196,6 +207,9 @@ class Outbox:
         self._happened.append(
             Happened(effect.what, effect.task, effect.engine, effect.client, effect.outcome)  # type: ignore[arg-type]
         )
+
+    def _ignore(self, effect: ForgetEngine | ForgetSession) -> None:
+        """The server looks for removed engines and ended sessions itself."""
 
     def _elsewhere(self, effect: Accept | Refuse | AssignTask | DeliverResult | RecallTask) -> None:
         """No session of ours: a front's own peer, or one that has left."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import trio
 
-from trio_sched.core.events import SESSION_SHIFT
+from trio_sched.core.ids import make_task_id
 from trio_sched.wire import native
 from trio_sched.wire.native import Frame
 from trio_sched.wire.payload import digest
@@ -253,7 +253,7 @@ class FakeClient(FakePeer):
 
     def full(self, counter: int) -> int:
         """The full id of an own task."""
-        return self.number << SESSION_SHIFT | counter
+        return make_task_id(self.number, counter)
 
     async def end_of(self, task: int, timeout_s: float = 3600.0) -> native.TaskEnd:
         """How the task ended, once it has."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trio_sched.core.invariants import check
+from trio_sched.core.records import CheckedTask
 from trio_sched.errors import InvariantError
 from trio_sched.server.config import Config
 from trio_sched.server.identity import Identity
@@ -37,15 +38,16 @@ class Simulator:
         self.rng = random.Random(seed)
         self.now = 0.0
         self._bodies: dict[int, bytes] = {}
+        #: By full id: what each task was submitted with, and which results it is to be given.
         self._inputs: dict[int, list[int]] = {}
-        """By full id: what each task was submitted with, and which results it is to be given."""
+        #: What happened how often.
         self.did: Counter[str] = Counter()
-        """What happened how often."""
         self._steps = steps
         self._config = Config(seed=seed, **{"hwm": self.rng.choice((1, 2, 10)), "credit": 50, **settings})
         tokens = {"client": "client's", "engine": "engine's"}
         identity = Identity("simulated", str(seed), ADDRESS, Path(), tokens, None)  # type: ignore[arg-type]
         self.server = Server(self._config, identity, self.now)
+        self.server.scheduler.task_type = CheckedTask
         self.network = MemoryNetwork()
         self._front = NativeFront(self._config, self.network.open_router)
         self._router: Any = self._front.listen(self.server.hub)
@@ -53,11 +55,11 @@ class Simulator:
         self.clients = [self._make_client(tokens["client"]) for _ in range(clients)]
         self.engines: list[FakeEngine] = []
         self._engine_count = engines
+        #: Clients that said good-bye: nobody waits for their tasks.
         self.gone: list[FakeClient] = []
-        """Clients that said good-bye: nobody waits for their tasks."""
         self._beat_at = 0.0
+        #: How often engines answer ok, error, unmet.
         self._answers = (20, 2, 1)
-        """How often engines answer ok, error, unmet."""
         for peer in (self.nanny, *self.clients):
             peer.say(peer.hello())
         self._actions: list[tuple[int, Callable[[], None]]] = [
