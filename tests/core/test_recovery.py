@@ -1,7 +1,7 @@
-"""R33: an exception anywhere in the core ends what it was about, and nothing else goes wrong.
+"""R33: an exception anywhere in the core ends what the event was about, and nothing else.
 
-Exceptions are raised at random lines of the core by a trace function, in the middle of random events. After each one
-the invariants hold, and in the end every accepted submission has exactly one end.
+A trace function raises exceptions at random lines of the core, during random events. After each one the invariants
+hold, and in the end every accepted submission has exactly one end.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RECOVERY = recovery.__file__
 
 
 class Fault(RuntimeError):
-    """Raised where no exception is expected."""
+    """An exception that the core does not expect."""
 
 
 class Faults:
@@ -85,8 +85,8 @@ class Faults:
         return self._line
 
 
-class Outside:
-    """Clients and engines that answer for what they were given; some events meet a fault."""
+class FaultyRun:
+    """Random events of clients and engines, some of which raise a fault in the core."""
 
     def __init__(self, rng: random.Random, fault_every: int) -> None:
         self.rng = rng
@@ -137,7 +137,7 @@ class Outside:
             effects = self.scheduler.handle(event, self.now)
         try:
             invariants.check(self.scheduler)
-            self.heed(effects)
+            self.track(effects)
             self.check_forgotten(event, effects)
             if isinstance(event, TaskSubmitted):
                 answers = [e for e in effects if isinstance(e, (Accept, Refuse)) and e.task == event.task]
@@ -148,7 +148,7 @@ class Outside:
         return effects
 
     def check_forgotten(self, event: Event, effects: list[Effect]) -> None:
-        """What the core has no record of any more is forgotten, once, by an effect."""
+        """Engines and sessions without a record in the core were forgotten, once, by an effect."""
         if isinstance(event, EngineJoined):
             self.known.add(("engine", event.engine))
         elif isinstance(event, ClientJoined):
@@ -163,7 +163,7 @@ class Outside:
         sessions = {("session", client) for client in [*self.scheduler.clients, *unfinished]}
         assert self.known == engines | sessions, (self.known, engines | sessions)
 
-    def heed(self, effects: list[Effect]) -> None:
+    def track(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Accept):
                 self.accepted[effect.task] += 1
@@ -268,7 +268,7 @@ class Outside:
         self.happens(TimePassed())
 
     def settle(self) -> None:
-        """No more faults; everything ends."""
+        """Without further faults, everything ends."""
         self.fault_every = 0
         self.happens(EngineJoined("last", 100, 0, (("gpu", 100.0),)))
         for engine in list(self.scheduler.engines):
@@ -292,18 +292,18 @@ class Outside:
                 assert self.ends[task] == self.accepted[task], task
 
 
-ACTIONS: list[tuple[int, Callable[[Outside], None]]] = [
-    (10, Outside.submit),
-    (10, Outside.answer),
-    (3, Outside.recall),
-    (1, Outside.cancel),
-    (2, Outside.received),
-    (1, Outside.client_leaves),
-    (1, Outside.engine_joins),
-    (1, Outside.engine_lost),
-    (2, Outside.engine_returns),
-    (1, Outside.drain),
-    (3, Outside.time_passes),
+ACTIONS: list[tuple[int, Callable[[FaultyRun], None]]] = [
+    (10, FaultyRun.submit),
+    (10, FaultyRun.answer),
+    (3, FaultyRun.recall),
+    (1, FaultyRun.cancel),
+    (2, FaultyRun.received),
+    (1, FaultyRun.client_leaves),
+    (1, FaultyRun.engine_joins),
+    (1, FaultyRun.engine_lost),
+    (2, FaultyRun.engine_returns),
+    (1, FaultyRun.drain),
+    (3, FaultyRun.time_passes),
 ]
 
 
@@ -312,13 +312,13 @@ def test_r33_a_fault_at_any_line_of_the_core_is_survived(block: int) -> None:
     faults: Counter[str] = Counter()
     for seed in range(block, 120, 4):
         rng = random.Random(seed)
-        outside = Outside(rng, fault_every=4)
+        run = FaultyRun(rng, fault_every=4)
         try:
             for action in rng.choices([a for _, a in ACTIONS], [w for w, _ in ACTIONS], k=120):
-                action(outside)
-            outside.settle()
+                action(run)
+            run.settle()
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
-        faults += outside.faults
+        faults += run.faults
     assert faults.total() > 100, faults

@@ -13,21 +13,21 @@ from trio_sched.core.records import Task
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.core.states import ENDED, TRANSITIONS, WAITING, State
 
-from .story import Story
+from .scenario import Scenario
 from .test_property import check_walk
 
 
-def follower_of_a_or_b(hwm: int, **asks: Any) -> Story:
-    """c follows a or b; a ran on E, b has not ended, so c may go to E only, and hears of more."""
-    story = Story(hwm=hwm)
-    story.engine("E", slots=1)
-    story.submit("a")
-    story.engine("F", hwm=1)
-    story.submit("b", targets=["F"])
-    story.submit("x", targets=["E"])
-    story.submit("c", follow=Dependency(("a", "b"), all=False), **asks)
-    story.ok("a")
-    return story
+def follower_of_a_or_b(hwm: int, **asks: Any) -> Scenario:
+    """c follows a or b. a ran on E and b has not ended, so c may go to E only; the end of b may add an engine."""
+    scenario = Scenario(hwm=hwm)
+    scenario.engine("E", slots=1)
+    scenario.submit("a")
+    scenario.engine("F", hwm=1)
+    scenario.submit("b", targets=["F"])
+    scenario.submit("x", targets=["E"])
+    scenario.submit("c", follow=Dependency(("a", "b"), all=False), **asks)
+    scenario.ok("a")
+    return scenario
 
 
 def a_follower_loses_its_engine_while_ready() -> None:
@@ -35,15 +35,15 @@ def a_follower_loses_its_engine_while_ready() -> None:
 
 
 def a_follower_loses_its_engine_in_a_backoff() -> None:
-    story = follower_of_a_or_b(hwm=2, retries=1, backoff_s=9.0)
-    story.error("c")
-    story.died("E")
+    scenario = follower_of_a_or_b(hwm=2, retries=1, backoff_s=9.0)
+    scenario.error("c")
+    scenario.died("E")
 
 
 def a_follower_loses_its_engine_while_recalled() -> None:
-    story = follower_of_a_or_b(hwm=2)
-    story.drain("E")
-    story.died("E", "x")
+    scenario = follower_of_a_or_b(hwm=2)
+    scenario.drain("E")
+    scenario.died("E", "x")
 
 
 def a_follower_loses_its_engine_while_assigned() -> None:
@@ -51,21 +51,21 @@ def a_follower_loses_its_engine_while_assigned() -> None:
 
 
 def a_recalled_task_is_cancelled() -> None:
-    story = follower_of_a_or_b(hwm=2)
-    story.drain("E")
-    story.cancel("c")
+    scenario = follower_of_a_or_b(hwm=2)
+    scenario.drain("E")
+    scenario.cancel("c")
 
 
 def a_recalled_task_fails_and_waits_for_its_retry() -> None:
-    story = follower_of_a_or_b(hwm=2, retries=1, backoff_s=9.0)
-    story.drain("E")
-    story.error("c")
+    scenario = follower_of_a_or_b(hwm=2, retries=1, backoff_s=9.0)
+    scenario.drain("E")
+    scenario.error("c")
 
 
 def a_recalled_task_has_begun() -> None:
-    story = follower_of_a_or_b(hwm=2)
-    story.drain("E")
-    story.kept("c")
+    scenario = follower_of_a_or_b(hwm=2)
+    scenario.drain("E")
+    scenario.kept("c")
 
 
 #: Scenarios for transitions that random walks take once in a thousand.

@@ -1,11 +1,12 @@
-"""Stories about the scheduler: one method for each thing that can happen, answering with what is to be done.
+"""Scenarios for the scheduler: one method for each event, which returns the effects.
 
-    story = Story()
-    story.engine("E")
-    assert story.submit("a") == [accepted("a"), sent("a", "E")]
-    assert story.ok("a") == [delivered("a", "ok", "E")]
+    scenario = Scenario()
+    scenario.engine("E")
+    assert scenario.submit("a") == [accepted("a"), sent("a", "E")]
+    assert scenario.ok("a") == [delivered("a", "ok", "E")]
 
-Effects come without their words (`story.words` has the last ones). After each event the scheduler's state is checked.
+Effects come without their reasons; `scenario.reasons` has those of the last event. The invariants are checked after
+each event.
 """
 
 from __future__ import annotations
@@ -46,24 +47,24 @@ from trio_sched.core.events import (
     TaskSubmitted,
     TimePassed,
 )
-from trio_sched.core.ids import ClientId, EngineId, TaskId
+from trio_sched.core.ids import ClientId, EngineId, TaskId, make_task_id
 from trio_sched.core.scheduler import Scheduler, Settings
 
-from .naive import without_words
+from .naive import without_reasons
 
 #: The attempt of a task's first assignment.
 FIRST = 1
 
 
-class Story:
-    """A scheduler, a clock, and a client "me". Keywords are those of `Settings`; here hwm is 1 unless given."""
+class Scenario:
+    """A scheduler, a clock, and a client "me". Keywords are those of `Settings`; the default of hwm is 1."""
 
     def __init__(self, *, seed: int = 1, check: bool = True, **settings: Any) -> None:
         self.scheduler = Scheduler(Settings(**{"hwm": 1, **settings}), random.Random(seed), default_rng(seed))
         self.now = 0.0
         self.checked = check
         self.where: dict[TaskId, AssignTask] = {}
-        self.words: list[str] = []
+        self.reasons: list[str] = []
         self.client("me")
 
     def happens(self, event: Event) -> list[Effect]:
@@ -71,8 +72,8 @@ class Story:
         if self.checked:
             invariants.check(self.scheduler)
         self.where.update({effect.task: effect for effect in effects if isinstance(effect, AssignTask)})
-        self.words = [effect.reason for effect in effects if isinstance(effect, (DeliverResult, Refuse))]
-        return without_words(effects)
+        self.reasons = [effect.reason for effect in effects if isinstance(effect, (DeliverResult, Refuse))]
+        return without_reasons(effects)
 
     # ---- clients ----------------------------------------------------------------------------------------------------
 
@@ -86,7 +87,7 @@ class Story:
         return self.happens(ClientResumed(client))
 
     def submit(self, task: TaskId, client: ClientId = "me", **asks: Any) -> list[Effect]:
-        """`after` and `follow` may be a Dependency, or ids."""
+        """Submit a task. `after` and `follow` are each a Dependency, or ids."""
         for name in asks.keys() & {"after", "follow"}:
             if not isinstance(asks[name], Dependency):
                 asks[name] = Dependency(tuple(asks[name]))
@@ -116,7 +117,7 @@ class Story:
         return self.happens(EngineLost(engine, "gone", confirmed, running))
 
     def died(self, engine: EngineId, *running: TaskId) -> list[Effect]:
-        """Its nanny saw it, and knows what it was running."""
+        """The nanny of the engine reports its death and what it was running."""
         return self.lost(engine, True, running)
 
     def returned(self, engine: EngineId, *holding: TaskId) -> list[Effect]:
@@ -129,7 +130,7 @@ class Story:
         return self.happens(TaskFinished(engine, task, outcome, f"{outcome} {task}", "", attempt))
 
     def ok(self, task: TaskId) -> list[Effect]:
-        """The engine that was sent the task last answers."""
+        """The engine to which the task was sent last answers."""
         return self.finished(task, "ok", self.where[task].engine, self.where[task].attempt)
 
     def error(self, task: TaskId) -> list[Effect]:
@@ -150,7 +151,7 @@ class Story:
     # ---- time -------------------------------------------------------------------------------------------------------
 
     def wait(self, seconds: float) -> list[Effect]:
-        """The auditor sleeps as long as it may, and wakes whenever something is due."""
+        """Advance the clock, with a `TimePassed` at each deadline and at the end."""
         until, effects = self.now + seconds, []
         while (deadline := self.scheduler.next_deadline()) is not None and deadline <= until:
             self.now = max(self.now, deadline)
@@ -159,6 +160,42 @@ class Story:
             assert after is None or after > self.now, "a deadline stays behind"
         self.now = until
         return effects + self.happens(TimePassed())
+
+
+# ---- first steps of scenarios ----------------------------------------------------------------------------------------
+
+
+def native(counter: int, session: int = 1) -> int:
+    return make_task_id(session, counter)
+
+
+def busy_scenario() -> Scenario:
+    """One engine, on which "long" runs."""
+    scenario = Scenario()
+    scenario.engine("E")
+    scenario.submit("long")
+    return scenario
+
+
+def two_engines(**settings: object) -> Scenario:
+    """Two idle engines: E has run "e", F has run "f"."""
+    scenario = Scenario(**settings)
+    scenario.engine("F")
+    scenario.engine("E")
+    scenario.submit("e")
+    scenario.submit("f")
+    scenario.ok("e")
+    scenario.ok("f")
+    return scenario
+
+
+def running(*tasks: str, **settings: object) -> Scenario:
+    """One engine E (without hwm unless given) with these tasks, of which the first runs."""
+    scenario = Scenario(**{"hwm": 0, "grace_s": 5.0, **settings})
+    scenario.engine("E")
+    for task in tasks:
+        assert scenario.submit(task) == [accepted(task), sent(task, "E")]
+    return scenario
 
 
 # ---- effects ---------------------------------------------------------------------------------------------------------
@@ -189,7 +226,7 @@ def session_forgotten(client: ClientId = "me") -> ForgetSession:
 
 
 def delivered(task: TaskId, outcome: Any, engine: EngineId, client: ClientId = "me") -> DeliverResult:
-    """What the engine sent."""
+    """The result that the engine sent."""
     return DeliverResult(client, task, outcome, engine, f"{outcome} {task}")
 
 
@@ -203,5 +240,5 @@ OUTCOMES = {
 
 
 def failed(task: TaskId, error: str, engine: EngineId | None = None, client: ClientId = "me") -> DeliverResult:
-    """What the scheduler itself decided; `engine` is the one on which the task last ran."""
+    """An outcome that the scheduler decided. `engine` is the one on which the task last ran."""
     return DeliverResult(client, task, OUTCOMES[error], engine, None, error)  # type: ignore[arg-type]  # from the table

@@ -1,9 +1,9 @@
-"""The outside world at random: what clients, engines and the clock may do to a scheduler and its model.
+"""A driver for the property tests: random events for the core and its model.
 
-`Outside` drives a `Scheduler` and a `Naive` with the same events and compares what they do after each. It knows what a
-front knows (which assignments and recalls are open), so that most of what it does makes sense, and does enough of what
-does not: late, doubled and wrong answers, unknown ids, engines that join twice. Every decision is one call of
-`choose`, so that Hypothesis or a plain random generator can make it.
+`ModelDriver` passes the same events to a `Scheduler` and a `NaiveScheduler` and compares their effects after each. It
+tracks open assignments and recalls, as a front does, so most of its events are valid. Some are not: late, repeated and
+wrong answers, unknown ids, engines that join twice. Every decision is one call of `choose`, so Hypothesis or a plain
+random generator can make it.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from trio_sched.core.events import (
 from trio_sched.core.ids import ClientId, EngineId, TaskId, is_native, make_task_id, session_of
 from trio_sched.core.scheduler import Scheduler, Settings
 
-from .naive import RANDOM_SCHEMES, Naive, without_words
+from .naive import RANDOM_SCHEMES, NaiveScheduler, without_reasons
 
 Choose = Callable[[Sequence[Any]], Any]
 
 CLIENTS = [1, 2, 3]
-STRANGER = 4
+UNKNOWN_CLIENT = 4
 SCHEMES = ["leastload", "leastload", "leastload", "lru", "lru", "twobin", "weighted", "plainrandom", "pure"]
 ASKED = [(), (), (), (("gpu", 1.0),), (("gpu", 2.0),), (("gpu", 1.0), ("mem", 0.5))]
 OFFERED = [(), (("gpu", 1.0),), (("gpu", 2.0), ("mem", 1.0)), (("mem", 2.0),)]
@@ -54,8 +54,8 @@ MOST_ENGINES = 5
 YES, NO = True, False
 
 
-class Outside:
-    """A scheduler, its model, and what their outside knows."""
+class ModelDriver:
+    """A scheduler, its model, and the assignments and recalls that are open."""
 
     def __init__(self, choose: Choose) -> None:
         self.choose = choose
@@ -66,21 +66,21 @@ class Outside:
             grace_s=choose([2.0, 2.0, 0.0]),
             keep_finished=choose([1000, 1000, 3, 1, 0]),
             max_dependencies=choose([100, 100, 4]),
-            max_targets=1 if seed == 3 else 100,  # without a draw of its own
+            max_targets=1 if seed == 3 else 100,  # needs no draw of its own
         )
         self.scheduler = Scheduler(settings, random.Random(seed), default_rng(seed))
-        self.naive = Naive(settings)
+        self.naive = NaiveScheduler(settings)
         self.scheduler.monitored = self.naive.monitored = choose([NO, YES])
         self.guided = scheme in RANDOM_SCHEMES
-        self.rich = choose([NO, NO, YES])  # engines of several slots that offer much, so that promotion (R16) matters
-        self.fragile = choose([NO, NO, YES])  # tasks survive hardly any death, so that who was blamed (R20) matters
-        self.plain_only = scheme == "pure" and seed != 0  # or nearly all is refused
+        self.rich = choose([NO, NO, YES])  # engines with several slots and many resources: promotion (R16) matters
+        self.fragile = choose([NO, NO, YES])  # tasks survive few engine deaths: the blame (R20) matters
+        self.plain_only = scheme == "pure" and seed != 0  # "pure" refuses most options
         self.native = choose([YES, YES, NO])
         self.now = 100.0
-        self.counters = dict.fromkeys([*CLIENTS, STRANGER], 0)
+        self.counters = dict.fromkeys([*CLIENTS, UNKNOWN_CLIENT], 0)
         self.submitted: list[TaskId] = []
         self.joined: list[EngineId] = []
-        self.open: list[AssignTask] = []  # not answered yet, as far as the outside knows
+        self.open: list[AssignTask] = []  # not answered yet
         self.answered: list[AssignTask] = []
         self.recalls: list[RecallTask] = []
         for client in CLIENTS:
@@ -89,10 +89,10 @@ class Outside:
             self.engine_joins()
 
     def happens(self, event: Event) -> None:
-        """Both handle the event; both do the same."""
+        """Pass an event to both; their effects and deadlines are the same."""
         real = self.scheduler.handle(event, self.now)
         naive = self.naive.handle(event, self.now, real if self.guided else ())
-        assert without_words(real) == without_words(naive), event
+        assert without_reasons(real) == without_reasons(naive), event
         assert published(real) == published(naive), event
         assert self.scheduler.next_deadline() == self.naive.next_deadline(), event
         invariants.check(self.scheduler)
@@ -104,7 +104,7 @@ class Outside:
                 self.recalls.append(effect)
 
     def some(self, values: Sequence[Any], most: int) -> list[Any]:
-        """Up to `most` of the values, each once."""
+        """Up to `most` of the values, each at most once."""
         return list(dict.fromkeys(self.choose(values) for _ in range(self.choose(range(most + 1))))) if values else []
 
     # ---- clients ----------------------------------------------------------------------------------------------------
@@ -117,9 +117,9 @@ class Outside:
         return self.task_id(client, self.counters[client])
 
     def any_id(self) -> TaskId:
-        """Mostly one of the last that were submitted, sometimes any, seldom one that was not (yet)."""
+        """Mostly one of the last ids submitted, sometimes any of them, rarely one that was not submitted."""
         if not self.submitted or self.choose(range(25)) == 24:
-            client = self.choose([*CLIENTS, STRANGER])
+            client = self.choose([*CLIENTS, UNKNOWN_CLIENT])
             return self.task_id(client, self.counters[client] + 2)
         return self.choose(self.submitted[-8:] if self.choose(range(5)) != 4 else self.submitted)
 
@@ -133,7 +133,7 @@ class Outside:
             self.submit(client, self.new_id(client), TaskSpec(priority=choose([0, 0, 0, 1, -1])))
 
     def careful_task(self) -> None:
-        """A task for which something is asked, but which depends on nothing."""
+        """A task with options and without dependencies."""
         client = self.choose(CLIENTS)
         self.submit(client, self.new_id(client), TaskSpec(**self.asks()))
 
@@ -168,11 +168,11 @@ class Outside:
         return asks
 
     def submission_again(self) -> None:
-        """The same id, mostly from the same session."""
+        """Submit an id again, mostly from the same session."""
         if self.submitted:
             task = self.choose(self.submitted[-20:])
             own = session_of(task) if is_native(task) else int(task.split("-")[1])
-            client = own if self.choose(range(5)) != 4 else self.choose([*CLIENTS, STRANGER])
+            client = own if self.choose(range(5)) != 4 else self.choose([*CLIENTS, UNKNOWN_CLIENT])
             self.happens(TaskSubmitted(client, task, "again"))
 
     def cancel(self) -> None:
@@ -184,11 +184,11 @@ class Outside:
             self.happens(ResultsReceived(client, tuple(tasks)))
 
     def client_pauses(self) -> None:
-        """One that reads no results; mostly one that is there."""
-        self.happens(ClientPaused(self.choose([*CLIENTS, *CLIENTS, STRANGER]), "it reads nothing"))
+        """Pause a client, mostly one that is open."""
+        self.happens(ClientPaused(self.choose([*CLIENTS, *CLIENTS, UNKNOWN_CLIENT]), "it reads nothing"))
 
     def client_resumes(self) -> None:
-        self.happens(ClientResumed(self.choose([*CLIENTS, *CLIENTS, STRANGER])))
+        self.happens(ClientResumed(self.choose([*CLIENTS, *CLIENTS, UNKNOWN_CLIENT])))
 
     # ---- engines ----------------------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class Outside:
             self.happens(EngineJoined(engine, slots, choose([None, None, None, 0, 1, 3]), offers, kind))
 
     def engines_answer(self) -> None:
-        """Some open assignments are answered, mostly the first of an engine."""
+        """Answer some open assignments, mostly the first of an engine."""
         for _ in range(self.choose([1, 1, 2, 4])):
             if self.open:
                 a = self.choose(self.open)
@@ -225,7 +225,7 @@ class Outside:
             self.happens(TaskFinished(engine, task, kind, f"{kind} of {task}", "", attempt))  # type: ignore[arg-type]
 
     def answer_out_of_turn(self) -> None:
-        """An engine answers a second time, or for a task that need not be its own."""
+        """Answer a second time, or for any task from any engine."""
         kind = self.choose(["ok", "error", "unmet", "recalled", "kept"])
         if self.answered and self.choose([YES, NO]):
             a = self.choose(self.answered[-10:])
@@ -255,14 +255,14 @@ class Outside:
             self.happens(EngineLost(engine, "gone", self.choose([NO, NO, YES]), running))
 
     def engine_returns(self) -> None:
-        lost = [engine.id for engine in self.naive.engines if engine.gone_at is not None]
+        lost = [engine.id for engine in self.naive.engines if engine.lost_until is not None]
         if self.joined:
             engine = self.choose(lost if lost and self.choose(range(8)) != 7 else self.joined[-6:])
             held = self.held_by(engine)
             self.happens(EngineReturned(engine, frozenset(self.some([*held, "nothing"], len(held)))))
 
-    def seldom(self) -> None:
-        """What happens seldom, and what should not."""
+    def rare_event(self) -> None:
+        """Emit a rare or an invalid event."""
         what = self.choose(["drain", "drain", "engine again", "client again", "leave", "drain all", "back"])
         if not self.joined:
             return
@@ -271,7 +271,7 @@ class Outside:
         elif what == "drain all" and self.choose(range(6)) == 5:
             self.happens(DrainRequested(None))
         elif what == "engine again":
-            here = [engine.id for engine in self.naive.engines]  # one that is gone has a new id when it joins again
+            here = [engine.id for engine in self.naive.engines]  # a removed engine joins with a new id
             if here:
                 self.happens(EngineJoined(self.choose(here), 3, 0))
         elif what == "client again":
@@ -283,18 +283,18 @@ class Outside:
             if gone:
                 self.happens(ClientJoined(self.choose(gone), 1.0))
         elif what == "leave" and self.choose(range(4)) == 3:
-            self.happens(ClientLeft(self.choose([*CLIENTS, STRANGER]), self.choose([NO, YES])))
+            self.happens(ClientLeft(self.choose([*CLIENTS, UNKNOWN_CLIENT]), self.choose([NO, YES])))
 
     # ---- time -------------------------------------------------------------------------------------------------------
 
     def time_passes(self) -> None:
-        """The clock goes on, and mostly somebody looks at it; perhaps nothing is due."""
+        """Advance the clock, mostly with a `TimePassed`; perhaps nothing is due."""
         self.now += self.choose([0.0, 0.5, 0.5, 1.0, 2.0])
         if self.choose([YES, YES, NO]):
             self.happens(TimePassed())
 
     def auditor_wakes(self) -> None:
-        """At the next deadline exactly. What was due is done: no deadline stays behind."""
+        """Advance the clock to the next deadline exactly; no deadline up to it remains."""
         deadline = self.scheduler.next_deadline()
         if deadline is not None:
             self.now = max(self.now, deadline)
@@ -304,11 +304,11 @@ class Outside:
 
 
 def published(effects: Sequence[Effect]) -> list[tuple[Any, ...]]:
-    """What monitors are told, and after how much else."""
+    """The `Publish` effects, each with its position."""
     return [(place, e.what, e.task, e.engine, e.outcome) for place, e in enumerate(effects) if isinstance(e, Publish)]
 
 
-#: What happens, and how often beside the others.
+#: The actions, with their relative frequency.
 ACTIONS: dict[str, int] = {
     "plain_tasks": 5,
     "careful_task": 5,
@@ -324,7 +324,7 @@ ACTIONS: dict[str, int] = {
     "recalls_answered": 2,
     "engine_lost": 2,
     "engine_returns": 2,
-    "seldom": 1,
+    "rare_event": 1,
     "time_passes": 3,
     "auditor_wakes": 3,
 }
