@@ -1,8 +1,8 @@
 """Draw the diagrams and tables of the documentation: `python docs/draw.py` writes them into docs/.
 
-The states of a task and their transitions come from the table in the code (trio_sched/core/states.py), the settings
-from `Config` and the command line. This file decides only where the boxes of a diagram stand. A test compares the files
-in docs/ with what this program makes.
+The states of a task, their transitions and the causes of the transitions come from the table in the code
+(trio_sched/core/states.py), the settings from `Config` and the command line. This file decides only where the boxes
+of a diagram stand. A test compares the files in docs/ with what this program makes.
 
 Diagrams have no background, so that they read on a light and on a dark page: boxes and labels are light areas with dark
 text, arrows and text outside of boxes have a grey with a contrast of at least 4:1 to white and to black.
@@ -11,7 +11,6 @@ text, arrows and text outside of boxes have a grey with a contrast of at least 4
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,10 +63,10 @@ class Box(NamedTuple):
         return self.x + dx * scale, self.y + dy * scale
 
 
-def label(x: float, y: float, text: str) -> str:
-    """The text of an arrow, on a light area of its own; `x` and `y` are its middle, lines are separated by newlines."""
+def label_svg(x: float, y: float, text: str) -> str:
+    """Draw the text of an arrow, which may have several lines, on a light area; `x` and `y` are its middle."""
     lines = text.split("\n")
-    width, height = 5.8 * max(map(len, lines)) + 8, 13 * len(lines) + 3
+    width, height = 6.4 * max(map(len, lines)) + 8, 13 * len(lines) + 3
     top = y - height / 2 + 12
     words = "".join(
         f'<text x="{x:.1f}" y="{top + 13 * row:.1f}" text-anchor="middle" font-size="{LABEL_FONT_SIZE}" '
@@ -91,22 +90,16 @@ def arrow(start: Box, end: Box, bend: float = 0.0, text: str = "", at: float = 0
     middle_y = (start.y + end.y) / 2 - 2 * bend * dx / length
     x1, y1 = start.border(middle_x, middle_y)
     x2, y2 = end.border(middle_x, middle_y)
-    weights = (1 - at) ** 2, 2 * at * (1 - at), at**2
-    label_x = weights[0] * x1 + weights[1] * middle_x + weights[2] * x2
-    label_y = weights[0] * y1 + weights[1] * middle_y + weights[2] * y2
+    words = ""
+    if text:
+        weights = (1 - at) ** 2, 2 * at * (1 - at), at**2
+        label_x = weights[0] * x1 + weights[1] * middle_x + weights[2] * x2
+        label_y = weights[0] * y1 + weights[1] * middle_y + weights[2] * y2
+        words = label_svg(label_x, label_y, text)
     return (
         f'<path d="M{x1:.1f} {y1:.1f} Q{middle_x:.1f} {middle_y:.1f} {x2:.1f} {y2:.1f}" fill="none" '
-        f'stroke="{GREY}" stroke-width="1.3" marker-end="url(#tip)"/>\n',
-        label(label_x, label_y, text) + "\n" if text else "",
-    )
-
-
-def svg(width: int, height: int, frame: str, arrows: Sequence[tuple[str, str]], boxes: Iterable[Box]) -> str:
-    """A diagram: labels lie above all arrows, boxes above all labels."""
-    paths = "".join(path for path, _ in arrows)
-    labels = "".join(words for _, words in arrows)
-    return (
-        HEAD.format(width=width, height=height) + frame + paths + labels + "".join(b.svg() for b in boxes) + "</svg>\n"
+        f'stroke="{GREY}" stroke-width="1.3" marker-end="url(#tip)"/>',
+        words,
     )
 
 
@@ -124,7 +117,7 @@ PLACES = {
 BENDS = {
     (State.WAITING, State.READY): 34.0,
     (State.READY, State.WAITING): 34.0,
-    (State.DELAYED, State.READY): -34.0,
+    (State.DELAYED, State.READY): -20.0,
     (State.DELAYED, State.WAITING): 96.0,
     (State.WAITING, State.ENDED): 200.0,
     (State.DELAYED, State.ENDED): -200.0,
@@ -139,10 +132,10 @@ BENDS = {
 }
 #: Where on its arrow a label is, from 0 to 1, if not in the middle.
 LABELS_AT = {
-    (State.WAITING, State.READY): 0.3,
-    (State.READY, State.WAITING): 0.25,
-    (State.ASSIGNED, State.WAITING): 0.75,
-    (State.RECALLING, State.READY): 0.35,
+    (State.WAITING, State.READY): 0.5,
+    (State.READY, State.WAITING): 0.2,
+    (State.ASSIGNED, State.WAITING): 0.6,
+    (State.RECALLING, State.READY): 0.32,
     (State.RECALLING, State.DELAYED): 0.72,
     (State.ASSIGNED, State.DELAYED): 0.4,
     (State.ASSIGNED, State.READY): 0.3,
@@ -151,27 +144,40 @@ LABELS_AT = {
     (State.ASSIGNED, State.CANCELLING): 0.7,
     (State.RECALLING, State.CANCELLING): 0.6,
     (State.RECALLING, State.ENDED): 0.4,
-    (State.CANCELLING, State.ENDED): 0.35,
+    (State.CANCELLING, State.ENDED): 0.4,
     (State.ASSIGNED, State.ENDED): 0.42,
-    (State.READY, State.ENDED): 0.25,
+    (State.READY, State.ENDED): 0.62,
+    (State.DELAYED, State.WAITING): 0.28,
 }
 #: The most causes that the label of an arrow names; the table below the picture names all.
 LABELLED = 2
 
 
 def states_svg() -> str:
-    """The states of a task, with an arrow for each transition of the table, labelled with its usual causes."""
+    """The states, and an arrow for each transition of the table, labelled with its usual causes."""
     boxes = {state: Box(*PLACES[state], state.value, fill=BLUE if TRANSITIONS[state] else RED) for state in State}
     arrows = [
-        arrow(boxes[start], boxes[end], BENDS.get((start, end), 0.0), usual(causes), LABELS_AT.get((start, end), 0.5))
+        arrow(
+            boxes[start],
+            boxes[end],
+            BENDS.get((start, end), 0.0),
+            causes_label(causes),
+            LABELS_AT.get((start, end), 0.5),
+        )
         for start in State
         for end, causes in TRANSITIONS[start].items()
     ]
-    return svg(1200, 740, "", arrows, boxes.values())
+    return (
+        HEAD.format(width=1200, height=740)
+        + "".join(path + "\n" for path, _ in arrows)
+        + "".join(text + "\n" for _, text in arrows)
+        + "".join(box.svg() for box in boxes.values())
+        + "</svg>\n"
+    )
 
 
-def usual(causes: tuple[str, ...]) -> str:
-    """The first of the causes of a transition."""
+def causes_label(causes: tuple[str, ...]) -> str:
+    """Return the first of the causes of a transition as text."""
     return ", ".join(causes[:LABELLED]) + (" …" if len(causes) > LABELLED else "")
 
 
@@ -236,7 +242,14 @@ def life_svg() -> str:
         arrow(nanny, notifications, text="WorkerDied"),
     ]
     boxes = [client, engine, nanny, intake, results, notifications, auditor, actor, core, outbox]
-    return svg(1030, 410, frame, arrows, boxes)
+    return (
+        HEAD.format(width=1030, height=410)
+        + frame
+        + "".join(path + "\n" for path, _ in arrows)
+        + "".join(text + "\n" for _, text in arrows if text)
+        + "".join(box.svg() for box in boxes)
+        + "</svg>\n"
+    )
 
 
 PICTURES = {"states.svg": states_svg, "life.svg": life_svg}

@@ -1,4 +1,4 @@
-"""docs/architecture.md names files, classes and functions of the package; each of them exists."""
+"""docs/architecture.md and docs/contributing.md name files, classes and functions; each of them exists."""
 
 from __future__ import annotations
 
@@ -36,3 +36,18 @@ def test_each_name_on_the_page_exists(file: str, name: str) -> None:
 
 def test_the_page_names_the_code() -> None:
     assert len(NAMED) > 20
+
+
+def test_each_path_in_contributing_exists() -> None:
+    text = (ROOT / "docs/contributing.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:trio_sched|tests)/[\w/.*]+)`", text)
+    assert [path for path in paths if "NAME" not in path and not list(ROOT.glob(path))] == []
+    assert len(paths) > 20
+
+
+def test_each_class_of_the_glossary_exists() -> None:
+    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8").partition("## Classes")[2]
+    names = [name for row in re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    classes = set[str]().union(*(defined(path) for path in (ROOT / "trio_sched").rglob("*.py")))
+    assert names
+    assert [name for name in names if name not in classes] == []
