@@ -66,7 +66,7 @@ class Simulator:
         for peer in (self.nanny, *self.clients):
             peer.say(peer.hello())
         self._actions: list[tuple[int, Callable[[], None]]] = [
-            (30, self._server_turn),
+            (30, self._server_works),
             (20, self._deliver_to_peers),
             (12, self._submit),
             (20, self._engine_answers),
@@ -105,8 +105,8 @@ class Simulator:
 
     # ---- ordinary actions -------------------------------------------------------------------------------------------
 
-    def _server_turn(self) -> None:
-        """One pass of the front, the readers and the actor. The order of the readers is random, as under Trio."""
+    def _server_works(self) -> None:
+        """One pass of the pump, the readers and the actor; the readers in any order, as Trio would have it."""
         self._front.take(self._router.receive_nowait(), self.server.hub, self.now)
         for reader in self.rng.sample(self.server.readers, len(self.server.readers)):
             reader.take_nowait()
@@ -133,7 +133,7 @@ class Simulator:
             for peer in self._peers():
                 if peer.beating and peer.number:
                     peer.say(peer.ping())
-            self._server_turn()  # heartbeats arrive before the auditor looks for silent peers
+            self._server_works()  # beats arrive before anybody asks who was silent
         for alarm in (self.server.auditor.alarm, self.server.outbox.alarm):
             if alarm.at <= self.now:
                 alarm.go_off(self.now)
@@ -227,7 +227,7 @@ class Simulator:
             peer.dealer.lose()
             for _ in range(self.rng.choice((1, 8, 20))):
                 self._advance(1.0)
-                self._server_turn()
+                self._server_works()
         if self.rng.random() < 0.8:
             self._reconnect(peer)
 
@@ -274,7 +274,7 @@ class Simulator:
         fresh.say(fresh.hello())
         self.engines.append(fresh)
         for step in range(_STEPS_TO_SETTLE):
-            self._server_turn()
+            self._server_works()
             for peer in self._peers():
                 self._deliver_to(peer)
             self._engine_answers()
@@ -292,7 +292,7 @@ class Simulator:
         return not session.ends and not session.unacked and client.accepted == len(client.sent)
 
     def _require_ends(self) -> None:
-        """Check that each accepted submission has exactly one result, and that the result is its own."""
+        """Each accepted submission has exactly one end; nobody's is another's."""
         for client in self.clients:
             ends = Counter(client.deliveries)
             refused = Counter(message.id for message in client.heard if isinstance(message, native.Refused))
