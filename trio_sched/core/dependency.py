@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-from enum import IntFlag
 from typing import Final
 
 from msgspec import Struct
@@ -18,16 +17,8 @@ from msgspec import Struct
 from trio_sched.core.events import Dependency, Outcome, TaskSpec
 from trio_sched.core.ids import EngineId, TaskId, format_task_id
 
-
-class Role(IntFlag):
-    """The dependencies in which one task names another: the label of an edge."""
-
-    AFTER = 1
-    FOLLOW = 2
-    INPUT = 4
-
-
-# The same as plain ints, which cost less than the members of an IntFlag.
+# The roles of an edge: the dependencies in which the task names the other one, combined with "|". Plain ints cost less
+# than the members of an IntFlag.
 AFTER: Final = 1
 FOLLOW: Final = 2
 INPUT: Final = 4

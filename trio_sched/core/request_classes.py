@@ -5,7 +5,7 @@ Rules:
 - After every event no ready task has an engine with room. So only what the event changed can let a task go: request
   classes in which a task became ready, or an engine got room. These are `dispatchable`.
 - Dispatch compares the first tasks of the queues of the dispatchable classes, and of no others. A class in which no
-  task can go is not dispatchable any more. So the cost of an event does not grow with the number of waiting tasks.
+  task can go stops being dispatchable. So the cost of an event does not grow with the number of waiting tasks.
 - A class with targets lives as long as tasks are in it, since the engines that match are found through the targets. A
   class without targets stays for a while, since making it again costs a walk over all engines.
 """

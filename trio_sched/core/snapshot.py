@@ -53,7 +53,7 @@ def engines(scheduler: Scheduler, now: float) -> list[dict[str, Any]]:
         {
             "engine": engine.id,
             "kind": engine.kind,
-            "state": _state(engine),
+            "state": _state_of(engine),
             "slots": engine.slots,
             "hwm": engine.hwm,
             "load": engine.load,
@@ -66,7 +66,7 @@ def engines(scheduler: Scheduler, now: float) -> list[dict[str, Any]]:
     ]
 
 
-def _state(engine: Engine) -> str:
+def _state_of(engine: Engine) -> str:
     if engine.lost_until:
         return "lost"
     if engine.draining:
@@ -100,7 +100,7 @@ def explain(scheduler: Scheduler, task_id: TaskId, now: float) -> str:
     """Why the task is not running now, or how it ended, in a sentence or two."""
     task = scheduler.tasks.get(task_id)
     if task is not None:
-        return _EXPLAINED[task.state](scheduler, task, now) + _clock(task, now)
+        return _EXPLANATIONS[task.state](scheduler, task, now) + _explain_timeout(task, now)
     ended = scheduler.archive.get(task_id)
     if ended is not None:
         where = f" on engine {ended.engine}" if ended.engine is not None else ""
@@ -110,13 +110,13 @@ def explain(scheduler: Scheduler, task_id: TaskId, now: float) -> str:
     return f"no task {asked} is known: it was never submitted here, or ended so long ago that it is forgotten"
 
 
-def _clock(task: Task, now: float) -> str:
+def _explain_timeout(task: Task, now: float) -> str:
     if task.deadline and task.engine is None:
         return f"; it times out in {max(0.0, task.deadline - now):.3g} s"
     return ""
 
 
-def _waiting(scheduler: Scheduler, task: Task, now: float) -> str:
+def _explain_waiting(scheduler: Scheduler, task: Task, now: float) -> str:
     spec = task.spec
     named = [
         ("after", spec.after.tasks if spec.after else (), spec.after is None or spec.after.all),
@@ -135,12 +135,12 @@ def _waiting(scheduler: Scheduler, task: Task, now: float) -> str:
     return "it waits for " + "; and for ".join(parts or ["dependencies that are being settled"])
 
 
-def _delayed(scheduler: Scheduler, task: Task, now: float) -> str:
+def _explain_delayed(scheduler: Scheduler, task: Task, now: float) -> str:
     last = task.history[-1][1] if task.history else "it failed"
     return f"it waits {max(0.0, task.wake_at - now):.3g} s longer before its next attempt ({last})"
 
 
-def _ready(scheduler: Scheduler, task: Task, now: float) -> str:
+def _explain_ready(scheduler: Scheduler, task: Task, now: float) -> str:
     queue = task.queue
     if queue is None:
         raise AssertionError("a ready task is in no queue")
@@ -151,17 +151,17 @@ def _ready(scheduler: Scheduler, task: Task, now: float) -> str:
         return f"nothing of its client is sent to engines: {task.client.pause_reason or 'the client is paused'}"
     if not scheduler.engines:
         return "there are no engines"
-    asked = _asked(request_class)
+    asked = _format_requirements(request_class)
     if not request_class.members:
-        return f"no engine has {asked}" + _most_offered(scheduler, request_class)
+        return f"no engine has {asked}" + _format_offers(scheduler, request_class)
     excluded = request_class.effective_exclusions(task.excluded, task.avoided)
     candidates = [engine for engine_id, engine in request_class.members.items() if engine_id not in excluded]
     if not candidates:
         return f"every engine that matches {asked} has declined it, or it failed there: it waits for another one"
-    return _crowded(candidates, request_class, asked)
+    return _explain_no_room(candidates, request_class, asked)
 
 
-def _crowded(candidates: list[Engine], request_class: RequestClass, asked: str) -> str:
+def _explain_no_room(candidates: list[Engine], request_class: RequestClass, asked: str) -> str:
     """Why none of the candidates has room."""
     lost = sum(1 for engine in candidates if engine.lost_until)
     draining = sum(1 for engine in candidates if engine.draining and not engine.lost_until)
@@ -181,7 +181,7 @@ def _crowded(candidates: list[Engine], request_class: RequestClass, asked: str) 
     return f"of {whole}: " + ", ".join(reason for reason in reasons if reason)
 
 
-def _placed(scheduler: Scheduler, task: Task, now: float) -> str:
+def _explain_assigned(scheduler: Scheduler, task: Task, now: float) -> str:
     engine = task.engine
     if engine is None:
         raise AssertionError("a placed task is on no engine")
@@ -193,22 +193,24 @@ def _placed(scheduler: Scheduler, task: Task, now: float) -> str:
     if task.id in engine.presumed_running():
         place = f"it is on engine {engine.id} and should be running, {now - task.assigned_at:.3g} s since it was sent"
     else:
-        place = f"it is on engine {engine.id}, behind {ahead} others (at most {_capacity(engine)} are sent there)"
+        place = (
+            f"it is on engine {engine.id}, behind {ahead} others (at most {_format_capacity(engine)} are sent there)"
+        )
     more = {RECALLING: "; it is being called back", CANCELLING: "; it is being cancelled"}.get(task.state, "")
     return place + more + (f"; the engine is lost: {engine.lost_reason}" if engine.lost_until else "")
 
 
-_EXPLAINED = {
-    WAITING: _waiting,
-    DELAYED: _delayed,
-    READY: _ready,
-    ASSIGNED: _placed,
-    RECALLING: _placed,
-    CANCELLING: _placed,
+_EXPLANATIONS = {
+    WAITING: _explain_waiting,
+    DELAYED: _explain_delayed,
+    READY: _explain_ready,
+    ASSIGNED: _explain_assigned,
+    RECALLING: _explain_assigned,
+    CANCELLING: _explain_assigned,
 }
 
 
-def _asked(request_class: RequestClass) -> str:
+def _format_requirements(request_class: RequestClass) -> str:
     parts = [f"a kind of {request_class.kind!r}"] if request_class.kind else []
     parts += [f"{what}={amount:g}" for what, amount in request_class.resources]
     if request_class.targets is not None:
@@ -216,7 +218,7 @@ def _asked(request_class: RequestClass) -> str:
     return " and ".join(parts) or "anything"
 
 
-def _most_offered(scheduler: Scheduler, request_class: RequestClass) -> str:
+def _format_offers(scheduler: Scheduler, request_class: RequestClass) -> str:
     offers = []
     for what, _ in request_class.resources:
         most = max((engine.resources.get(what, 0.0) for engine in scheduler.engines.values()), default=0.0)
@@ -224,5 +226,5 @@ def _most_offered(scheduler: Scheduler, request_class: RequestClass) -> str:
     return f" (the most that one offers: {', '.join(offers)})" if offers else ""
 
 
-def _capacity(engine: Engine) -> str:
+def _format_capacity(engine: Engine) -> str:
     return "any number" if engine.capacity == UNLIMITED else str(engine.capacity)
