@@ -15,6 +15,13 @@ from trio_sched.testing import Simulator, World, open_world, run_virtual, simula
 from trio_sched.testing.state_guard import StateGuardError, guarded_state, writes_allowed
 from trio_sched.wire import native
 
+
+def set_first_slot(record: object) -> None:
+    """Set an attribute of a record of the core to its own value."""
+    name = type(record).__slots__[0]  # type: ignore[attr-defined]
+    setattr(record, name, getattr(record, name))
+
+
 WRITES: list[Callable[[World], object]] = [
     lambda world: setattr(next(iter(world.server.sessions)), "heard_at", 1.0),
     lambda world: setattr(next(iter(world.server.sessions.clients.values())), "received", 1),
@@ -31,8 +38,8 @@ WRITES: list[Callable[[World], object]] = [
     lambda world: setattr(world.server.scheduler, "monitored", True),
     lambda world: world.server.scheduler.tasks.clear(),
     lambda world: setattr(next(iter(world.server.scheduler.tasks.values())), "attempt", 5),
-    lambda world: setattr(next(iter(world.server.scheduler.engines.values())), "open", False),
-    lambda world: setattr(next(iter(world.server.scheduler.clients.values())), "vtime", 5.0),
+    lambda world: set_first_slot(next(iter(world.server.scheduler.engines.values()))),
+    lambda world: set_first_slot(next(iter(world.server.scheduler.clients.values()))),
 ]
 
 

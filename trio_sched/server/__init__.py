@@ -7,7 +7,8 @@ In the order in which a message passes them:
     reader, intake, results, notifications
                          the three readers: messages in, events out; malformed messages are rejected here (R25)
     happenings           the server's own events and effects, in addition to the core's
-    actor                the turn: events in, effects out
+    actor, guarded_scheduler
+                         the turn: events in, effects out
     session_manager      which session a message belongs to; joining, leaving and shutting down
     client_messages, engine_messages, task_specs, queries
                          what the messages of sessions mean

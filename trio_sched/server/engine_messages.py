@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trio_sched.core.events import DependencyUnmet, DrainRequested, PayloadRef, RecallAnswered, TaskFinished
+from trio_sched.server.guarded_scheduler import GuardedScheduler
 from trio_sched.server.happenings import (
     AnswersReceived,
     DrainReceived,
@@ -22,8 +23,9 @@ from trio_sched.wire.native import Pong, RemoteError, TaskEnd
 class EngineMessages:
     """Handlers of the events of engines. Each returns effects."""
 
-    def __init__(self, core: Callable[[Any, float], list[Effect]], outbox: Outbox) -> None:
-        self._core = core
+    def __init__(self, guarded: GuardedScheduler, outbox: Outbox) -> None:
+        self._guarded = guarded
+        self._core = guarded.handle
         self._outbox = outbox
         #: (session, event, now) -> effects, by the type of the event.
         self.handlers: dict[type, Callable[[Any, Any, float], list[Effect]]] = {
@@ -35,17 +37,21 @@ class EngineMessages:
 
     def _answers_received(self, engine: EngineSession, event: AnswersReceived, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        core, number = self._core, engine.number
+        handle, number = self._guarded.scheduler.handle, engine.number
+        answered: TaskFinished | DependencyUnmet
         for answer, payload in zip(event.answers, event.payloads, strict=True):
             answer.engine = number
             outcome = answer.outcome
             if outcome == "ok":
-                effects += core(TaskFinished(number, answer.id, "ok", payload, "", answer.attempt), now)
+                answered = TaskFinished(number, answer.id, "ok", payload, "", answer.attempt)
             elif outcome == "unmet":
-                reason = answer.reason or "it declined"
-                effects += core(DependencyUnmet(number, answer.id, reason, answer.attempt), now)
+                answered = DependencyUnmet(number, answer.id, answer.reason or "it declined", answer.attempt)
             else:
-                effects += core(_failed(number, answer, payload), now)
+                answered = _failed(number, answer, payload)
+            try:  # as in `GuardedScheduler.handle`, without a call for each answer
+                effects += handle(answered, now)
+            except Exception as error:
+                effects += self._guarded.recover(answered, error, now)
         count = len(event.answers)
         engine.received += count
         engine.unacked_bytes += event.frame_bytes

@@ -20,12 +20,13 @@ import trio
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.errors import TrioSchedError
 from trio_sched.logs import get_logger
-from trio_sched.server.actor import Actor, GuardedScheduler
+from trio_sched.server.actor import Actor
 from trio_sched.server.auditor import Auditor, SessionAudit
 from trio_sched.server.budget import ByteBudget
 from trio_sched.server.client_messages import ClientMessages
 from trio_sched.server.config import Config
 from trio_sched.server.engine_messages import EngineMessages
+from trio_sched.server.guarded_scheduler import GuardedScheduler
 from trio_sched.server.happenings import EnginesExpected
 from trio_sched.server.hub import Front, Hub, Inbox
 from trio_sched.server.identity import Identity, connections, new_identity
@@ -156,7 +157,7 @@ class Server:
         clients = ClientMessages(
             config, self.hub, guarded.handle, self.scheduler, functions, self.budget, self.outbox, self.queries
         )
-        engines = EngineMessages(guarded.handle, self.outbox)
+        engines = EngineMessages(guarded, self.outbox)
         manager = SessionManager(
             config, self.hub, guarded.handle, self.scheduler, self.sessions, self.outbox, self.budget,
             clients, engines, {"client": intake, "engine": results, "nanny": notifications}, self.shutdown,

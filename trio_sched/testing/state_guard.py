@@ -40,8 +40,6 @@ _MUTATORS = (
     "appendleft", "clear", "discard", "extend", "extendleft", "insert", "move_to_end", "pop", "popitem", "popleft",
     "remove", "reverse", "rotate", "setdefault", "sort", "subtract", "update",
 )  # fmt: skip
-#: Attributes whose list is shared with a local variable, so that the guard must not copy it.
-_SHARED_LISTS = {"_out"}
 
 
 class StateGuardError(TrioSchedError, AssertionError):
@@ -103,17 +101,22 @@ _GUARDED = tuple(_CONTAINERS.values())
 
 
 def _guarded_setattr(kind: type, only: Container[str] | None = None) -> Callable[[Any, str, Any], None]:
-    """Return a `__setattr__` for the class that asks the guard first; only about the attributes `only`, if given."""
+    """Return a `__setattr__` for the class that asks the guard first; only about the attributes `only`, if given.
+
+    It replaces the containers of an object by guarded copies: those that the constructor sets, and in the server those
+    that replace a guarded one. The core shares some of its later lists with local variables.
+    """
     original: Any = kind.__setattr__
+    replaces_later = kind in _SERVER_STATE
 
     def setattr_(self: Any, name: str, value: Any) -> None:
         if only is None or name in only:
             former = getattr(self, name, self)  # a method or a default of the class is no former value
             if former is not self and not callable(former):
                 _guard.check(f"{type(self).__name__}.{name}")
-            is_new = former is self or isinstance(former, _GUARDED)
+            is_replaced = former is self or (replaces_later and isinstance(former, _GUARDED))
             container = _CONTAINERS.get(type(value))
-            if container is not None and is_new and name not in _SHARED_LISTS:
+            if container is not None and is_replaced:
                 with writes_allowed():
                     value = container(value)
         original(self, name, value)
