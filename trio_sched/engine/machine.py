@@ -1,7 +1,7 @@
-"""What this machine has and what of it is in use, as the kernel tells it: processors, memory, out-of-memory kills.
+"""Measurements of this machine: processors, memory in use, out-of-memory kills.
 
 A container sees the whole machine in most places; its own limits are in the files of its control group (cgroup, of
-which there are two versions). What cannot be read counts as no limit and nothing in use.
+which there are two versions). A value that cannot be read counts as no limit, or as nothing in use.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 
 
 def oom_kills() -> tuple[int, int]:
-    """The kernel's counters of out-of-memory kills: (our cgroup's, the machine's); 0 where they cannot be read."""
+    """The kernel's counts of out-of-memory kills, in (this cgroup, the machine); 0 where they cannot be read."""
     return _counter(_cgroup_file("memory.events", "memory.oom_control")), _counter(Path("/proc/vmstat"))
 
 
 def memory_used() -> float:
-    """The share of memory in use, of the machine or of our cgroup, whichever is fuller."""
+    """The share of memory in use, of the machine or of this cgroup, whichever is larger."""
     import psutil
 
     machine = float(psutil.virtual_memory().percent) / 100
@@ -27,7 +27,7 @@ def memory_used() -> float:
 
 
 def rss_bytes(pid: int) -> int:
-    """The resident memory of a process; 0 if it is gone."""
+    """The resident memory of a process; 0 if the process does not exist."""
     import psutil
 
     try:
@@ -37,7 +37,10 @@ def rss_bytes(pid: int) -> int:
 
 
 def _cgroup_file(v2: str, v1: str) -> Path:
-    """The file of our memory cgroup, by the name it has in either version; inside a container its root is our own."""
+    """The file of this process's cgroup, named `v2` or `v1` by the cgroup version.
+
+    Inside a container the root of the file system is the container's cgroup.
+    """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -76,15 +79,15 @@ def _number(path: Path) -> int:
 
 
 def cores() -> int:
-    """How many processors this process may use: those it is bound to, or as many as its cgroup has time for."""
+    """The number of processors that this process may use, limited by its affinity and by the time of its cgroup."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(count, max(1, math.ceil(_cpu_quota() or count)))
 
 
 def _cpu_quota() -> float:
-    """Processors' worth of time that the cgroup may use; 0: no limit."""
+    """The limit of the cgroup's processor time, in processors; 0: no limit."""
     try:
         quota, period = _cgroup_file("cpu.max", "").read_text().split()
         return int(quota) / int(period)
-    except (OSError, ValueError):  # not there, version 1, or "max 100000"
+    except (OSError, ValueError):  # no such file, version 1, or "max 100000"
         return 0.0

@@ -47,6 +47,7 @@ class FakePeer:
         :param hello: fields of the peer's `native.Hello`.
         """
         self._connect = connect
+        # not `build_hello`: a fake names no process, and the test chooses every field
         self._hello = native.Hello(role=self.role, token=token, **hello)
         self.dealer: Any = connect()
         self.welcome = native.Welcome(0, "", "")
