@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trio_sched.client.aio import AsyncClient, open_client
     from trio_sched.client.async_future import AsyncFuture
     from trio_sched.client.blocking import Client, current_client
-    from trio_sched.client.functional import depend, require
+    from trio_sched.client.conditions import depend, require
     from trio_sched.client.future import Future
     from trio_sched.client.group import AsyncTaskGroup
     from trio_sched.client.waiting import as_completed, wait
@@ -105,9 +105,9 @@ _HOMES = {
     "Future": "client.future",
     "as_completed": "client.waiting",
     "current_client": "client.blocking",
-    "depend": "client.functional",
+    "depend": "client.conditions",
     "open_client": "client.aio",
-    "require": "client.functional",
+    "require": "client.conditions",
     "wait": "client.waiting",
 }
 

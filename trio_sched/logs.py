@@ -1,7 +1,7 @@
 """Log events with fields, through the standard library's `logging`.
 
 `log.info("engine joined", number=3)` makes one record whose text is "engine joined number=3". The event and the fields
-are also in `record.event` and `record.fields`, for formatters that show them separately (cli/logs.py). Without any
+are also in `record.event` and `record.fields`, for formatters that show them separately (cli/log_setup.py). Without any
 configuration of `logging`, a program that embeds a scheduler or a nanny gets what `logging` does for every library:
 warnings and errors on standard error, and nothing below.
 """

@@ -27,9 +27,9 @@ def start_scheduler(name: str, origin: str, engines: int) -> tuple[subprocess.Po
     assert process.stdout is not None
     if not process.stdout.readline():  # the line that a started scheduler prints
         sys.exit(process.wait())
-    from trio_sched.transport.connection import find
+    from trio_sched.transport.connection_info import find_connection
 
-    connection = find(name, "client")
+    connection = find_connection(name, "client")
     return process, connection.websocket, connection.token
 
 

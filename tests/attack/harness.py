@@ -29,7 +29,7 @@ import psutil
 
 from trio_sched import Client
 from trio_sched.errors import ConnectionFileError, TrioSchedError
-from trio_sched.transport.connection import ENV_DIRECTORY, Connection, connection_path, read_connection_file
+from trio_sched.transport.connection_info import ENV_DIRECTORY, ConnectionInfo, connection_path, read_connection_file
 
 ATTACKERS = Path(__file__).parent / "attackers"
 START_TIMEOUT_S = 60.0
@@ -91,7 +91,7 @@ class Server:
                 preexec_fn=self._set_limits if self._limits else None,  # safe: no other thread runs yet
             )
         try:
-            self.connection: Connection = poll(self._read_connection, f"start of {self._command}")
+            self.connection: ConnectionInfo = poll(self._read_connection, f"start of {self._command}")
         except BaseException:
             self.__exit__()
             raise
@@ -107,7 +107,7 @@ class Server:
         for number, limit in self._limits.items():
             resource.setrlimit(number, limit)
 
-    def _read_connection(self) -> Connection | None:
+    def _read_connection(self) -> ConnectionInfo | None:
         if self.process.poll() is not None:
             raise AssertionError(f"the server ended with code {self.process.returncode}:\n{self.log}")
         with contextlib.suppress(ConnectionFileError):

@@ -16,7 +16,7 @@ import pytest
 
 from tests.attack.harness import ATTACKERS, Attacker, HonestClient, Server, poll
 from trio_sched.errors import NoSchedulerError
-from trio_sched.transport.connection import ENV_DIRECTORY
+from trio_sched.transport.connection_info import ENV_DIRECTORY
 
 pytestmark = pytest.mark.attack
 FEW = {resource.RLIMIT_NOFILE: (1024, 1024)}

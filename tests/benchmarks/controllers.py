@@ -21,10 +21,10 @@ from typing import Annotated, Any
 
 import typer
 
+from tests.zmq_peers import Peer, Peers
 from trio_sched.cli.bench import parse_numbers
 from trio_sched.cli.tables import Row, Table, as_json, print_tables
 from trio_sched.errors import NoSchedulerError
-from trio_sched.transport.zmq_peer import Peer, Peers
 from trio_sched.wire.jupyter import Codec, split
 from trio_sched.wire.native import Frame
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from trio_sched.cli.bench import parse_numbers
-from trio_sched.cli.hosting import COLLECTOR_THRESHOLDS
+from trio_sched.cli.local_cluster import COLLECTOR_THRESHOLDS
 from trio_sched.cli.tables import Row, Table, as_json, print_tables
 from trio_sched.core.effects import AssignTask, Effect
 from trio_sched.core.events import (

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trio_sched.transport.zmq_peer import Peer, Peers
+from tests.zmq_peers import Peer, Peers
 from trio_sched.wire.jupyter import DELIMITER, Codec
 
 

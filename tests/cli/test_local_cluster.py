@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_sched.cli.hosting import stop_on_request
+from trio_sched.cli.local_cluster import stop_on_request
 from trio_sched.server.serve import Running
 
 

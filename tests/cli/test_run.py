@@ -32,7 +32,7 @@ def test_clients_of_the_script_wait_until_the_engines_have_joined(tmp_path: Path
     counting.write_text(
         "import trio_sched\n"
         "with trio_sched.Client(connect_timeout=3) as client:\n"
-        "    print(client._line.session.engines_due, len(client.engines()))\n"
+        "    print(client._connection.session.expected_engine_count, len(client.engines()))\n"
     )
     assert command("run", "-n", "2", str(counting)).stdout == "2 2\n"
     done = command("run", "-n", "2", "--max-engines", "1", str(counting))

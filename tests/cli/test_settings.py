@@ -51,7 +51,7 @@ def test_choices_are_those_of_the_server() -> None:
 def config_of_serve(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Config:
     """Return the settings of `serve` with these options."""
     found: list[Config] = []
-    monkeypatch.setattr("trio_sched.cli.hosting.run_in_foreground", lambda config, **_: found.append(config))
+    monkeypatch.setattr("trio_sched.cli.local_cluster.run_in_foreground", lambda config, **_: found.append(config))
     assert run_command_line(["serve", *arguments]) == 0
     return found[0]
 

@@ -9,17 +9,17 @@ import anyio
 import pytest
 
 from trio_sched import Client
-from trio_sched.client.own import OwnScheduler
-from trio_sched.transport.connection import Connection
+from trio_sched.client.local_cluster import LocalCluster
+from trio_sched.transport.connection_info import ConnectionInfo
 
 #: A generous limit: the tests run at the same time as others, on slow machines.
 LIMIT_S = 60.0
 
 
 @pytest.fixture(scope="session")
-def scheduler() -> Iterator[Connection]:
+def scheduler() -> Iterator[ConnectionInfo]:
     """The connection of a scheduler with two engines."""
-    cluster = OwnScheduler(2)
+    cluster = LocalCluster(2)
     try:
         connection = cluster.connection(LIMIT_S)
         with Client(connection, connect_timeout=LIMIT_S) as client:
@@ -30,7 +30,7 @@ def scheduler() -> Iterator[Connection]:
 
 
 @pytest.fixture
-def client(scheduler: Connection) -> Iterator[Client]:
+def client(scheduler: ConnectionInfo) -> Iterator[Client]:
     """A blocking client; tasks that a failed test leaves unfinished are cancelled."""
     client = Client(scheduler, connect_timeout=LIMIT_S)
     yield client

@@ -22,7 +22,7 @@ import pytest
 import trio_sched
 from trio_sched import Client, Future
 from trio_sched.client.session import SessionUpdate
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 from trio_sched.wire import native
 
 LIMIT_S = 60.0
@@ -169,7 +169,7 @@ def test_the_output_of_a_task_is_returned(client: Client) -> None:
     assert (future.stdout, future.stderr) == ("spoken\n", "grumbled\n")
 
 
-def test_leaving_waits_for_tasks_and_later_submissions_are_refused(scheduler: Connection) -> None:
+def test_leaving_waits_for_tasks_and_later_submissions_are_refused(scheduler: ConnectionInfo) -> None:
     with Client(scheduler) as client:
         futures = [client.submit(sleep, 0.02) for _ in range(6)]
     assert all(future.done() for future in futures)
@@ -178,23 +178,23 @@ def test_leaving_waits_for_tasks_and_later_submissions_are_refused(scheduler: Co
     client.shutdown()
 
 
-def test_shutdown_without_waiting_lets_tasks_end(scheduler: Connection) -> None:
+def test_shutdown_without_waiting_lets_tasks_end(scheduler: ConnectionInfo) -> None:
     client = Client(scheduler)
     future = client.submit(sleep, 0.05)
     client.shutdown(wait=False)
     assert future.result(LIMIT_S) is None
 
 
-def test_shutdown_can_cancel(scheduler: Connection) -> None:
+def test_shutdown_can_cancel(scheduler: ConnectionInfo) -> None:
     client = Client(scheduler)
     futures = [client.submit(sleep, 0.2) for _ in range(50)]
     client.shutdown(cancel_futures=True)
     assert all(future.cancelled() for future in futures)
 
 
-def test_a_garbage_collected_client_ends_when_its_tasks_have_ended(scheduler: Connection) -> None:
+def test_a_garbage_collected_client_ends_when_its_tasks_have_ended(scheduler: ConnectionInfo) -> None:
     client = Client(scheduler)
-    connection = client._line
+    connection = client._connection
     future = client.submit(sleep, 0.02)
     gone = weakref.ref(client)
     del client
@@ -254,22 +254,22 @@ def test_the_object_that_cannot_be_pickled_is_named(client: Client) -> None:
 
 
 def test_arguments_that_are_too_large_are_refused_at_once(client: Client) -> None:
-    client._line.session.max_message_bytes = 100_000
+    client._connection.session.max_message_bytes = 100_000
     with pytest.raises(trio_sched.SubmitError, match=r"take 2\d\d,\d\d\d bytes, but the scheduler takes .* 100,000"):
         client.submit(len, b"x" * 200_000)
 
 
 def test_engines_of_another_python_version_are_an_error_or_a_warning(client: Client) -> None:
-    watch = client._line.watch
-    session = client._line.session
-    with client._line.lock:
+    watch = client._connection.watch
+    session = client._connection.session
+    with client._connection.lock:
         session.pythons = ["2.7.18"]
         watch.apply(session, SessionUpdate(), was_welcomed=True)
     with pytest.raises(trio_sched.VersionMismatch, match=r"the engines run Python 2\.7\.18"):
         client.submit(abs, 1)
     assert client.status()["name"] == "own"
     version = ".".join(map(str, sys.version_info[:2])) + ".99"
-    with client._line.lock:
+    with client._connection.lock:
         session.pythons = [version]
         watch.apply(session, SessionUpdate(), was_welcomed=True)
     with pytest.warns(RuntimeWarning, match=r"some engines run Python .*\.99"):
@@ -308,7 +308,7 @@ def test_r9_a_failed_input_fails_the_task(client: Client) -> None:
         client.submit(abs, bad).result(LIMIT_S)
 
 
-def test_r9_a_future_of_another_client_is_refused(client: Client, scheduler: Connection) -> None:
+def test_r9_a_future_of_another_client_is_refused(client: Client, scheduler: ConnectionInfo) -> None:
     with Client(scheduler) as other:
         slow = other.submit(sleep, 0.1)
         with pytest.raises(trio_sched.SubmitError, match="belongs to another client"):
@@ -317,7 +317,7 @@ def test_r9_a_future_of_another_client_is_refused(client: Client, scheduler: Con
         assert client.submit(str, slow).result(LIMIT_S) == "None"  # the task has ended: its value is sent
 
 
-def test_r8_dependencies_on_tasks_of_another_client(client: Client, scheduler: Connection) -> None:
+def test_r8_dependencies_on_tasks_of_another_client(client: Client, scheduler: ConnectionInfo) -> None:
     with Client(scheduler) as other:
         done = other.submit(abs, 1)
         done.result(LIMIT_S)
@@ -432,7 +432,7 @@ def test_options_accept_numpy_scalars_and_none(client: Client) -> None:
 
 
 def test_names_that_utf8_cannot_hold_do_not_stop_a_client(
-    scheduler: Connection, monkeypatch: pytest.MonkeyPatch
+    scheduler: ConnectionInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, os.fsdecode(b"/caf\xe9"), Path("/tmp")])
     monkeypatch.setattr(os, "getcwd", lambda: os.fsdecode(b"/caf\xe9"))
@@ -528,7 +528,7 @@ def test_a_process_can_fork_after_its_local_cluster_was_closed() -> None:
 
 def test_no_task_is_lost_when_the_connection_is_opened_again(client: Client) -> None:
     futures = [client.submit(sleep, 0.001) for _ in range(50)]
-    connection = client._line
+    connection = client._connection
     session = client.session
     with connection.lock:
         connection.session.heard_at = time.monotonic() - 1000  # as after a long silence
@@ -540,14 +540,14 @@ def test_no_task_is_lost_when_the_connection_is_opened_again(client: Client) -> 
 
 
 def test_a_scheduler_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
-    nobody = Connection(name="nobody", role="client", address=f"ipc://{tmp_path}/none.sock", token="t")
+    nobody = ConnectionInfo(name="nobody", role="client", address=f"ipc://{tmp_path}/none.sock", token="t")
     with pytest.raises(trio_sched.NoSchedulerError, match=r"'nobody' at ipc://.* did not answer within"):
         Client(nobody, connect_timeout=0.1)
     with pytest.raises(trio_sched.ConnectionFileError, match="there is no connection file"):
         Client(tmp_path / "missing.json")
 
 
-def test_a_wrong_token_is_refused(scheduler: Connection) -> None:
+def test_a_wrong_token_is_refused(scheduler: ConnectionInfo) -> None:
     import msgspec
 
     with pytest.raises(trio_sched.NoSchedulerError, match="refuses this client"):
@@ -555,11 +555,11 @@ def test_a_wrong_token_is_refused(scheduler: Connection) -> None:
 
 
 def test_a_defect_of_the_client_ends_every_future(
-    scheduler: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    scheduler: ConnectionInfo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = Client(scheduler)
     future = client.submit(sleep, 0.05)
-    monkeypatch.setattr(client._line, "_receive", None)
+    monkeypatch.setattr(client._connection, "_receive", None)
     with pytest.raises(trio_sched.SchedulerClosed, match="the client failed"):
         future.result(LIMIT_S)
     assert "the client's thread failed" in caplog.text
@@ -567,7 +567,7 @@ def test_a_defect_of_the_client_ends_every_future(
 
 
 def test_a_message_of_an_unknown_type_is_logged_and_ignored(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    connection = client._line
+    connection = client._connection
     assert connection._receive([b"\x81\xa4type\xa3new"]) is None
     assert "unknown message type 'new'" in caplog.text
     assert connection._receive([native.encode(native.Error("malformed", "what was that?"))]) is None
@@ -577,7 +577,7 @@ def test_a_message_of_an_unknown_type_is_logged_and_ignored(client: Client, capl
 
 def test_a_submission_that_the_scheduler_cannot_decode_ends_the_client(client: Client) -> None:
     client.submit(abs, -1).result(LIMIT_S)
-    connection = client._line
+    connection = client._connection
     connection.session._unaccepted.append(connection.session._unaccepted)  # type: ignore[arg-type]  # a Submit that is never accepted
     why = connection._receive([native.encode(native.Error("too_large", "2000 tasks in one message"))])
     assert isinstance(why, trio_sched.SchedulerClosed)
@@ -585,8 +585,8 @@ def test_a_submission_that_the_scheduler_cannot_decode_ends_the_client(client: C
     connection.session._unaccepted.clear()
 
 
-def test_submitted_calls_are_sent_at_exit(scheduler: Connection, tmp_path: Path) -> None:
-    from trio_sched.transport.connection import write_connection_files
+def test_submitted_calls_are_sent_at_exit(scheduler: ConnectionInfo, tmp_path: Path) -> None:
+    from trio_sched.transport.connection_info import write_connection_files
 
     tmp_path.chmod(0o700)
     path, _ = write_connection_files(scheduler, scheduler, tmp_path)

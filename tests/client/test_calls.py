@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 from trio_sched.client.calls import make_call
-from trio_sched.client.ends import SessionRef
 from trio_sched.client.functions import Function
-from trio_sched.client.future import Future, settle
+from trio_sched.client.future import Future, resolve
+from trio_sched.client.results import SessionRef
 from trio_sched.wire import payload
-from trio_sched.wire.native import TaskEnd
+from trio_sched.wire.native import TaskResult
 
 FUNCTION = Function(b"digest", b"data")
 SESSION_REF = SessionRef(3, lambda counter: None)
@@ -24,19 +24,19 @@ def future(number: int) -> Future[Any]:
 class ResolvesOnDump:
     """An argument that resolves a future when it is pickled."""
 
-    def __init__(self, future: Future[Any], result: TaskEnd) -> None:
+    def __init__(self, future: Future[Any], result: TaskResult) -> None:
         self.future, self.result = future, result
 
     def __reduce__(self) -> Any:
-        settle([(self.future, self.result)])
+        resolve([(self.future, self.result)])
         return operator.neg, (1,)
 
 
 def test_r9_an_input_that_ends_during_the_pickling_is_reported() -> None:
     good, bad, pending = future(1), future(2), future(3)
     resolving = [
-        ResolvesOnDump(good, TaskEnd(3 << 32 | 1, body=payload.dumps(5)[0])),
-        ResolvesOnDump(bad, TaskEnd(3 << 32 | 2, outcome="cancelled")),
+        ResolvesOnDump(good, TaskResult(3 << 32 | 1, body=payload.dumps(5)[0])),
+        ResolvesOnDump(bad, TaskResult(3 << 32 | 2, outcome="cancelled")),
     ]
     call, _, unfinished = make_call(FUNCTION, (good, bad, pending, *resolving), {}, None, SESSION_REF, 0)
     assert call.options is not None

@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from trio_sched import Client, open_client
-from trio_sched.client.own import OwnScheduler
-from trio_sched.transport.connection import Connection
+from trio_sched.client.local_cluster import LocalCluster
+from trio_sched.transport.connection_info import ConnectionInfo
 
 LIMIT_S = 60.0
 MB = 1 << 20
@@ -23,11 +23,11 @@ UNRUNNABLE: Any = {"resources": {"unobtainium": 1.0}}
 
 
 @pytest.fixture(scope="module")
-def scheduler() -> Iterator[Connection]:
+def scheduler() -> Iterator[ConnectionInfo]:
     """A scheduler with one engine that holds 4 MiB for each client."""
     patch = pytest.MonkeyPatch()
     patch.setenv("TRIO_SCHED_CLIENT_BYTES", str(4 * MB))
-    cluster = OwnScheduler(1)
+    cluster = LocalCluster(1)
     try:
         yield cluster.connection(LIMIT_S)
     finally:
@@ -45,7 +45,7 @@ class SubmittingThread:
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
-        wait_until(lambda: client._line._waiting_for_credit == waiting)
+        wait_until(lambda: client._connection._waiting_for_credit == waiting)
 
     def _run(self) -> None:
         try:
@@ -67,7 +67,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 
 @pytest.fixture
-def client(scheduler: Connection) -> Iterator[Client]:
+def client(scheduler: ConnectionInfo) -> Iterator[Client]:
     client = Client(scheduler, connect_timeout=LIMIT_S)
     yield client
     client.shutdown(cancel_futures=True)
@@ -93,7 +93,7 @@ def test_many_large_calls_go_through_a_small_window(client: Client) -> None:
     assert client.submit(len, bytes(9 * MB)).result(LIMIT_S) == 9 * MB
 
 
-def test_another_client_does_not_wait(client: Client, scheduler: Connection) -> None:
+def test_another_client_does_not_wait(client: Client, scheduler: ConnectionInfo) -> None:
     submitting = SubmittingThread(client)
     with Client(scheduler, connect_timeout=LIMIT_S) as other:
         assert other.submit(len, bytes(MB)).result(LIMIT_S) == MB
@@ -117,7 +117,7 @@ def test_a_callback_never_waits(client: Client) -> None:
     small = submitting.futures[0]
     small.add_done_callback(submit_more)
     # cancelled by the scheduler, so that the callback runs in the client's own thread
-    client._line.cancel(small.number)
+    client._connection.cancel(small.number)
     assert done.wait(LIMIT_S)
     assert len(more) == 3
     client.shutdown(wait=False, cancel_futures=True)
@@ -126,7 +126,7 @@ def test_a_callback_never_waits(client: Client) -> None:
 
 def test_ctrl_c_interrupts_a_submit_that_waits(client: Client) -> None:
     def interrupt() -> None:
-        wait_until(lambda: client._line._waiting_for_credit)
+        wait_until(lambda: client._connection._waiting_for_credit)
         os.kill(os.getpid(), signal.SIGINT)
 
     interrupter = threading.Thread(target=interrupt)
@@ -135,14 +135,14 @@ def test_ctrl_c_interrupts_a_submit_that_waits(client: Client) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(map(never.submit, [len] * CALLS, [bytes(MB)] * CALLS))
     interrupter.join()
-    assert client._line._waiting_for_credit == 0
+    assert client._connection._waiting_for_credit == 0
     assert client.status()["clients"]
 
 
 def test_the_reason_of_waiting_is_logged_once(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("trio_sched.client.line.LOG_WAITING_AFTER_S", 0.0)
+    monkeypatch.setattr("trio_sched.client.connection.LOG_WAITING_AFTER_S", 0.0)
     first = SubmittingThread(client)
     second = SubmittingThread(client, waiting=2)
     client.shutdown(wait=False, cancel_futures=True)
@@ -154,7 +154,7 @@ def test_the_reason_of_waiting_is_logged_once(
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
-def test_wait_for_credit_waits_until_calls_are_sent(scheduler: Connection, backend: str) -> None:
+def test_wait_for_credit_waits_until_calls_are_sent(scheduler: ConnectionInfo, backend: str) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             never = client.options(**UNRUNNABLE)

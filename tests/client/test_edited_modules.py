@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from trio_sched import CallError, Client, Future, SubmitError
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 
 LIMIT_S = 60.0
 
@@ -75,7 +75,7 @@ class Engines:
 
 
 @pytest.fixture
-def engines(scheduler: Connection, project: Project) -> Iterator[Engines]:
+def engines(scheduler: ConnectionInfo, project: Project) -> Iterator[Engines]:
     with Client(scheduler, connect_timeout=LIMIT_S) as client:  # made after the project has extended sys.path
         yield Engines(client)
 

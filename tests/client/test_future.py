@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import trio_sched
-from trio_sched.client.ends import Outcome, SessionRef
-from trio_sched.client.future import Future, settle
+from trio_sched.client.future import Future, resolve
+from trio_sched.client.results import Outcome, SessionRef
 from trio_sched.errors import ImpossibleDependency, RemoteTraceback, ResultError, TaskTimeout
 from trio_sched.wire import payload
-from trio_sched.wire.native import Attached, RemoteError, TaskEnd
+from trio_sched.wire.native import FramedRecord, RemoteError, TaskResult
 
 cancelled: list[int] = []
 
@@ -25,13 +25,13 @@ def future(number: int = 17) -> Future[Any]:
     return Future(SessionRef(3, cancelled.append), number=number)
 
 
-def ok(value: Any, **fields: Any) -> TaskEnd:
-    return TaskEnd(3 << 32 | 17, body=payload.dumps(value)[0], engine=2, **fields)
+def ok(value: Any, **fields: Any) -> TaskResult:
+    return TaskResult(3 << 32 | 17, body=payload.dumps(value)[0], engine=2, **fields)
 
 
 def resolved(outcome: Outcome) -> Future[Any]:
     one = future()
-    settle([(one, outcome)])
+    resolve([(one, outcome)])
     return one
 
 
@@ -58,7 +58,7 @@ def test_a_successful_task_has_its_value() -> None:
 
 
 def test_a_remote_exception_has_its_own_type_and_the_remote_traceback_as_cause() -> None:
-    end = TaskEnd(
+    end = TaskResult(
         17, outcome="error", body=pickle.dumps(KeyError("k")), error=RemoteError("KeyError", "'k'", "Trace...")
     )
     one = resolved(end)
@@ -70,25 +70,25 @@ def test_a_remote_exception_has_its_own_type_and_the_remote_traceback_as_cause()
 
 
 def test_an_exception_that_could_not_be_pickled_is_a_result_error() -> None:
-    one = resolved(TaskEnd(17, outcome="error", error=RemoteError("Odd", "no luck", "Trace...")))
+    one = resolved(TaskResult(17, outcome="error", error=RemoteError("Odd", "no luck", "Trace...")))
     with pytest.raises(ResultError, match="task 3-17 raised Odd: no luck"):
         one.result()
-    one = resolved(TaskEnd(17, outcome="error", body=b"rubbish", error=RemoteError("Odd", "no luck", "Trace...")))
+    one = resolved(TaskResult(17, outcome="error", body=b"rubbish", error=RemoteError("Odd", "no luck", "Trace...")))
     with pytest.raises(ResultError, match=r"raised Odd: no luck \(which cannot be unpickled here") as caught:
         one.result()
     assert isinstance(caught.value.__cause__, RemoteTraceback)
 
 
 def test_a_result_that_cannot_be_unpickled_is_a_result_error() -> None:
-    one = resolved(TaskEnd(17, body=b"rubbish"))
+    one = resolved(TaskResult(17, body=b"rubbish"))
     with pytest.raises(ResultError, match="task 3-17 succeeded, but its result cannot be unpickled here"):
         one.result()
 
 
 def test_r24_outcomes_that_the_scheduler_decided_have_their_own_errors() -> None:
-    one = resolved(TaskEnd(17, outcome="unreachable", error=RemoteError("ImpossibleDependency", "3-1 failed")))
+    one = resolved(TaskResult(17, outcome="unreachable", error=RemoteError("ImpossibleDependency", "3-1 failed")))
     assert isinstance(one.exception(), ImpossibleDependency)
-    one = resolved(TaskEnd(17, outcome="timeout", reason="did not start within 3 s"))
+    one = resolved(TaskResult(17, outcome="timeout", reason="did not start within 3 s"))
     with pytest.raises(TaskTimeout, match="did not start within 3 s"):
         one.result()
     assert one.took_s is None
@@ -99,8 +99,8 @@ def test_arrays_are_sent_out_of_band_and_are_writable() -> None:
 
     body, buffers = payload.dumps(np.arange(100_000))
     assert buffers
-    end = TaskEnd(17, body=body, frames=len(buffers))
-    array = resolved(Attached(end, tuple(memoryview(bytes(buffer)) for buffer in buffers))).result()
+    end = TaskResult(17, body=body, frames=len(buffers))
+    array = resolved(FramedRecord(end, tuple(memoryview(bytes(buffer)) for buffer in buffers))).result()
     array[0] = 5
     assert array.sum() == 100_000 * 99_999 // 2 + 5
 
@@ -108,7 +108,7 @@ def test_arrays_are_sent_out_of_band_and_are_writable() -> None:
 def test_a_result_in_msgpack_is_decoded() -> None:
     import msgspec
 
-    assert resolved(TaskEnd(17, codec="msgpack", body=msgspec.msgpack.encode({"a": 1}))).result() == {"a": 1}
+    assert resolved(TaskResult(17, codec="msgpack", body=msgspec.msgpack.encode({"a": 1}))).result() == {"a": 1}
 
 
 # ---- cancelling -----------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_r23_cancel_ends_the_future_now_and_tells_the_scheduler() -> None:
     for look in (one.result, one.exception):
         with pytest.raises(CancelledError):
             look()
-    settle([(one, ok(1))])  # the result arrives after the cancellation
+    resolve([(one, ok(1))])  # the result arrives after the cancellation
     assert one.cancelled()
     assert repr(one) == "<Future 3-8 cancelled>"
 
@@ -155,7 +155,7 @@ def test_standard_wait_and_as_completed_accept_our_futures() -> None:
     done, late, bad = resolved(ok(1)), future(), future()
     assert concurrent.futures.wait([done, late], timeout=0) == ({done}, {late})
     assert concurrent.futures.wait([done, late], return_when=FIRST_COMPLETED).done == {done}
-    timer = threading.Timer(0.01, settle, [[(late, ok(2)), (bad, TaskEnd(1, outcome="error"))]])
+    timer = threading.Timer(0.01, resolve, [[(late, ok(2)), (bad, TaskResult(1, outcome="error"))]])
     timer.start()
     assert set(concurrent.futures.as_completed([done, late, bad], timeout=10)) == {done, late, bad}
     assert concurrent.futures.wait([done, late, bad], return_when=FIRST_EXCEPTION).not_done == set()
@@ -163,7 +163,7 @@ def test_standard_wait_and_as_completed_accept_our_futures() -> None:
 
 def test_standard_wait_returns_at_the_first_exception() -> None:
     good, bad, never = future(), future(), future()
-    threading.Timer(0.01, settle, [[(good, ok(2)), (bad, TaskEnd(1, outcome="error"))]]).start()
+    threading.Timer(0.01, resolve, [[(good, ok(2)), (bad, TaskResult(1, outcome="error"))]]).start()
     waited = concurrent.futures.wait([good, bad, never], timeout=10, return_when=FIRST_EXCEPTION)
     assert waited.not_done == {never}
 
@@ -172,7 +172,7 @@ def test_our_wait_and_as_completed_behave_as_the_standard_ones() -> None:
     done, late, standard = resolved(ok(1)), future(), concurrent.futures.Future[int]()
     waited = trio_sched.wait([done, late, standard], timeout=0)
     assert (waited.done, waited.not_done) == ({done}, {late, standard})
-    threading.Timer(0.01, settle, [[(late, ok(2))]]).start()
+    threading.Timer(0.01, resolve, [[(late, ok(2))]]).start()
     standard.set_result(3)
     assert set(trio_sched.as_completed([done, late, standard], timeout=10)) == {done, late, standard}
     assert trio_sched.wait([done, future()], return_when=FIRST_COMPLETED).done == {done}
@@ -188,7 +188,7 @@ def test_a_cancellation_wakes_waiters() -> None:
 
 def test_result_waits_until_the_task_has_ended() -> None:
     one = future()
-    threading.Timer(0.01, settle, [[(one, ok(2))]]).start()
+    threading.Timer(0.01, resolve, [[(one, ok(2))]]).start()
     assert one.result(10) == 2
 
 
@@ -197,7 +197,7 @@ def test_a_callback_that_raises_is_logged_and_the_others_run(caplog: pytest.LogC
     called: list[Any] = []
     one.add_done_callback(lambda f: 1 / 0)
     one.add_done_callback(called.append)
-    settle([(one, ok(1))])
+    resolve([(one, ok(1))])
     one.add_done_callback(called.append)
     assert called == [one, one]
     assert "exception calling callback" in caplog.text
@@ -220,7 +220,7 @@ def test_a_callback_s_exit_does_not_end_the_client_s_thread(
     called: list[Any] = []
     one.add_done_callback(raising(error))
     one.add_done_callback(called.append)
-    settle([(one, ok(1))])
+    resolve([(one, ok(1))])
     assert called == [one]
     assert "exception calling callback" in caplog.text
     assert error.__name__ in caplog.text
@@ -248,11 +248,11 @@ def raise_on_load(error: type[BaseException]) -> None:
 
 
 def test_a_value_that_exits_when_it_is_unpickled_is_a_result_error() -> None:
-    one = resolved(TaskEnd(17, body=pickle.dumps(RaisesOnLoad(SystemExit))))
+    one = resolved(TaskResult(17, body=pickle.dumps(RaisesOnLoad(SystemExit))))
     with pytest.raises(ResultError, match="cannot be unpickled here: SystemExit: from unpickling"):
         one.result()
     one = resolved(
-        TaskEnd(
+        TaskResult(
             17,
             outcome="error",
             body=pickle.dumps(RaisesOnLoad(SystemExit)),
@@ -264,7 +264,7 @@ def test_a_value_that_exits_when_it_is_unpickled_is_a_result_error() -> None:
 
 
 def test_an_interrupted_decoding_can_be_repeated() -> None:
-    one = resolved(TaskEnd(17, body=pickle.dumps(RaisesOnLoad(KeyboardInterrupt))))
+    one = resolved(TaskResult(17, body=pickle.dumps(RaisesOnLoad(KeyboardInterrupt))))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             one.result()
@@ -297,7 +297,7 @@ def test_every_waiter_is_woken_when_futures_are_resolved_meanwhile() -> None:
     waiter = threading.Thread(target=lambda: concurrent.futures.wait(futures))
     waiter.start()
     for start in range(0, 2000, 50):
-        settle([(one, ok(1)) for one in futures[start : start + 50]])
+        resolve([(one, ok(1)) for one in futures[start : start + 50]])
     waiter.join(20)
     assert not waiter.is_alive()
 
@@ -307,10 +307,10 @@ def test_r9_a_future_pickles_only_as_an_argument() -> None:
         pickle.dumps(future())
     assert pickle.loads(pickle.dumps(resolved(ok({"a": 1})))) == {"a": 1}
     one, other = future(1), future(2)
-    with payload.meeting() as met:
+    with payload.collecting_futures() as met:
         body, _ = payload.dumps({"deep": [one, (other, one)]})
     assert list(met) == [one, other]
-    with payload.providing(["first", "second"]):
+    with payload.provide_inputs(["first", "second"]):
         assert payload.loads(body) == {"deep": ["first", ("second", "first")]}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from trio_sched import Client, Future, open_client
 from trio_sched.client.blocking import Submitter
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 
 Run: TypeAlias = Callable[[Callable[[], Awaitable[Any]]], Any]
 ROWS = 12
@@ -62,7 +62,7 @@ def test_the_iterator_keeps_no_value_that_it_yielded(client: Client, chunksize: 
 
 @pytest.mark.parametrize("chunksize", [1, 5])
 def test_the_asynchronous_iterator_keeps_no_value_that_it_returned(
-    run: Run, scheduler: Connection, chunksize: int
+    run: Run, scheduler: ConnectionInfo, chunksize: int
 ) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
@@ -95,7 +95,7 @@ def test_buffersize_bounds_what_is_submitted_ahead(client: Client, chunksize: in
 
 @pytest.mark.parametrize("chunksize", [1, 4])
 def test_buffersize_bounds_what_the_asynchronous_client_submits_ahead(
-    run: Run, scheduler: Connection, chunksize: int
+    run: Run, scheduler: ConnectionInfo, chunksize: int
 ) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:

@@ -15,8 +15,8 @@ import pytest
 import trio_sched
 from trio_sched import Client, open_client
 from trio_sched.client import misuse
-from trio_sched.client.own import OwnScheduler
-from trio_sched.transport.connection import Connection
+from trio_sched.client.local_cluster import LocalCluster
+from trio_sched.transport.connection_info import ConnectionInfo
 
 
 def take(*args: Any, **kwargs: Any) -> Any:
@@ -88,7 +88,7 @@ def test_an_option_that_the_function_does_not_take_is_explained(client: Client) 
 
 
 def test_an_option_that_the_function_does_not_take_is_explained_by_the_asynchronous_client(
-    scheduler: Connection,
+    scheduler: ConnectionInfo,
 ) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
@@ -147,7 +147,9 @@ def test_a_coroutine_or_another_executor_s_future_as_an_argument_is_explained(cl
     loop.close()
 
 
-def test_a_future_of_another_client_is_explained_and_may_be_a_dependency(client: Client, scheduler: Connection) -> None:
+def test_a_future_of_another_client_is_explained_and_may_be_a_dependency(
+    client: Client, scheduler: ConnectionInfo
+) -> None:
     with Client(scheduler) as other:
         never = other.options(resources={"unobtainium": 1}).submit(abs, 1)
         other.status()  # the scheduler has the task by then
@@ -164,7 +166,7 @@ def test_a_future_of_another_client_is_explained_and_may_be_a_dependency(client:
 
 def test_a_future_of_another_scheduler_is_explained(client: Client) -> None:
     """A task of another scheduler may have the number of a task of this one."""
-    cluster = OwnScheduler(1)
+    cluster = LocalCluster(1)
     try:
         with Client(cluster.connection(), connect_timeout=60) as other:
             foreign = other.options(resources={"unobtainium": 1}).submit(abs, 1)

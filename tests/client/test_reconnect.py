@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from trio_sched import Client, SchedulerClosed, open_client
 from trio_sched.client.settings import ClientSettings
 from trio_sched.client.successor import REFUSAL_PAUSE_S, SuccessorFinder
-from trio_sched.transport.connection import Connection, write_connection_files
+from trio_sched.transport.connection_info import ConnectionInfo, write_connection_files
 
 LIMIT_S = 60.0
 
@@ -151,7 +151,7 @@ def test_a_client_that_leaves_does_not_wait_for_the_next_scheduler(lab: Restarta
     lab.end(signal.SIGKILL)
     assert isinstance(lost.exception(LIMIT_S), SchedulerClosed)
     client.shutdown()
-    assert not client._line._thread.is_alive()
+    assert not client._connection._thread.is_alive()
 
 
 def test_without_reconnect_the_client_ends(lab: RestartableCluster) -> None:
@@ -159,7 +159,7 @@ def test_without_reconnect_the_client_ends(lab: RestartableCluster) -> None:
     lost = client.submit(forever)
     lab.end(signal.SIGKILL)
     assert isinstance(lost.exception(LIMIT_S), SchedulerClosed)
-    client._line.join(LIMIT_S)
+    client._connection.join(LIMIT_S)
     lab.start()
     with pytest.raises(SchedulerClosed, match="is gone"):
         client.submit(twice, 1)
@@ -212,7 +212,7 @@ def test_the_arguments_of_reconnection_are_checked() -> None:
 
 def test_a_scheduler_that_refused_is_tried_again_after_a_pause(runtime_dir: Path) -> None:
     """The scheduler may have been full; another instance is tried at once."""
-    first = Connection("lab", "client", "tcp://127.0.0.1:1", "first", scheduler="1")
+    first = ConnectionInfo("lab", "client", "tcp://127.0.0.1:1", "first", scheduler="1")
     second = replace(first, token="second", scheduler="2")
     write_connection_files(first, replace(first, role="engine"))
     successor = SuccessorFinder("lab")
@@ -230,7 +230,7 @@ def test_a_scheduler_that_refused_is_tried_again_after_a_pause(runtime_dir: Path
 def test_the_successor_is_looked_up_where_the_first_scheduler_was_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    connection = Connection("lab", "client", "", "")
+    connection = ConnectionInfo("lab", "client", "", "")
 
     def where(given: Any) -> Any:
         successor = SuccessorFinder.from_settings(ClientSettings(given, reconnect="same-name"), connection)

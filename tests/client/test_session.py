@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from trio_sched.client import session as session_module
-from trio_sched.client.functions import Function, Functions
-from trio_sched.client.session import Session, SessionUpdate
+from trio_sched.client.functions import Function, FunctionRegistry
+from trio_sched.client.session import SchedulerSession, SessionUpdate
 from trio_sched.errors import WireError
 from trio_sched.wire import native
-from trio_sched.wire.native import Call, Frame, TaskEnd
+from trio_sched.wire.native import Call, Frame, TaskResult
 
 
 class Handle:
@@ -26,8 +26,10 @@ class SessionHarness:
     """A session, with methods that send the scheduler's messages to it."""
 
     def __init__(self, *, credit: int = 1000, welcome: bool = True) -> None:
-        self.functions = Functions()
-        self.session: Session[Handle] = Session(native.Hello(role="client", token="t"), self.functions)
+        self.functions = FunctionRegistry()
+        self.session: SchedulerSession[Handle] = SchedulerSession(
+            native.Hello(role="client", token="t"), self.functions
+        )
         self.now = 100.0
         self.seq = 0
         if welcome:
@@ -51,7 +53,7 @@ class SessionHarness:
 
     def results(self, *counters: int, accepted: int = 0) -> SessionUpdate[Handle]:
         self.seq += 1
-        results = [TaskEnd(3 << 32 | counter) for counter in counters]
+        results = [TaskResult(3 << 32 | counter) for counter in counters]
         return self.receive(native.Results(self.seq, results, accepted=accepted))
 
 
@@ -172,7 +174,7 @@ def test_r17_each_task_ends_once_with_its_handle() -> None:
     first, second = harness.submit(), harness.submit()
     harness.sent()
     update = harness.results(2, accepted=2)
-    assert update.ended == [(second, TaskEnd(3 << 32 | 2))]
+    assert update.ended == [(second, TaskResult(3 << 32 | 2))]
     harness.seq = 0
     assert harness.results(2).ended == []  # a repetition of the same message
     update = harness.results(2, 1, 77)  # a result received before, a new one, and one of an unknown task
@@ -185,7 +187,7 @@ def test_frames_are_attached_to_their_results() -> None:
     harness.submit()
     harness.submit()
     harness.sent()
-    results = [TaskEnd(1, frames=1), TaskEnd(2, frames=2)]
+    results = [TaskResult(1, frames=1), TaskResult(2, frames=2)]
     update = harness.receive(native.Results(1, results), b"a", b"b", b"c")
     attached: list[Any] = [result for _, result in update.ended]
     assert [result.frames for result in attached] == [(b"a",), (b"b", b"c")]
@@ -195,7 +197,7 @@ def test_a_gap_in_the_results_requires_a_resumption() -> None:
     harness = SessionHarness()
     harness.submit()
     harness.sent()
-    update = harness.receive(native.Results(2, [TaskEnd(1)]))
+    update = harness.receive(native.Results(2, [TaskResult(1)]))
     assert update.rejoin
     assert update.ended == []
     harness.session.opened(harness.now)
@@ -434,7 +436,7 @@ def test_a_session_is_ready_when_the_starting_engines_have_joined() -> None:
 
 
 def test_a_session_is_ready_with_the_engines_of_its_local_cluster() -> None:
-    session: Session[Handle] = Session(native.Hello(role="client"), Functions(), engines=2)
+    session: SchedulerSession[Handle] = SchedulerSession(native.Hello(role="client"), FunctionRegistry(), engines=2)
     session.receive([native.encode(native.Welcome(3, "secret", "instance", engines=1))], 0.0)
     assert not session.is_ready
     session.receive([native.encode(native.Engines([], 2))], 0.0)
@@ -446,7 +448,7 @@ def test_closing_engines_and_events_are_noted() -> None:
     assert harness.receive(native.Closing("SIGTERM")).closing == "SIGTERM"
     harness.receive(native.Engines(["3.11.2"], 4))
     assert (harness.session.pythons, harness.session.engine_count) == (["3.11.2"], 4)
-    assert harness.receive(native.Events([native.Happened("finished")])).events == [native.Happened("finished")]
+    assert harness.receive(native.Events([native.MonitorEvent("finished")])).events == [native.MonitorEvent("finished")]
 
 
 def test_unaccepted_bytes_are_limited_by_the_credit_in_bytes() -> None:

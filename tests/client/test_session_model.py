@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from trio_sched.client.functions import Function, Functions
-from trio_sched.client.session import Session
+from trio_sched.client.functions import Function, FunctionRegistry
+from trio_sched.client.session import SchedulerSession
 from trio_sched.wire import native
-from trio_sched.wire.native import Call, TaskEnd
+from trio_sched.wire.native import Call, TaskResult
 
 CREDIT = 3
 
@@ -102,7 +102,7 @@ class Scheduler:
         return [self.message(self.seq)]
 
     def message(self, seq: int) -> native.Results:
-        results = [TaskEnd(3 << 32 | task) for task in self.results[seq]]
+        results = [TaskResult(3 << 32 | task) for task in self.results[seq]]
         return native.Results(seq, results, accepted=self.answered)
 
 
@@ -110,7 +110,7 @@ class ModelHarness:
     """A session, a model of the scheduler, and the messages between them."""
 
     def __init__(self) -> None:
-        self.session: Session[Handle] = Session(native.Hello(role="client"), Functions())
+        self.session: SchedulerSession[Handle] = SchedulerSession(native.Hello(role="client"), FunctionRegistry())
         self.functions = self.session._functions
         self.scheduler = Scheduler()
         self.now = 0.0

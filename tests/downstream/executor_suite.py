@@ -13,8 +13,8 @@ import unittest
 from typing import Any
 
 from trio_sched import Client
-from trio_sched.client.own import OwnScheduler
-from trio_sched.transport.connection import Connection
+from trio_sched.client.local_cluster import LocalCluster
+from trio_sched.transport.connection_info import ConnectionInfo
 
 SUITE = "test.test_concurrent_futures"
 #: A single module up to Python 3.11, a package since 3.12.
@@ -22,7 +22,7 @@ MODULES = [SUITE, *(f"{SUITE}.{name}" for name in ("util", "executor", "test_wai
 MIXINS = ("ExecutorTest", "WaitTests", "AsCompletedTests")
 #: The smallest plausible number of tests; with fewer, the suite was not found as expected.
 LEAST = 20
-connection: Connection
+connection: ConnectionInfo
 
 
 def definitions() -> dict[str, Any]:
@@ -63,7 +63,7 @@ def load_tests(loader: unittest.TestLoader, _tests: unittest.TestSuite, _pattern
 def main() -> None:
     """Run the tests on a scheduler with as many engines as the suite has workers."""
     global connection
-    cluster = OwnScheduler(definitions()["ExecutorMixin"].worker_count)
+    cluster = LocalCluster(definitions()["ExecutorMixin"].worker_count)
     try:
         connection = cluster.connection()
         unittest.main(verbosity=2)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from trio_sched.engine.orders import StartWorker
+from trio_sched.engine.control_messages import StartWorker
 
-from .scripted import Gate, Peer, ScriptedScheduler, Worker, address_in
+from .scripted_scheduler import Gate, Peer, ScriptedScheduler, Worker, address_in
 
 
 @dataclass

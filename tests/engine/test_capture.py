@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from trio_sched.engine.capture import LIMIT, CapturedOutput, TaskStream, _BoundedText
-from trio_sched.wire.native import TaskEnd
+from trio_sched.wire.native import TaskResult
 
 
 def test_the_middle_of_long_output_is_cut_once_and_counted() -> None:
@@ -28,7 +28,7 @@ def test_output_outside_a_task_goes_to_the_real_stream(capsys: pytest.CaptureFix
     output.begin()
     print("during", file=stream)
     assert stream.buffer.write(b"\xff") == 1
-    result = TaskEnd(1)
+    result = TaskResult(1)
     output.end(result)
     print("after", file=stream)
     with pytest.raises(TypeError, match="must be str, not bytes"):

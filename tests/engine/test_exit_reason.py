@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import trio_sched.engine
-from trio_sched.engine.cause import ExitInfo, exit_reason
+from trio_sched.engine.exit_reason import ExitInfo, exit_reason
 
 FAULT = """Fatal Python error: Segmentation fault
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sched.engine.machine import cores, memory_used, oom_kills, rss_bytes
+from trio_sched.engine.host import cores, memory_used, oom_kills, rss_bytes
 
 
 def test_the_machine_can_be_measured() -> None:
@@ -21,7 +21,7 @@ def test_the_machine_can_be_measured() -> None:
 
 def test_the_limits_of_a_cgroup_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr("trio_sched.engine.machine._cgroup_file", lambda v2, v1: tmp_path / v2)
+    monkeypatch.setattr("trio_sched.engine.host._cgroup_file", lambda v2, v1: tmp_path / v2)
     assert cores() == 8
     for text, expected in [("max 100000", 8), ("150000 100000", 2), ("10000 100000", 1), ("9900000 100000", 8)]:
         (tmp_path / "cpu.max").write_text(text + "\n")

@@ -18,14 +18,14 @@ import msgspec
 import pytest
 import trio
 
-from trio_sched.engine.board import WorkerStatus
 from trio_sched.engine.nanny import Nanny, run_nanny
-from trio_sched.engine.ward import WorkerExit, delay_before_restart_s
+from trio_sched.engine.worker_status import WorkerStatus
+from trio_sched.engine.worker_supervisor import WorkerExit, delay_before_restart_s
 from trio_sched.errors import NoSchedulerError
-from trio_sched.transport.connection import write_connection_files
-from trio_sched.wire.native import Bye, Closing, Died
+from trio_sched.transport.connection_info import write_connection_files
+from trio_sched.wire.native import Bye, Closing, WorkerDied
 
-from .scripted import WAIT_S, Gate, ScriptedScheduler, address_in, by_value, pass_gate
+from .scripted_scheduler import WAIT_S, Gate, ScriptedScheduler, address_in, by_value, pass_gate
 
 
 class NannyThread:
@@ -137,7 +137,7 @@ def test_r20_a_death_is_reported_with_its_reason_and_the_running_task(scheduler:
         ):
             harmless = scheduler.call(int)
             _, running, _ = scheduler.assign(peer, harmless, scheduler.call(action), scheduler.call(int))
-            died = scheduler.expect(Died)
+            died = scheduler.expect(WorkerDied)
             assert died.engine == peer.session
             assert words in died.reason
             assert died.running == [running]
@@ -178,7 +178,7 @@ def test_a_task_that_does_not_end_in_the_grace_period_is_killed(scheduler: Scrip
         (task,) = scheduler.assign(peer, scheduler.call(pass_gate, *gate.pipes))
         gate.entered()
     assert gone(peer.hello.pid)
-    died = scheduler.expect(Died)
+    died = scheduler.expect(WorkerDied)
     assert (died.engine, died.running) == (peer.session, [task])
     assert died.reason == "it was stopped, and its tasks did not end within 0.2 s"
 
@@ -264,7 +264,7 @@ def test_files_of_a_killed_nanny_are_removed_by_the_next_one(
     _, path = write_connection_files(client, scheduler.connection)
     code = (
         "import sys, trio; from trio_sched.engine.nanny import run_nanny; "
-        "from trio_sched.transport.connection import read_connection_file; "
+        "from trio_sched.transport.connection_info import read_connection_file; "
         "trio.run(lambda: run_nanny(read_connection_file(sys.argv[1]), workers=1))"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -330,7 +330,7 @@ def test_nanny_and_workers_reconnect_to_another_scheduler(short_dir: Path, gate:
         assert answer.value == peer.hello.pid
         assert nanny.workers[0].engine == again.session
         os.kill(peer.hello.pid, signal.SIGKILL)
-        died = second.expect(Died)
+        died = second.expect(WorkerDied)
         assert (died.engine, died.pid) == (again.session, peer.hello.pid)
         assert died.running in ([], [answer.result.id])  # whose result was just sent
     finally:
@@ -346,7 +346,7 @@ def test_a_death_while_the_connection_is_broken_is_reported_after_the_reconnecti
         peer = scheduler.engine()
         scheduler.ignored_addresses.add(me.address)
         os.kill(peer.hello.pid, signal.SIGKILL)
-        assert scheduler.expect(Died).pid == peer.hello.pid
+        assert scheduler.expect(WorkerDied).pid == peer.hello.pid
         assert scheduler.engine("nanny").session == me.session
 
 
@@ -355,7 +355,7 @@ def test_workers_exit_when_their_nanny_is_killed(scheduler: ScriptedScheduler, r
     _, path = write_connection_files(client, scheduler.connection)
     code = (
         "import sys, trio; from trio_sched.engine.nanny import run_nanny; "
-        "from trio_sched.transport.connection import read_connection_file; "
+        "from trio_sched.transport.connection_info import read_connection_file; "
         "trio.run(lambda: run_nanny(read_connection_file(sys.argv[1]), workers=2))"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(path)]) as process:
@@ -368,10 +368,10 @@ def test_workers_exit_when_their_nanny_is_killed(scheduler: ScriptedScheduler, r
 def test_a_worker_that_cannot_start_is_restarted_with_growing_delays(
     scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trio_sched.engine.ward._COMMAND", (sys.executable, "-c", "raise SystemExit(7)"))
-    monkeypatch.setattr("trio_sched.engine.ward._FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("trio_sched.engine.worker_supervisor._COMMAND", (sys.executable, "-c", "raise SystemExit(7)"))
+    monkeypatch.setattr("trio_sched.engine.worker_supervisor._FIRST_DELAY_S", 0.001)
     with nanny_at(scheduler, workers=1):
-        deaths = [scheduler.expect(Died) for _ in range(3)]
+        deaths = [scheduler.expect(WorkerDied) for _ in range(3)]
     assert {(died.engine, died.reason) for died in deaths} == {
         (0, "the process ended with exit code 7, as os._exit(7) does")
     }

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from trio_sched.engine.orders import NannyJoined, StartWorker
+from trio_sched.engine.control_messages import NannyJoined, StartWorker
 from trio_sched.engine.pool import fits
 from trio_sched.wire.native import Bye, Closing, Hello, Recall, Recalled
 
 from .conftest import ConnectedWorker
-from .scripted import Gate, ScriptedScheduler, Worker, pass_gate
+from .scripted_scheduler import Gate, ScriptedScheduler, Worker, pass_gate
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trio_sched.engine.orders import NannyJoined, StartWorker
-from trio_sched.transport.connection import write_connection_files
+from trio_sched.engine.control_messages import NannyJoined, StartWorker
+from trio_sched.transport.connection_info import write_connection_files
 from trio_sched.wire.native import Acked, Bye, Closing, Error, Finished, Hello, Recall, Recalled
 
 from .conftest import ConnectedWorker
-from .scripted import WAIT_S, Gate, ScriptedScheduler, Worker, pass_gate
+from .scripted_scheduler import WAIT_S, Gate, ScriptedScheduler, Worker, pass_gate
 
 
 def test_recalled_tasks_are_given_back_unless_they_have_begun(own: ConnectedWorker, gate: Gate) -> None:

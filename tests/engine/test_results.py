@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trio_sched.engine.ends import TEXT_LIMIT, is_unshared, result_of_error, result_of_value
+from trio_sched.engine.results import TEXT_LIMIT, is_unshared, result_of_error, result_of_value
 from trio_sched.errors import ResultError
 from trio_sched.wire import payload
 from trio_sched.wire.native import Call

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from trio_sched.engine.ends import FramedResult
-from trio_sched.engine.link import split_results
-from trio_sched.wire.native import TaskEnd
+from trio_sched.engine.results import FramedResult
+from trio_sched.engine.scheduler_connection import split_results
+from trio_sched.wire.native import TaskResult
 
 
 def test_results_are_split_into_messages_of_a_bounded_size() -> None:
     def result_of_size(size: int) -> FramedResult:
-        return TaskEnd(1, body=b"x" * size), ()
+        return TaskResult(1, body=b"x" * size), ()
 
     def sizes(batch: list[FramedResult]) -> list[int]:
         return [len(part) for part in split_results(batch)]

@@ -20,7 +20,7 @@ from trio_sched.errors import EngineError, UnmetDependency
 from trio_sched.server.config import Config
 from trio_sched.server.serve import Running, serve
 
-from .scripted import WAIT_S, Gate, by_value, pass_gate
+from .scripted_scheduler import WAIT_S, Gate, by_value, pass_gate
 
 
 class Cluster:

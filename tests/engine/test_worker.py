@@ -18,10 +18,10 @@ import pytest
 from trio_sched.engine import capture
 from trio_sched.errors import CallError, ResultError, UnmetDependency
 from trio_sched.wire import payload
-from trio_sched.wire.native import Call, Place
+from trio_sched.wire.native import Call, ClientEnvironment
 
 from .conftest import ConnectedWorker
-from .scripted import Gate, by_value, pass_gate
+from .scripted_scheduler import Gate, by_value, pass_gate
 
 # ---- values ---------------------------------------------------------------------------------------------------------
 
@@ -63,13 +63,13 @@ def test_a_large_body_is_sent_as_a_frame(connected: ConnectedWorker) -> None:
 def test_r9_results_of_other_tasks_are_arguments(connected: ConnectedWorker) -> None:
     class Future:
         def __reduce__(self) -> Any:
-            return payload.met(self)
+            return payload.collect(self)
 
     scheduler = connected.scheduler
     array = scheduler.run(connected.peer, lambda: np.arange(3.0))
     number = scheduler.run(connected.peer, lambda: 10)
     big = np.ones(1000)
-    with payload.meeting() as futures:
+    with payload.collecting_futures() as futures:
         first, second = Future(), Future()
         call, functions, frames = scheduler.call(lambda a, b, c: (a * b + c.sum(), b), first, second, big)
     assert list(futures) == [first, second]
@@ -372,9 +372,9 @@ def test_tasks_run_in_the_environment_of_their_client(connected: ConnectedWorker
         return scheduler.answers(connected.peer, task)[0].value
 
     home = scheduler.run(connected.peer, os.getcwd).value
-    environment = Place(str(tmp_path), ["/no/such/entry", str(tmp_path)])
+    environment = ClientEnvironment(str(tmp_path), ["/no/such/entry", str(tmp_path)])
     assert in_session(20, look, places={20: environment}) == (str(tmp_path), 42)
-    assert in_session(21, os.getcwd, places={21: Place("/no/such/place")}) == home
+    assert in_session(21, os.getcwd, places={21: ClientEnvironment("/no/such/place")}) == home
     assert in_session(20, os.getcwd) == str(tmp_path)
     path = in_session(20, lambda: list(sys.path))
     assert path.count(str(tmp_path)) == 1
@@ -403,7 +403,7 @@ def test_directory_and_umask_are_reset_after_a_task(connected: ConnectedWorker, 
         calls = [scheduler.call(deed), scheduler.call(look)]
         for call, _, _ in calls:
             call.id = scheduler.task_id(30)
-        tasks = scheduler.assign(connected.peer, *calls, places={30: Place(str(directory))})
+        tasks = scheduler.assign(connected.peer, *calls, places={30: ClientEnvironment(str(directory))})
         assert scheduler.answers(connected.peer, *tasks)[1].value == (str(directory), before[1])
     assert scheduler.run(connected.peer, look).value == before
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trio_sched.engine.board import JOINED, LEAVING, STARTING, WorkerStatus
+from trio_sched.engine.worker_status import JOINED, LEAVING, STARTING, WorkerStatus
 
 
 def test_r20_the_nanny_reads_what_the_worker_recorded(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import trio
 import zmq
 from jupyter_client.session import Session
 
-from trio_sched.ipyparallel.records.base import NullRecorder, QueueName
-from trio_sched.transport.zmq_bound import SocketSet
-from trio_sched.wire.jupyter import Codec, Parsed
+from trio_sched.ipyparallel.records.recorder import NullRecorder, QueueName
+from trio_sched.transport.zmq_socket_set import SocketSet
+from trio_sched.wire.jupyter import Codec, JupyterMessage
 
 KEY = b"a key of this test"
 ANYWHERE = "tcp://127.0.0.1:0"
@@ -36,14 +36,14 @@ class RecorderDouble(NullRecorder):
         self.calls: list[tuple[Any, ...]] = []
         self.buffers = 0
 
-    def submitted(self, queue: QueueName, message: Parsed, client: str, engine: str | None = None) -> None:
+    def submitted(self, queue: QueueName, message: JupyterMessage, client: str, engine: str | None = None) -> None:
         self.buffers += len(message.buffers)
         self.calls.append(("submitted", queue, message.head.msg_id, client, engine))
 
-    def finished(self, queue: QueueName, reply: Parsed, engine: str | None) -> None:
+    def finished(self, queue: QueueName, reply: JupyterMessage, engine: str | None) -> None:
         self.calls.append(("finished", queue, reply.parent.msg_id, engine))
 
-    def output(self, message: Parsed) -> None:
+    def output(self, message: JupyterMessage) -> None:
         self.calls.append(("output", message.head.msg_type, message.parent.msg_id))
 
 

@@ -16,12 +16,12 @@ import pytest
 from trio_sched.core.events import Dependency
 from trio_sched.errors import AddressInUseError, ConfigError, WireError
 from trio_sched.ipyparallel.config import SIDES, IppConfig
-from trio_sched.ipyparallel.desk import Desk
-from trio_sched.ipyparallel.files import path_of, read_former, remove, write
-from trio_sched.ipyparallel.records.base import NullRecorder
+from trio_sched.ipyparallel.connection_files import path_of, read_former, remove, write
+from trio_sched.ipyparallel.controller_context import ControllerContext
+from trio_sched.ipyparallel.records.recorder import NullRecorder
 from trio_sched.ipyparallel.tasks import PLAIN, spec_of
-from trio_sched.transport.private import MAX_FILE_BYTES
-from trio_sched.transport.zmq_bound import SocketSet
+from trio_sched.transport.private_files import MAX_FILE_BYTES
+from trio_sched.transport.zmq_socket_set import SocketSet
 from trio_sched.wire.jupyter import Codec
 
 
@@ -47,11 +47,11 @@ def test_registration_timeout_is_ipcontrollers() -> None:
 
 def candidate_ports(config: IppConfig, *channels: tuple[Any, str], former: Any = None) -> list[int]:
     hub: Any = SimpleNamespace(connections=None)
-    desk = Desk(config, hub, Codec(b""), NullRecorder(), former or {})
+    context = ControllerContext(config, hub, Codec(b""), NullRecorder(), former or {})
     try:
-        return [next(desk._candidate_ports(side, channel)) for side, channel in channels]
+        return [next(context._candidate_ports(side, channel)) for side, channel in channels]
     finally:
-        desk.sockets.close()
+        context.sockets.close()
 
 
 def test_ports_come_from_the_pools_and_then_are_any() -> None:

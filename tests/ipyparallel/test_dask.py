@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.ipyparallel.stand import TIMEOUT_S, client, running_controller
+from tests.ipyparallel.controller_fixture import TIMEOUT_S, client, running_controller
 from trio_sched.ipyparallel.config import IppConfig
 from trio_sched.ipyparallel.dask import DASHBOARD_PORT, DaskScheduler
 

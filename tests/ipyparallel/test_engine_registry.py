@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trio_sched.ipyparallel.roster import EngineRegistry
+from trio_sched.ipyparallel.engine_registry import EngineRegistry
 
 MISSED_LIMIT = 2
 

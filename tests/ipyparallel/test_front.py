@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.ipyparallel.stand import TIMEOUT_S, RunningController, client, running_controller
+from tests.ipyparallel.controller_fixture import TIMEOUT_S, RunningController, client, running_controller
 
 ipp = pytest.importorskip("ipyparallel")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.ipyparallel.stand import TIMEOUT_S, RawPeers, running_controller
-from trio_sched.transport.zmq_peer import Peers
+from tests.ipyparallel.controller_fixture import TIMEOUT_S, RawPeers, running_controller
+from tests.zmq_peers import Peers
 from trio_sched.wire.jupyter import DELIMITER, Codec, split
 
 CLIENT_CHANNELS = ("registration", "control", "mux", "task", "broadcast", "iopub", "notification")
@@ -77,7 +77,7 @@ def invalid_message(rng: random.Random, codec: Codec) -> list[Any]:
 
     kind = rng.choice(KINDS)
     if rng.random() < 0.3:
-        return codec.resigned([part() for _ in range(4)])
+        return codec.sign_parts([part() for _ in range(4)])
     header = {**codec.header(kind), **(some() if rng.random() < 0.2 else {})}
     return codec.message(kind, some(), header=header, metadata=some(), parent=some())
 

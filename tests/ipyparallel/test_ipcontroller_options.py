@@ -11,19 +11,19 @@ import pytest
 from trio_sched.cli.ipcontroller import OPTIONS
 from trio_sched.errors import ConfigError
 from trio_sched.ipyparallel.options import ALIASES, FLAGS
-from trio_sched.ipyparallel.settings import SETTINGS, Told, told
+from trio_sched.ipyparallel.settings import SETTINGS, ControllerOptions, read_options
 
 
 @pytest.fixture
 def read(tmp_path: Path) -> Any:
     """Reads options as a controller does whose home directory belongs to the test."""
 
-    def read(*arguments: str, config: str | None = None, **environ: str) -> Told:
+    def read(*arguments: str, config: str | None = None, **environ: str) -> ControllerOptions:
         if config is not None:
             profile = tmp_path / ".ipython" / "profile_default"
             profile.mkdir(parents=True, exist_ok=True)
             (profile / "ipcontroller_config.py").write_text(config, encoding="utf-8")
-        return told(arguments, environ, tmp_path)
+        return read_options(arguments, environ, tmp_path)
 
     return read
 

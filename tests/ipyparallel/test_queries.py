@@ -11,10 +11,10 @@ import pytest
 from tests.ipyparallel.messages import CODEC, reply, request
 from trio_sched.ipyparallel.dask import DaskScheduler
 from trio_sched.ipyparallel.queries import Answer, RecordQueries
-from trio_sched.ipyparallel.records.base import NullRecorder, TaskRecorder
 from trio_sched.ipyparallel.records.memory import MemoryStore
+from trio_sched.ipyparallel.records.recorder import NullRecorder, TaskRecorder
 from trio_sched.ipyparallel.records.sqlite import SQLiteStore
-from trio_sched.wire.jupyter import Parsed
+from trio_sched.wire.jupyter import JupyterMessage
 
 ENGINES = {0: "e0", 3: "e3"}
 
@@ -24,7 +24,7 @@ class QueryHarness:
 
     def __init__(self, recorder: TaskRecorder) -> None:
         self.recorder = recorder
-        self.submitted: list[Parsed] = []
+        self.submitted: list[JupyterMessage] = []
         self.stopped = 0
         self.tasks: dict[str, str | None] = {}
         self.dask = DaskScheduler("127.0.0.1")
@@ -32,7 +32,7 @@ class QueryHarness:
             CODEC, recorder, lambda: ENGINES, self._submit, self._stop, self.dask, lambda: self.tasks
         )
 
-    def _submit(self, message: Parsed) -> None:
+    def _submit(self, message: JupyterMessage) -> None:
         CODEC.verify(message)
         self.submitted.append(message)
         self.recorder.submitted("task", message, message.head.session)

@@ -14,10 +14,10 @@ import pytest
 from tests.ipyparallel.messages import reply, request
 from trio_sched.errors import ConfigError
 from trio_sched.ipyparallel.config import IppConfig
-from trio_sched.ipyparallel.records.base import NullRecorder, TaskRecorder, open_recorder
-from trio_sched.ipyparallel.records.finding import InvalidQueryError, RecordQuery
 from trio_sched.ipyparallel.records.memory import MemoryStore
+from trio_sched.ipyparallel.records.query import InvalidQueryError, RecordQuery
 from trio_sched.ipyparallel.records.record import FIELDS, Record, as_dict, utc
+from trio_sched.ipyparallel.records.recorder import NullRecorder, TaskRecorder, open_recorder
 from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, LARGE_BYTES, PAGE, SQLiteStore
 from trio_sched.ipyparallel.records.store import NoRecordsError, NoStore, Store
 

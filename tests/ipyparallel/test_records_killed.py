@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.ipyparallel.stand import TIMEOUT_S, client
+from tests.ipyparallel.controller_fixture import TIMEOUT_S, client
 from tests.ipyparallel.test_ipcontroller import READY, controller, read_log
 
 ipp = pytest.importorskip("ipyparallel")

@@ -7,9 +7,9 @@ from typing import Any
 
 from tests.ipyparallel.messages import CODEC
 from trio_sched.ipyparallel.broadcast import BroadcastRelay
-from trio_sched.ipyparallel.records.base import NullRecorder, QueueName
+from trio_sched.ipyparallel.records.recorder import NullRecorder, QueueName
 from trio_sched.ipyparallel.relay import Relay
-from trio_sched.wire.jupyter import Parsed
+from trio_sched.wire.jupyter import JupyterMessage
 from trio_sched.wire.native import Frame
 
 
@@ -22,7 +22,7 @@ class Log(NullRecorder):
         super().__init__()
         self.entries: list[str] = []
 
-    def submitted(self, queue: QueueName, message: Parsed, client: str, engine: str | None = None) -> None:
+    def submitted(self, queue: QueueName, message: JupyterMessage, client: str, engine: str | None = None) -> None:
         self.entries.append(f"submitted {engine}")
 
     def commit(self) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import ipyparallel as ipp
 import pytest
 
-from tests.ipyparallel.stand import RunningController, running_controller
-from tests.ipyparallel.stand import client as connected
+from tests.ipyparallel.controller_fixture import RunningController, running_controller
+from tests.ipyparallel.controller_fixture import client as connected
 
 pytestmark = pytest.mark.filterwarnings("ignore:::ipyparallel", "ignore:::jupyter_client", "ignore:::zmq")
 TIMEOUT_S = 30

@@ -13,10 +13,17 @@ from typing import Any
 
 import pytest
 
-from tests.ipyparallel.stand import QUIET_S, TIMEOUT_S, RawPeers, RunningController, client, running_controller
+from tests.ipyparallel.controller_fixture import (
+    QUIET_S,
+    TIMEOUT_S,
+    RawPeers,
+    RunningController,
+    client,
+    running_controller,
+)
+from tests.zmq_peers import Peer, Peers
 from trio_sched.transport import zmq_admission
-from trio_sched.transport.zmq_admission import reset, user_of_tcp
-from trio_sched.transport.zmq_peer import Peer, Peers
+from trio_sched.transport.zmq_admission import reset_connection, tcp_user_id
 from trio_sched.wire.jupyter import Codec
 
 ipp = pytest.importorskip("ipyparallel")
@@ -130,14 +137,14 @@ PEERS = {
 
 def break_engine_connections(running: RunningController) -> None:
     """Reset the connections of engines. Returns when the engines have connected to every socket again."""
-    assert running.front.desk is not None
-    watched = [one for one in running.front.desk.admission.watched if one.name.startswith("engine ")]
+    assert running.front.context is not None
+    watched = [one for one in running.front.context.admission.watched if one.name.startswith("engine ")]
     peers = running.call(lambda: [{accepted.peer for accepted in one.accepted.values()} for one in watched])
 
     def reset_all() -> None:
         for one in watched:
             for descriptor in list(one.accepted):
-                reset(descriptor)
+                reset_connection(descriptor)
 
     def are_back() -> bool:
         return all(
@@ -192,7 +199,7 @@ def test_subscriber_does_not_wait_until_a_former_one_is_forgotten(monkeypatch: p
             running.wait_until(lambda: running.is_subscribed("iopub"))
         running.wait_until_disconnected("client iopub")
         monkeypatch.setattr(zmq_admission, "SETTLE_ROUNDS", 1_000_000_000)
-        monkeypatch.setattr(zmq_admission, "_LONGEST_SETTLE_ROUNDS", 1_000_000_000)
+        monkeypatch.setattr(zmq_admission, "_MAX_SETTLE_ROUNDS", 1_000_000_000)
         with Peers() as peers:
             peers.connect("sub", f"{inside['interface']}:{inside['iopub']}")
             running.wait_until(lambda: running.is_subscribed("iopub"))
@@ -235,9 +242,9 @@ def test_kernel_tells_the_user_of_a_connection() -> None:
             server.accept()[0] as accepted,
         ):
             here, there = accepted.getpeername(), accepted.getsockname()
-            assert user_of_tcp(here, there) == os.geteuid()
+            assert tcp_user_id(here, there) == os.geteuid()
             peer.close()
-            assert user_of_tcp(here, there) is None
+            assert tcp_user_id(here, there) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="root can be another user, on Linux")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.ipyparallel.slurm_here import missing, slurm
+from tests.ipyparallel.local_slurm import missing, slurm
 
 ipp = pytest.importorskip("ipyparallel")
 pytestmark = [

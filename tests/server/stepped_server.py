@@ -26,7 +26,7 @@ class SteppedServer:
         self.server = Server(config, Identity("stepped", "1", ADDRESS, Path(), tokens, None), 0.0)
         self.network = MemoryNetwork()
         self.front = NativeFront(config, self.network.open_router)
-        self.router: Any = self.front.listen(self.server.hub)
+        self.router: Any = self.front.listen(self.server.ingress)
         self.readers = self.server.readers
         self.now = 0.0
 
@@ -46,14 +46,14 @@ class SteppedServer:
         return self.network.connect(ADDRESS)
 
     def _joined(self, peer: P) -> P:
-        peer.say(peer.hello())
+        peer.send(peer.hello())
         self.work(peer)
         assert peer.joined
         return peer
 
     def receive(self) -> None:
         """Receive everything that peers have sent, as one burst."""
-        self.front.take(self.router.receive_nowait(), self.server.hub, self.now)
+        self.front.take(self.router.receive_nowait(), self.server.ingress, self.now)
 
     def step(self) -> None:
         """Have the actor take a step."""
@@ -70,4 +70,4 @@ class SteppedServer:
     def deliver(self, peers: Iterable[FakePeer]) -> None:
         """Have the peers take what was sent to them."""
         for peer in peers:
-            peer.take(peer.dealer.receive_nowait())
+            peer.on_messages(peer.dealer.receive_nowait())

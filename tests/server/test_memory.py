@@ -7,7 +7,7 @@ import trio
 
 from trio_sched.server import memory
 from trio_sched.server.memory import BURST_DROPS, BurstTrim
-from trio_sched.testing import open_world, run_virtual
+from trio_sched.testing import open_harness, run_virtual
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def test_free_memory_is_returned_once_per_burst(
 
 def test_the_audit_returns_memory_when_a_burst_is_over(trims: list[int]) -> None:
     async def main() -> None:
-        async with open_world() as world:
+        async with open_harness() as harness:
             for _ in range(BURST_DROPS):
-                world.server.hub.note("malformed")
-            period_s = world.server.config.heartbeat_s
+                harness.server.ingress.note("malformed")
+            period_s = harness.server.config.heartbeat_s
             await trio.sleep(1.5 * period_s)
             assert trims == []
             await trio.sleep(3 * period_s)

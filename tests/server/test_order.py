@@ -11,19 +11,19 @@ import trio
 from tests.server.stepped_server import SteppedServer
 from trio_sched.core.events import CancelRequested, ClientJoined, Event, TaskFinished
 from trio_sched.core.scheduler import Scheduler
-from trio_sched.testing import open_world, run_virtual
+from trio_sched.testing import open_harness, run_virtual
 from trio_sched.wire import native
 
 
 def test_r31_results_sent_before_a_bye_count() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine()
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine()
             task = await client.submit("x")
             call = await engine.next_call()
-            engine.end_ok(call)
+            engine.answer_ok(call)
             engine.leave()
-            assert (await client.end_of(task)).outcome == "ok"
+            assert (await client.result_of(task)).outcome == "ok"
 
     run_virtual(main)
 
@@ -39,7 +39,7 @@ def test_r31_results_sent_before_a_reported_death_count_whichever_reader_runs_fi
     engine = by_hand.engine(nanny=nanny.number)
     task = client.submit_nowait("x")
     by_hand.work(engine)
-    engine.end_ok(engine.take_call())
+    engine.answer_ok(engine.take_call())
     if not is_one_burst:
         by_hand.receive()
     nanny.report_death(engine)
@@ -48,24 +48,24 @@ def test_r31_results_sent_before_a_reported_death_count_whichever_reader_runs_fi
         by_hand.readers[index].read_nowait()
         by_hand.step()
     by_hand.deliver([client])
-    assert (client.ends[task].outcome, client.ends[task].engine) == ("ok", engine.number)
+    assert (client.results[task].outcome, client.results[task].engine) == ("ok", engine.number)
     assert engine.number not in by_hand.server.sessions.engines
     assert by_hand.server.scheduler.counters == {}
 
 
 def test_r31_deaths_that_a_nanny_reports_before_its_bye_count() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, nanny = await world.client(), await world.nanny()
-            engine = await world.engine(nanny=nanny.number)
+        async with open_harness() as harness:
+            client, nanny = await harness.client(), await harness.nanny()
+            engine = await harness.engine(nanny=nanny.number)
             await client.submit("x")
             running = (await engine.next_call()).id
-            nanny.say(native.Died(engine.number, "it was stopped", [running]))
-            nanny.say(native.Bye())
-            await world.settle()
-            assert engine.number not in world.server.sessions.engines
-            assert nanny.number not in world.server.sessions.nannies
-            assert world.server.hub.counters == {}
+            nanny.send(native.WorkerDied(engine.number, "it was stopped", [running]))
+            nanny.send(native.Bye())
+            await harness.settle()
+            assert engine.number not in harness.server.sessions.engines
+            assert nanny.number not in harness.server.sessions.nannies
+            assert harness.server.ingress.counters == {}
 
     run_virtual(main)
 
@@ -79,18 +79,18 @@ def test_submissions_sent_over_a_former_connection_before_the_hello_are_counted_
     by_hand.work(client)
     session = by_hand.server.sessions.clients[client.number]
     assert session.connection is not None
-    by_hand.server.hub.connection_lost(session.connection, "nothing was heard from it")
+    by_hand.server.ingress.connection_lost(session.connection, "nothing was heard from it")
     by_hand.step()
     assert session.connection is None
     client.submit_nowait("second")
     by_hand.receive()
-    client.say(client.hello())
+    client.send(client.hello())
     by_hand.receive()
     for index in order:
         by_hand.readers[index].read_nowait()
         by_hand.step()
     by_hand.deliver([client])
-    assert client.unheard(native.Welcome)[-1].accepted == 2
+    assert client.take_unread(native.Welcome)[-1].accepted == 2
     assert session.received == 2
 
 
@@ -131,14 +131,14 @@ def test_r31_a_step_handles_results_then_notifications_then_a_slice_of_submissio
 
 def test_r31_a_flood_of_submissions_does_not_delay_results() -> None:
     async def main() -> None:
-        async with open_world(submissions_per_turn=10, hwm=1) as world:
-            flood, client = await world.client(), await world.client()
-            engine = await world.engine()
+        async with open_harness(submissions_per_turn=10, hwm=1) as harness:
+            flood, client = await harness.client(), await harness.client()
+            engine = await harness.engine()
             task = await client.submit("x")
             call = await engine.next_call()
             await flood.submit(*(str(n) for n in range(5000)))
             await engine.finish(call)
-            await client.end_of(task)
-            assert world.server.sessions.clients[flood.number].accepted < 5000
+            await client.result_of(task)
+            assert harness.server.sessions.clients[flood.number].accepted < 5000
 
     run_virtual(main)

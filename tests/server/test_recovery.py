@@ -17,7 +17,7 @@ from trio_sched.core.scheduler import Scheduler
 from trio_sched.server.actor import Actor
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.queries import QueryHandler
-from trio_sched.testing import Simulator, open_world, run_virtual
+from trio_sched.testing import Simulator, open_harness, run_virtual
 from trio_sched.wire import native
 
 
@@ -120,16 +120,16 @@ def test_r33_nothing_is_lost_when_methods_of_the_core_raise(seed: int, monkeypat
         monkeypatch.setattr(kind, name, raising(getattr(kind, name), is_due))
     server = Simulator(seed, steps=500).run()
     assert faults > 5
-    assert server.hub.counters["internal_error"] >= 1
-    assert server.scheduler.ends["ok"] > 20
+    assert server.ingress.counters["internal_error"] >= 1
+    assert server.scheduler.outcome_counts["ok"] > 20
 
 
 def test_r33_a_task_whose_answer_raises_fails_with_the_error_and_the_next_one_does_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine(eager=True)
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine(eager=True)
             assert engine.number
             bad = await client.submit("bad", retries=3)
             monkeypatch.setattr(
@@ -137,12 +137,12 @@ def test_r33_a_task_whose_answer_raises_fails_with_the_error_and_the_next_one_do
                 "_release_answered",
                 raising(Scheduler._release_answered, lambda _self, _engine, task, *_: task & 0xFFFFFFFF == 1),
             )
-            end = await client.end_of(bad)
+            end = await client.result_of(bad)
             assert (end.outcome, end.error and end.error.name) == ("error", "SchedulerError")
             good = await client.submit("good")
-            assert (await client.end_of(good)).outcome == "ok"
-            assert world.running.status()["counters"]["internal_error"] == 1
-            invariants.check(world.server.scheduler)
+            assert (await client.result_of(good)).outcome == "ok"
+            assert harness.running.status()["counters"]["internal_error"] == 1
+            invariants.check(harness.server.scheduler)
 
     run_virtual(main)
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -153,8 +153,8 @@ def test_r33_a_task_whose_answer_raises_fails_with_the_error_and_the_next_one_do
 
 def test_r33_a_submission_that_raises_is_refused_and_the_batch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine(eager=True)
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine(eager=True)
             assert engine.number
             monkeypatch.setattr(
                 Scheduler,
@@ -166,8 +166,8 @@ def test_r33_a_submission_that_raises_is_refused_and_the_batch_goes_on(monkeypat
             )
             first = client.submit_nowait("1", "2", "3")
             refused = await client.submit("4", label="bad")
-            assert (await client.hear(native.Refused)).id == refused
-            ends = [await client.end_of(number) for number in range(first - 2, first + 1)]
+            assert (await client.expect(native.Refused)).id == refused
+            ends = [await client.result_of(number) for number in range(first - 2, first + 1)]
             assert [end.outcome for end in ends] == ["ok", "error", "ok"]
             assert client.accepted == 4
 
@@ -178,8 +178,8 @@ def test_r33_a_task_whose_dispatch_raises_is_ended_and_later_tasks_are_sent(monk
     """The dispatch of the task raises each time, so the task that the traceback names is ended."""
 
     async def main() -> None:
-        async with open_world() as world:
-            client = await world.client()
+        async with open_harness() as harness:
+            client = await harness.client()
             monkeypatch.setattr(
                 Scheduler,
                 "_make_assignment",
@@ -187,31 +187,31 @@ def test_r33_a_task_whose_dispatch_raises_is_ended_and_later_tasks_are_sent(monk
             )
             bad = await client.submit("bad", label="bad")
             good = await client.submit("good")
-            await world.engine(eager=True)
-            assert (await client.end_of(bad)).outcome == "error"
-            assert (await client.end_of(good)).outcome == "ok"
+            await harness.engine(eager=True)
+            assert (await client.result_of(bad)).outcome == "error"
+            assert (await client.result_of(good)).outcome == "ok"
 
     run_virtual(main)
 
 
 def test_r33_when_recovery_fails_all_tasks_end_and_the_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine(eager=True)
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine(eager=True)
             with monkeypatch.context() as patched:
                 patched.setattr(RequestClasses, "pop_next", raising(RequestClasses.pop_next, lambda *_: True))
-                assert (await client.end_of(await client.submit("bad"))).outcome == "error"
-            assert (await client.end_of(await client.submit("good"))).outcome == "ok"
-            assert engine.number in world.server.scheduler.engines
+                assert (await client.result_of(await client.submit("bad"))).outcome == "error"
+            assert (await client.result_of(await client.submit("good"))).outcome == "ok"
+            assert engine.number in harness.server.scheduler.engines
 
     run_virtual(main)
 
 
 def test_r33_an_exception_while_sending_ends_only_the_connection_of_that_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            one, other = await world.client(), await world.client()
-            await world.engine(eager=True)
+        async with open_harness() as harness:
+            one, other = await harness.client(), await harness.client()
+            await harness.engine(eager=True)
             number = one.number
             send = Outbox._send_results
             failing = [True]
@@ -221,22 +221,22 @@ def test_r33_an_exception_while_sending_ends_only_the_connection_of_that_peer(mo
                 raising(send, lambda _self, client, _now: client.number == number and failing[0]),
             )
             task = await one.submit("x")
-            assert (await other.end_of(await other.submit("y"))).outcome == "ok"
+            assert (await other.result_of(await other.submit("y"))).outcome == "ok"
             failing.clear()
             failing.append(False)
-            assert (await one.end_of(task)).outcome == "ok"  # after it came back
+            assert (await one.result_of(task)).outcome == "ok"  # after it came back
 
     run_virtual(main)
 
 
 def test_r33_a_query_whose_handler_raises_is_answered_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client = await world.client()
+        async with open_harness() as harness:
+            client = await harness.client()
             with monkeypatch.context() as patched:
                 patched.setattr(QueryHandler, "answer", raising(QueryHandler.answer, lambda *_: True))
-                client.say(native.Query(7, "status"))
-                reply = await client.hear(native.Reply)
+                client.send(native.Query(7, "status"))
+                reply = await client.expect(native.Reply)
             assert (reply.request, "its log has the traceback" in reply.error) == (7, True)
 
     run_virtual(main)

@@ -11,7 +11,7 @@ from trio_sched.core.invariants import check
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.server.intake import Intake
 from trio_sched.server.reader import Reader
-from trio_sched.testing import Simulator, World, open_world, run_virtual, simulator
+from trio_sched.testing import ServerHarness, Simulator, open_harness, run_virtual, simulator
 from trio_sched.testing.state_guard import StateGuardError, guarded_state, writes_allowed
 from trio_sched.wire import native
 
@@ -22,36 +22,36 @@ def set_first_slot(record: object) -> None:
     setattr(record, name, getattr(record, name))
 
 
-WRITES: list[Callable[[World], object]] = [
-    lambda world: setattr(next(iter(world.server.sessions)), "heard_at", 1.0),
-    lambda world: setattr(next(iter(world.server.sessions.clients.values())), "received", 1),
-    lambda world: next(iter(world.server.sessions.clients.values())).functions.update({b"f": b"f"}),
-    lambda world: next(iter(world.server.sessions.clients.values())).unacked.clear(),
-    lambda world: next(iter(world.server.sessions.engines.values())).queued_calls.append((native.Call(1), ())),
-    lambda world: next(iter(world.server.sessions.engines.values())).known_functions.add(b"f"),
-    lambda world: setattr(next(iter(world.server.sessions)).connection, "role", "nanny"),
-    lambda world: world.server.sessions.clients.clear(),
-    lambda world: setattr(world.server.sessions, "expected_engines", 1),
-    lambda world: setattr(world.server.budget, "held_bytes", 1),
-    lambda world: world.server.outbox.watchers.clear(),
-    lambda world: setattr(world.server.shutdown, "closing", native.Closing()),
-    lambda world: setattr(world.server.scheduler, "monitored", True),
-    lambda world: world.server.scheduler.tasks.clear(),
-    lambda world: setattr(next(iter(world.server.scheduler.tasks.values())), "attempt", 5),
-    lambda world: set_first_slot(next(iter(world.server.scheduler.engines.values()))),
-    lambda world: set_first_slot(next(iter(world.server.scheduler.clients.values()))),
+WRITES: list[Callable[[ServerHarness], object]] = [
+    lambda harness: setattr(next(iter(harness.server.sessions)), "heard_at", 1.0),
+    lambda harness: setattr(next(iter(harness.server.sessions.clients.values())), "received", 1),
+    lambda harness: next(iter(harness.server.sessions.clients.values())).functions.update({b"f": b"f"}),
+    lambda harness: next(iter(harness.server.sessions.clients.values())).unacked.clear(),
+    lambda harness: next(iter(harness.server.sessions.engines.values())).queued_calls.append((native.Call(1), ())),
+    lambda harness: next(iter(harness.server.sessions.engines.values())).known_functions.add(b"f"),
+    lambda harness: setattr(next(iter(harness.server.sessions)).connection, "role", "nanny"),
+    lambda harness: harness.server.sessions.clients.clear(),
+    lambda harness: setattr(harness.server.sessions, "expected_engines", 1),
+    lambda harness: setattr(harness.server.budget, "held_bytes", 1),
+    lambda harness: harness.server.outbox.watchers.clear(),
+    lambda harness: setattr(harness.server.shutdown, "closing", native.Closing()),
+    lambda harness: setattr(harness.server.scheduler, "monitored", True),
+    lambda harness: harness.server.scheduler.tasks.clear(),
+    lambda harness: setattr(next(iter(harness.server.scheduler.tasks.values())), "attempt", 5),
+    lambda harness: set_first_slot(next(iter(harness.server.scheduler.engines.values()))),
+    lambda harness: set_first_slot(next(iter(harness.server.scheduler.clients.values()))),
 ]
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_write_outside_of_a_step_raises(write: Callable[[World], object]) -> None:
+def test_a_write_outside_of_a_step_raises(write: Callable[[ServerHarness], object]) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine()
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine()
             await client.submit("x")
             assert (await engine.next_call()).body == b"x"
             with pytest.raises(StateGuardError):
-                write(world)
+                write(harness)
 
     with pytest.raises(StateGuardError, match="outside of the actor's step"):
         run_virtual(main)
@@ -69,12 +69,12 @@ def test_a_write_in_a_reader_fails_the_test_although_the_server_survives_it(monk
     monkeypatch.setattr(Intake, "validate", meddle)
 
     async def main() -> None:
-        async with open_world() as world:
-            client = await world.client()
-            sessions.extend(world.server.sessions)
-            client.say(native.Ping())
-            await client.hear(native.Error)
-            assert world.server.hub.counters["internal_error"] == 1
+        async with open_harness() as harness:
+            client = await harness.client()
+            sessions.extend(harness.server.sessions)
+            client.send(native.Ping())
+            await client.expect(native.Error)
+            assert harness.server.ingress.counters["internal_error"] == 1
 
     with pytest.raises(StateGuardError, match=r"ClientSession\.heard_at"):
         run_virtual(main)

@@ -18,7 +18,7 @@ from trio_sched.server.config import Config
 from trio_sched.server.serve import Running, serve, stop_on_signals
 from trio_sched.testing import FakeClient, FakeEngine
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection, find
+from trio_sched.transport.connection_info import ConnectionInfo, find_connection
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire import native
 
@@ -40,7 +40,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
             server.stop("the test is over")
 
 
-async def joined(nursery: trio.Nursery, kind: Any, connection: Connection, **more: Any) -> Any:
+async def joined(nursery: trio.Nursery, kind: Any, connection: ConnectionInfo, **more: Any) -> Any:
     peer = kind(lambda: ZmqSocket.dealer(connection), connection.token, **more)
     await nursery.start(peer.run)
     await peer.join()
@@ -56,13 +56,13 @@ def test_tasks_and_results_pass_through_real_sockets(directory: Path, address: s
             big = bytes(1 << 20)
             call = client.calls("")[0]
             call.frames = 1
-            client.say(native.Submit([call]), [big])
+            client.send(native.Submit([call]), [big])
             for _ in range(5):
                 await client.submit(*(str(n) for n in range(200)))
             last = await client.submit("last")
-            assert (await client.end_of(last)).body == b"last"
+            assert (await client.result_of(last)).body == b"last"
             for counter in range(1, 1003):
-                assert (await client.end_of(client.full(counter))).outcome == "ok"
+                assert (await client.result_of(client.task_id(counter))).outcome == "ok"
             assert len(client.deliveries) == 1002
             peers.cancel_scope.cancel()
 
@@ -84,8 +84,8 @@ def test_a_client_finds_the_scheduler_by_name(directory: Path, monkeypatch: pyte
 
     async def main() -> None:
         async with running(Config(name="lab")) as server:
-            assert find("lab", "client") == server.connection
-            assert find("lab", "engine") == server.engine_connection
+            assert find_connection("lab", "client") == server.connection
+            assert find_connection("lab", "engine") == server.engine_connection
 
     trio.run(main)
 
@@ -118,7 +118,7 @@ def test_r29_a_signal_stops_the_scheduler(directory: Path) -> None:
                     await peers.start(stop_on_signals, server.stop)
                     client = await joined(peers, FakeClient, server.connection)
                     os.kill(os.getpid(), signal.SIGTERM)
-                    assert (await client.hear(native.Closing)).reason == "SIGTERM"
+                    assert (await client.expect(native.Closing)).reason == "SIGTERM"
                     peers.cancel_scope.cancel()
 
     trio.run(main)
@@ -164,7 +164,7 @@ def test_r30_peers_are_notified_of_a_cancellation(directory: Path) -> None:
                     server = await nursery.start(serve, Config(runtime_dir=str(directory)))
                     client = await joined(peers, FakeClient, server.connection)
                     nursery.cancel_scope.cancel()
-                assert "cancelled" in (await client.hear(native.Closing)).reason
+                assert "cancelled" in (await client.expect(native.Closing)).reason
                 peers.cancel_scope.cancel()
 
     trio.run(main)
@@ -180,7 +180,7 @@ def test_a_hello_for_another_role_than_the_key_s_is_refused(directory: Path, key
 
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
-            files: dict[str, Connection] = {"client": server.connection, "engine": server.engine_connection}
+            files: dict[str, ConnectionInfo] = {"client": server.connection, "engine": server.engine_connection}
             token = files["client" if says == "client" else "engine"].token
             with ZmqSocket.dealer(files[keys_of]) as dealer:
                 dealer.send_many([[native.encode(native.Hello(role=says, token=token))]])
@@ -209,14 +209,14 @@ def test_a_peer_of_another_role_cannot_reuse_a_routing_id(directory: Path) -> No
     trio.run(main)
 
 
-async def answer(connection: Connection, message: Any, kind: type) -> None:
+async def answer(connection: ConnectionInfo, message: Any, kind: type) -> None:
     """Connect under a routing id of our own choice, and ask. Again as long as the router holds a former connection of
     that id: it passes over the messages of another one."""
     while True:
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
             socket.routing_id = b"chosen"
-            curve.be_client(socket, connection)
+            curve.set_client_options(socket, connection)
             socket.connect(connection.address)
             socket.send(native.encode(message))
             if await trio.to_thread.run_sync(socket.poll, 500):
@@ -231,11 +231,11 @@ def test_status_counts_connections_and_rejections(directory: Path) -> None:
             client = await joined(peers, FakeClient, server.connection)
             await joined(peers, FakeEngine, server.engine_connection)
             for _ in range(2):  # the hello may be read before its connection is counted
-                await client.ask("status")
+                await client.query("status")
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as late:
                     late.start_soon(joined, late, FakeClient, server.connection)
-                    while not (status := await client.ask("status"))["connections"]["refused"]:
+                    while not (status := await client.query("status"))["connections"]["refused"]:
                         pass
                     scope.cancel()
             connections = status["connections"]

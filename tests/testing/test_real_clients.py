@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from trio_sched.client.functions import Function, Functions
-from trio_sched.client.session import Session
+from trio_sched.client.functions import Function, FunctionRegistry
+from trio_sched.client.session import SchedulerSession
 from trio_sched.testing import FakeClient, Simulator
 from trio_sched.wire import native
 from trio_sched.wire.native import Frame
@@ -24,11 +24,13 @@ class Handle:
 
 
 class RealClient(FakeClient):
-    """A driver of `client.session.Session` with the interface of a fake client."""
+    """A driver of `client.session.SchedulerSession` with the interface of a fake client."""
 
     def __init__(self, connect: Callable[[], Any], token: str, now: Callable[[], float]) -> None:
-        self.functions = Functions()
-        self.session: Session[Handle] = Session(native.Hello(role="client", token=token), self.functions)
+        self.functions = FunctionRegistry()
+        self.session: SchedulerSession[Handle] = SchedulerSession(
+            native.Hello(role="client", token=token), self.functions
+        )
         self._now = now
         super().__init__(connect, token)
 
@@ -49,21 +51,21 @@ class RealClient(FakeClient):
     def ping(self) -> Any:
         return None
 
-    def say(self, message: Any, frames: Sequence[Frame] = ()) -> None:
+    def send(self, message: Any, frames: Sequence[Frame] = ()) -> None:
         if isinstance(message, native.Bye):
-            self.say_raw([native.encode(message)])
-            self.returning = False
+            self.send_frames([native.encode(message)])
+            self.rejoins = False
             return
         if isinstance(message, native.Cancel):
             self.session.cancel(message.tasks)
         elif message is not None:
-            self.session.say(message)
+            self.session.send(message)
         self._flush()
 
     def _flush(self) -> None:
-        if self.returning:
+        if self.rejoins:
             for message, frames in self.session.outgoing(self._now()):
-                self.say_raw([native.encode(message), *frames])
+                self.send_frames([native.encode(message), *frames])
 
     def submit_nowait(self, *bodies: str | bytes, fn: bytes = b"", **options: Any) -> int:
         function = None
@@ -75,15 +77,15 @@ class RealClient(FakeClient):
             assert self.session.submit(Handle(function), call, (), options.get("inputs", ())) is not None
             self.sent.append(call)
         self._flush()
-        return self.full(self.sent[-1].id)
+        return self.task_id(self.sent[-1].id)
 
-    def take(self, batch: Sequence[Sequence[Frame]]) -> None:
+    def on_messages(self, batch: Sequence[Sequence[Frame]]) -> None:
         for frames in batch:
-            self.heard.append(native.decode_to_client(frames[0]))
+            self.received_messages.append(native.decode_to_client(frames[0]))
             news = self.session.receive(frames, self._now())
             for _, dealt in news.ended:
-                end: Any = dealt.record if isinstance(dealt, native.Attached) else dealt
-                self.ends[end.id] = end
+                end: Any = dealt.record if isinstance(dealt, native.FramedRecord) else dealt
+                self.results[end.id] = end
                 self.deliveries.append(end.id)
             assert not news.lost
             if news.rejoin:
@@ -116,4 +118,4 @@ def _quiet() -> Iterator[None]:
 @pytest.mark.parametrize("seed", range(10))
 def test_real_clients_lose_nothing_under_faults(seed: int) -> None:
     server = RealClients(seed, steps=600).run()
-    assert server.scheduler.ends["ok"] > 20
+    assert server.scheduler.outcome_counts["ok"] > 20

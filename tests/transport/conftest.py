@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection, ipc_address
+from trio_sched.transport.connection_info import ConnectionInfo, ipc_address
 from trio_sched.transport.zmq_socket import ZmqSocket
 
 #: Large, because the tests run in parallel with others on slow machines.
@@ -42,12 +42,12 @@ class Endpoint:
         """Create the router."""
         return ZmqSocket.router(self.address, keys=self.keys.for_server() if self.keys else None, **options)
 
-    def connection(self, router: ZmqSocket, role: Any = "client") -> Connection:
+    def connection(self, router: ZmqSocket, role: Any = "client") -> ConnectionInfo:
         """Return the connection of a role to the router."""
         if self.keys is None:
-            return Connection("test", role, router.address, "token")
+            return ConnectionInfo("test", role, router.address, "token")
         pair = self.keys.roles[role]
-        return Connection(
+        return ConnectionInfo(
             "test",
             role,
             router.address,

@@ -104,7 +104,7 @@ def test_a_handshake_without_keys_or_with_another_server_key_fails(run: Any, sec
             socket.linger = 0
             if which == "wrong server key":
                 other = curve.new_keys().server.public
-                curve.be_client(socket, replace(secured.connection(router), server_key=other))
+                curve.set_client_options(socket, replace(secured.connection(router), server_key=other))
             async with anyio.create_task_group() as group:
                 group.start_soon(router.authenticate)
                 assert await anyio.to_thread.run_sync(_refused, socket, router.address)

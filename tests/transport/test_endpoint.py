@@ -11,7 +11,7 @@ import zmq
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection, ipc_address
+from trio_sched.transport.connection_info import ConnectionInfo, ipc_address
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.transport.zmq_socket import ZmqSocket
 
@@ -19,7 +19,7 @@ from trio_sched.transport.zmq_socket import ZmqSocket
 def test_tcp_without_keys_is_refused_on_both_sides() -> None:
     with pytest.raises(ConfigError, match="TCP without CURVE is refused"):
         ZmqSocket.router("tcp://127.0.0.1:0")
-    connection = Connection("x", "client", "tcp://127.0.0.1:9", "token")
+    connection = ConnectionInfo("x", "client", "tcp://127.0.0.1:9", "token")
     with pytest.raises(ConfigError, match="TCP without CURVE is refused"):
         ZmqSocket.dealer(connection)
     with pytest.raises(ConfigError, match="TCP without CURVE is refused"):
@@ -31,7 +31,7 @@ def test_other_transports_are_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="must begin with"):
         ZmqSocket.router(address, keys=curve.new_keys().for_server())
     with pytest.raises(ConfigError, match="must begin with"):
-        ZmqSocket.dealer(Connection("x", "client", address, "token"))
+        ZmqSocket.dealer(ConnectionInfo("x", "client", address, "token"))
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1", "tcp://:0", "tcp://127.0.0.1:99999", "tcp://127.0.0.1:x"])
@@ -39,7 +39,7 @@ def test_an_invalid_port_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="with a port up to"):
         ZmqSocket.router(address, keys=curve.new_keys().for_server())
     with pytest.raises(ConfigError, match="with a port up to"):
-        ZmqSocket.dealer(Connection("x", "client", address, "token"))
+        ZmqSocket.dealer(ConnectionInfo("x", "client", address, "token"))
 
 
 @pytest.mark.parametrize("address", ["tcp://no such host:0", "tcp://192.0.2.1:0"])
@@ -52,7 +52,7 @@ def test_an_address_that_cannot_be_bound_is_an_error(address: str) -> None:
 def test_invalid_keys_are_an_error(key: str) -> None:
     with pytest.raises(ConfigError, match="not CURVE keys"):
         ZmqSocket.dealer(
-            Connection("x", "client", "tcp://127.0.0.1:9", "t", server_key=key, public_key=key, secret_key=key)
+            ConnectionInfo("x", "client", "tcp://127.0.0.1:9", "t", server_key=key, public_key=key, secret_key=key)
         )
 
 
@@ -121,7 +121,7 @@ def test_several_schedulers_run_in_one_process(run: Any, runtime_dir: Path) -> N
     async def main() -> None:
         with ZmqSocket.router(ipc_address("a")) as first, ZmqSocket.router(ipc_address("b")) as second:
             for router, word in ((first, b"1"), (second, b"2")):
-                with ZmqSocket.dealer(Connection("x", "client", router.address, "t")) as dealer:
+                with ZmqSocket.dealer(ConnectionInfo("x", "client", router.address, "t")) as dealer:
                     dealer.send([word])
                     with anyio.fail_after(10):
                         [[_, body]] = await router.receive()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sched.transport.scratch import LOCK_NAME, ScratchDirectory, sweep
+from trio_sched.transport.scratch import LOCK_NAME, ScratchDirectory, remove_abandoned
 
 PREFIX = "trio_sched-test-"
 
@@ -34,7 +34,7 @@ def test_a_scratch_directory_is_private_and_removed_at_the_end(temporary: Path) 
         assert scratch.path.parent == temporary
         assert stat.S_IMODE(scratch.path.stat().st_mode) == 0o700
         (scratch.path / "file").touch()
-        sweep(PREFIX)
+        remove_abandoned(PREFIX)
         with ScratchDirectory(PREFIX) as another:
             assert another.path != scratch.path
         assert (scratch.path / "file").exists()
@@ -53,10 +53,10 @@ def test_an_inherited_lock_keeps_the_directory(temporary: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[scratch.lock]) as process:
         scratch.release()
-        sweep(PREFIX)
+        remove_abandoned(PREFIX)
         assert scratch.path.exists()
         process.communicate()
-    sweep(PREFIX)
+    remove_abandoned(PREFIX)
     assert not scratch.path.exists()
 
 
@@ -70,7 +70,7 @@ def test_links_unlocked_and_shared_directories_are_kept(temporary: Path) -> None
     shared.mkdir()
     shared.chmod(0o755)
     (shared / LOCK_NAME).touch()
-    sweep(PREFIX)
+    remove_abandoned(PREFIX)
     assert {path.name for path in temporary.iterdir()} == {path.name for path in (link, unlocked, shared, kept)}
     assert (kept / "inside").is_dir()
 
@@ -79,5 +79,5 @@ def test_links_unlocked_and_shared_directories_are_kept(temporary: Path) -> None
 def test_directories_of_other_users_are_kept(temporary: Path) -> None:
     left = abandoned_directory(temporary)
     os.chown(left, 12345, 12345)
-    sweep(PREFIX)
+    remove_abandoned(PREFIX)
     assert (left / "inside").is_dir()

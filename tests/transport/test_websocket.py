@@ -22,8 +22,8 @@ from trio_websocket import (
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import websocket
 from trio_sched.transport.connection_limits import MIN_EVICTION_AGE_S, ConnectionLimits, connection_bounds
-from trio_sched.transport.websocket import Handshake, Limits, Refusal, WebSocketPeer
-from trio_sched.transport.websocket_meter import FrameMeter, MeteredStream, PartialMessages, Rates
+from trio_sched.transport.websocket import Handshake, HandshakeRefusal, WebSocketLimits, WebSocketPeer
+from trio_sched.transport.websocket_meter import FrameMeter, MeteredStream, PartialMessages, ReceiveLimits
 
 WAIT_S = 30.0
 TLS = Path(__file__).parent / "tls"
@@ -44,9 +44,9 @@ class Served:
         self.port = int(url.rpartition(":")[2].strip("/"))
         self.notes: list[tuple[str, str]] = []
         self.handshakes: list[Handshake] = []
-        self.refusal: Refusal | None = None
+        self.refusal: HandshakeRefusal | None = None
 
-    def admit(self, handshake: Handshake) -> Refusal | None:
+    def admit(self, handshake: Handshake) -> HandshakeRefusal | None:
         self.handshakes.append(handshake)
         return self.refusal
 
@@ -78,13 +78,13 @@ async def serving(
     **limits: Any,
 ) -> AsyncIterator[Served]:
     """Run a server. `admitted`: every peer is authenticated from its first message on."""
-    chosen = Limits(
-        **{"window_bytes": 1 << 20, "rates": Rates(**{"message_bytes": 1 << 20, **(rates or {})}), **limits}
+    chosen = WebSocketLimits(
+        **{"window_bytes": 1 << 20, "rates": ReceiveLimits(**{"message_bytes": 1 << 20, **(rates or {})}), **limits}
     )
 
     async def handle_peer(peer: WebSocketPeer) -> None:
         if admitted:
-            peer.admit()
+            peer.mark_authenticated()
         await handle(peer)
 
     listeners, url = await websocket.listen("127.0.0.1", 0, tls)
@@ -190,7 +190,7 @@ def test_the_close_reason_of_the_peer_is_kept() -> None:
     async def listen(peer: WebSocketPeer) -> None:
         async for _ in peer:
             pass
-        send_reason.send_nowait(peer.closed_because)
+        send_reason.send_nowait(peer.close_reason)
 
     async def main() -> None:
         async with serving(listen) as server:
@@ -235,7 +235,7 @@ def test_a_handshake_has_path_origin_and_token(
 def test_a_refusal_is_an_http_response_with_the_reason() -> None:
     async def main() -> None:
         async with serving() as server:
-            server.refusal = Refusal(403, "not you")
+            server.refusal = HandshakeRefusal(403, "not you")
             stream = await trio.open_tcp_stream("127.0.0.1", server.port)
             await stream.send_all(REQUEST)
             answer = await read_to_the_end(stream)
@@ -307,7 +307,7 @@ def test_a_close_by_the_peer_is_detected_behind_unread_bytes() -> None:
         async with trio.SocketStream(here) as stream:
             meter = FrameMeter(
                 stream.receive_some,
-                Rates(1 << 20),
+                ReceiveLimits(1 << 20),
                 PartialMessages(1 << 20),
                 on_violation=lambda _too_large, _reason: None,
                 on_activity=lambda: None,
@@ -399,7 +399,7 @@ def test_bytes_that_the_peer_reads_are_activity() -> None:
     active_at: list[float] = []
 
     async def talk(peer: WebSocketPeer) -> None:
-        peer.on_life(lambda: active_at.append(trio.current_time()))
+        peer.on_activity(lambda: active_at.append(trio.current_time()))
         peer.send(BIG)
         async for _ in peer:
             pass
@@ -419,7 +419,7 @@ def test_bytes_that_only_the_kernel_takes_are_not_activity() -> None:
     active_at: list[float] = []
 
     async def talk(peer: WebSocketPeer) -> None:
-        peer.on_life(lambda: active_at.append(trio.current_time()))
+        peer.on_activity(lambda: active_at.append(trio.current_time()))
         peer.send("x" * 1000)
         async for _ in peer:
             pass
@@ -439,7 +439,7 @@ def test_bytes_that_only_the_kernel_takes_are_not_activity() -> None:
 def test_pongs_are_activity() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         active = trio.Event()
-        peer.on_life(active.set)
+        peer.on_activity(active.set)
         await active.wait()
         peer.send("alive")
 

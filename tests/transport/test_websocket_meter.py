@@ -16,11 +16,11 @@ from trio_sched.transport.websocket_meter import (
     HANDSHAKE_BYTES,
     HELLO_FRAMES,
     SMALL_BYTES,
-    Budget,
     FrameMeter,
     FrameScanner,
     PartialMessages,
-    Rates,
+    ReceiveLimits,
+    TokenBucket,
 )
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -53,7 +53,7 @@ class Peer:
         self.active_at: list[float] = []
         self.meter = FrameMeter(
             self._receive,
-            Rates(**{"message_bytes": 1 << 20, **rates}),
+            ReceiveLimits(**{"message_bytes": 1 << 20, **rates}),
             partial_messages or PartialMessages(1 << 30),
             on_violation=lambda too_large, reason: self.refused.append((too_large, reason)),
             on_activity=lambda: self.active_at.append(trio.current_time()),
@@ -113,7 +113,7 @@ def test_scanning_stops_at_the_frame_limit_or_after_a_message() -> None:
 
 
 def test_a_token_bucket_permits_a_burst_and_then_a_rate() -> None:
-    budget = Budget(100.0, burst_s=0.5)
+    budget = TokenBucket(100.0, burst_s=0.5)
     assert budget.take(50.0, 10.0) == 0.0
     assert budget.take(100.0, 10.0) == pytest.approx(1.0)
     assert budget.take(100.0, 11.0) == pytest.approx(1.0)

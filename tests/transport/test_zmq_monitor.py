@@ -19,11 +19,11 @@ import zmq
 from trio_sched.errors import AddressInUseError
 from trio_sched.transport import zmq_monitor
 from trio_sched.transport.connection_limits import MIN_EVICTION_AGE_S, ConnectionLimits, connection_bounds
-from trio_sched.transport.reach import describe_unanswered
+from trio_sched.transport.reachability import describe_unanswered
 from trio_sched.transport.zmq_blocking import BlockingDealer
-from trio_sched.transport.zmq_bound import SocketSet
 from trio_sched.transport.zmq_monitor import AcceptGate
 from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.transport.zmq_socket_set import SocketSet
 
 WAIT_S = 20.0
 MAX_CONNECTIONS = 8

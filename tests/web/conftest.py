@@ -112,7 +112,7 @@ class Lab:
 
     async def counted(self, name: str) -> int:
         """Wait until a counter is not 0, and return it."""
-        counters = self.running.server.hub.counters
+        counters = self.running.server.ingress.counters
         await self.until(lambda: counters[name] > 0)
         return counters[name]
 

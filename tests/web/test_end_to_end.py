@@ -75,7 +75,7 @@ def test_a_pickled_call_with_arrays_returns_its_result(run: Any, lab: Any) -> No
             submit = native.Submit([call], functions={call.fn: function})
             await page.connection.send_message(msgspec.json.encode(submit).decode())
             [end] = await page.results(1)
-            result = msgspec.json.decode(json.dumps(end), type=native.TaskEnd)
+            result = msgspec.json.decode(json.dumps(end), type=native.TaskResult)
             assert result.attached, "large arrays travel out of band"
             assert numpy.array_equal(payload.loads(result.body, result.attached), numpy.sqrt(given))
 
@@ -94,6 +94,6 @@ def test_a_node_client_gets_a_result(run: Any, lab: Any) -> None:
             done = await trio.run_process([*command, SCRIPT, f"{it.url}?token={it.token}"], capture_stdout=True)
             result, closed = done.stdout.decode().splitlines()
             assert json.loads(result)["value"] == 5
-            assert closed == "1000 good-bye"
+            assert closed == "1000 session closed"
 
     run(main)

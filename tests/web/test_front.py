@@ -21,7 +21,7 @@ from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.web import front
 from trio_sched.web.front import WebSocketFront
 from trio_sched.wire import native, payload
-from trio_sched.wire.native import TaskEnd
+from trio_sched.wire.native import TaskResult
 
 BY_NAME = {"id": 1, "call": "math:hypot", "args": [3, 4]}
 REQUEST = (
@@ -30,9 +30,9 @@ REQUEST = (
 )
 
 
-def plain(call: native.Call, value: Any) -> TaskEnd:
+def plain(call: native.Call, value: Any) -> TaskResult:
     """Return an engine's result of a call by name."""
-    return TaskEnd(call.id, body=msgspec.msgpack.encode(value), codec="msgpack", attempt=call.attempt)
+    return TaskResult(call.id, body=msgspec.msgpack.encode(value), codec="msgpack", attempt=call.attempt)
 
 
 async def refusal(url: str, path: str = "/", headers: str = "") -> tuple[int, str]:
@@ -58,7 +58,7 @@ def test_a_call_by_name_is_submitted_in_json(run: Any, lab: Any) -> None:
             await page.submit(BY_NAME)
             call = await engine.next_call()
             assert (call.call, call.args) == ("math:hypot", [3, 4])
-            engine.say(native.Finished([plain(call, {"length": 5.0})]))
+            engine.send(native.Finished([plain(call, {"length": 5.0})]))
             [end] = await page.results(1)
             assert end["value"] == {"length": 5.0}
             assert end["id"] == (welcome["session"] << 32) + 1
@@ -263,7 +263,7 @@ def test_other_paths_are_refused(run: Any, lab: Any) -> None:
 
 def test_the_number_of_connections_is_limited(run: Any, lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr(front, "STRANGERS_KEPT", 1)
+        monkeypatch.setattr(front, "EXTRA_CONNECTIONS", 1)
         async with lab(max_clients=1) as it, it.bearer() as first, it.bearer() as second:
             await first.join()
             await second.send("hello", role="client")
@@ -288,11 +288,11 @@ def test_results_wait_for_a_disconnected_client(run: Any, lab: Any) -> None:
                 welcome = await page.join()
                 await page.submit(BY_NAME, {**BY_NAME, "id": 2})
                 calls = [await engine.next_call(), await engine.next_call()]
-                engine.say(native.Finished([plain(calls[0], "first")]))
+                engine.send(native.Finished([plain(calls[0], "first")]))
                 assert (await page.receive("results"))["results"][0]["value"] == "first"
             with trio.fail_after(5):  # at once, not after the heartbeat timeout
                 await it.until(lambda: not it.running.status()["clients"][0]["connected"])
-            engine.say(native.Finished([plain(calls[1], "second")]))
+            engine.send(native.Finished([plain(calls[1], "second")]))
             async with it.bearer() as page:
                 resume = {key: welcome[key] for key in ("session", "secret", "scheduler")}
                 again = await page.join(**resume)
@@ -321,7 +321,7 @@ def test_a_bye_is_answered_with_a_normal_close(run: Any, lab: Any) -> None:
         async with lab() as it, it.bearer() as page:
             await page.join()
             await page.send("bye")
-            assert await page.closed() == (1000, "good-bye")
+            assert await page.closed() == (1000, "session closed")
             assert it.running.status()["clients"] == []
 
     run(main)
@@ -384,9 +384,9 @@ def test_a_slow_reader_delays_no_other_client_and_gets_its_results_later(run: An
         native_client = FakeClient(lambda: ZmqSocket.dealer(it.running.connection), it.running.connection.token)
         await it.nursery.start(native_client.run)
         await native_client.join()
-        await native_client.end_of(await native_client.submit("meanwhile"), 10.0)
+        await native_client.result_of(await native_client.submit("meanwhile"), 10.0)
         await it.until(lambda: not it.running.status()["clients"][0]["connected"])
-        await native_client.end_of(await native_client.submit("afterwards"), 10.0)
+        await native_client.result_of(await native_client.submit("afterwards"), 10.0)
         await stream.aclose()
         return {key: welcome[key] for key in ("session", "secret")}
 
@@ -406,7 +406,7 @@ def test_a_client_that_queries_and_does_not_read_is_closed(run: Any, lab: Any) -
             async with it.bearer(message_queue_size=1) as page:
                 await page.join()
                 number = 0
-                while not it.running.server.hub.counters["slow_reader"]:
+                while not it.running.server.ingress.counters["slow_reader"]:
                     number += 1
                     await page.send("query", request=number, what="status")
                 code, reason = await page.closed()

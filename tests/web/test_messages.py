@@ -27,7 +27,7 @@ from trio_sched.wire.native import (
     Results,
     Stop,
     Submit,
-    TaskEnd,
+    TaskResult,
     Watch,
     Welcome,
 )
@@ -54,12 +54,12 @@ FROM_CLIENT = [
 ]
 
 
-def value_of(data: Any) -> TaskEnd:
+def value_of(data: Any) -> TaskResult:
     """Return the result of a call by name that returned `data`."""
-    return TaskEnd(1, body=msgspec.msgpack.encode(data), codec="msgpack")
+    return TaskResult(1, body=msgspec.msgpack.encode(data), codec="msgpack")
 
 
-def as_json(end: TaskEnd, *frames: bytes) -> dict[str, Any]:
+def as_json(end: TaskResult, *frames: bytes) -> dict[str, Any]:
     """Return the one result as a page receives it."""
     text = messages.encode(Results(1, [end]), frames, binary=False)
     assert isinstance(text, str)
@@ -196,31 +196,37 @@ def test_special_values_follow_javascript(data: Any, value: Any) -> None:
     ids=["extension", "odd key", "large", "deep", "garbage", "empty"],
 )
 def test_results_that_json_cannot_represent_stay_bytes(body: bytes) -> None:
-    result = as_json(TaskEnd(1, body=body, codec="msgpack"))
+    result = as_json(TaskResult(1, body=body, codec="msgpack"))
     assert base64.b64decode(result.get("body", "")) == body
     assert "value" not in result
 
 
 def test_a_pickled_result_is_sent_as_bytes() -> None:
     body, _ = payload.dumps({1, 2})
-    result = as_json(TaskEnd(1, body=body))
+    result = as_json(TaskResult(1, body=body))
     assert payload.loads(base64.b64decode(result["body"])) == {1, 2}
     assert "codec" not in result
 
 
 def test_a_large_body_is_part_of_its_record() -> None:
     body = payload.dumps("x" * 100_000)[0]
-    result = as_json(TaskEnd(1, frames=1), body)
+    result = as_json(TaskResult(1, frames=1), body)
     assert payload.loads(base64.b64decode(result["body"])) == "x" * 100_000
     assert "frames" not in result
     assert (
-        as_json(TaskEnd(1, frames=1, codec="msgpack"), msgspec.msgpack.encode("y" * 100_000))["value"] == "y" * 100_000
+        as_json(TaskResult(1, frames=1, codec="msgpack"), msgspec.msgpack.encode("y" * 100_000))["value"]
+        == "y" * 100_000
     )
 
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_buffers_are_attached_to_their_own_record(binary: bool) -> None:
-    ends = [TaskEnd(1, frames=2, body=b"1"), TaskEnd(2, body=b"2"), TaskEnd(3, frames=2), TaskEnd(4, frames=1)]
+    ends = [
+        TaskResult(1, frames=2, body=b"1"),
+        TaskResult(2, body=b"2"),
+        TaskResult(3, frames=2),
+        TaskResult(4, frames=1),
+    ]
     frames = [b"a", memoryview(b"b"), bytearray(b"3"), b"c", b"4"]
     message = Results(7, ends, 9)
     data = messages.encode(message, frames, binary=binary)
@@ -245,6 +251,6 @@ def test_plain_data_stays_msgpack_in_binary_messages() -> None:
 
 def test_errors_have_name_message_and_traceback() -> None:
     error = native.RemoteError("ValueError", "no", "Traceback ...")
-    result = as_json(TaskEnd(1, "error", body=b"pickle", error=error, reason="it failed"))
+    result = as_json(TaskResult(1, "error", body=b"pickle", error=error, reason="it failed"))
     assert result["error"] == {"name": "ValueError", "message": "no", "traceback": "Traceback ..."}
     assert (result["outcome"], result["reason"]) == ("error", "it failed")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trio_sched.errors import ConfigError, WireError
 from trio_sched.wire import jupyter
-from trio_sched.wire.jupyter import DELIMITER, Codec, failure, split
+from trio_sched.wire.jupyter import DELIMITER, Codec, error_content, split
 
 KEY = b"the key"
 
@@ -32,8 +32,8 @@ def test_a_message_is_read_as_it_was_built() -> None:
     assert message.head.session == sender.session
     assert message.parent.msg_id == "p"
     assert message.parent_header == parent
-    assert message.fate.status == "ok"
-    assert message.fate.dependencies_met
+    assert message.reply_status.status == "ok"
+    assert message.reply_status.dependencies_met
     assert message.metadata == {"status": "ok"}
     assert message.content == {"x": 1}
     assert message.buffers == [b"b1", b"b2"]
@@ -107,8 +107,8 @@ def test_an_unknown_scheme_is_a_config_error() -> None:
 
 
 def test_errors_of_the_scheduler_have_no_engine_info() -> None:
-    assert "engine_info" not in failure("TaskTimeout", "too late")
-    assert isinstance(failure("TaskTimeout", "too late")["traceback"], list)
+    assert "engine_info" not in error_content("TaskTimeout", "too late")
+    assert isinstance(error_content("TaskTimeout", "too late")["traceback"], list)
 
 
 @given(st.lists(st.one_of(st.binary(max_size=20), st.just(DELIMITER)), max_size=12))

@@ -191,13 +191,13 @@ def test_an_engine_without_the_required_version_changes_no_module(make: Make) ->
 _AUTORELOADED = """
 import os, sys
 from IPython.core.interactiveshell import InteractiveShell
-from trio_sched.client.functions import Functions
+from trio_sched.client.functions import FunctionRegistry
 sys.path.insert(0, os.getcwd())
-shell, functions = InteractiveShell.instance(), Functions()
+shell, functions = InteractiveShell.instance(), FunctionRegistry()
 def write(source):
     with open("stamped_a.py", "w") as file:
         file.write(source)
-    shell.run_cell("digests.append(functions.of(stamped_a.f).digest); assert stamped_a.f() == expected").raise_error()
+    shell.run_cell("digests.append(functions.register(stamped_a.f).digest); assert stamped_a.f() == expected").raise_error()
 open("stamped_a.py", "w").close()
 shell.run_cell("%load_ext autoreload").raise_error()
 shell.run_cell("%autoreload 2").raise_error()

@@ -10,10 +10,10 @@
     bench.py          bench; its measurements are in benchmarks/
     options.py        options that several commands share
     settings.py       the scheduler's settings as options
-    hosting.py        a scheduler and engines in this process
-    watching.py       signals and the lifeline, which end a command
-    asking.py         a client for the commands that query or control a running scheduler
-    logs.py           the output of log records
+    local_cluster.py  a scheduler and engines in this process
+    signals.py        signals and the lifeline, which end a command
+    admin_client.py   a client for the commands that query or control a running scheduler
+    log_setup.py      the output of log records
     tables.py         tables on standard output
 
 A command's module imports only typer at the top, and everything else inside the command, so that `--help` and shell

@@ -24,12 +24,12 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show why a task is not running now."""
-    from trio_sched.cli.asking import Conversation
+    from trio_sched.cli.admin_client import AdminClient
     from trio_sched.errors import TrioSchedError
 
     # ipyparallel's id of a task is a session of 32 hexadecimal digits, perhaps with dashes, followed by counters.
     task_id = task if _MESSAGE_ID.fullmatch(task) else _parse_task_id(task)
-    with Conversation(connection) as scheduler:
+    with AdminClient(connection) as scheduler:
         explanation = scheduler.query("explain", task_id)
         events = scheduler.query("story", task_id)
     if not events:
@@ -55,11 +55,11 @@ def cancel(
 
     Waiting tasks end at once, running tasks when their engine answers.
     """
-    from trio_sched.cli.asking import Conversation
+    from trio_sched.cli.admin_client import AdminClient
     from trio_sched.errors import TrioSchedError
 
     task_ids = [_parse_task_id(task) for task in tasks]
-    with Conversation(connection) as scheduler:
+    with AdminClient(connection) as scheduler:
         for task_id in task_ids:  # an unknown task is an error before any task is cancelled
             if not scheduler.query("story", task_id):
                 raise TrioSchedError(scheduler.query("explain", task_id))
@@ -70,9 +70,9 @@ def cancel(
 
 def stop(connection: Where = None) -> None:
     """Shut down a scheduler and the engines that it started."""
-    from trio_sched.cli.asking import Conversation
+    from trio_sched.cli.admin_client import AdminClient
 
-    with Conversation(connection) as scheduler:
+    with AdminClient(connection) as scheduler:
         scheduler.stop("stopped from the command line")
         typer.echo(f"{scheduler.connection.name} shuts down")
 

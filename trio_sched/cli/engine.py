@@ -48,15 +48,15 @@ def engine(
 
     import trio
 
-    from trio_sched.cli.logs import configure_logs
-    from trio_sched.engine.machine import cores
+    from trio_sched.cli.log_setup import configure_logs
+    from trio_sched.engine.host import cores
     from trio_sched.engine.nanny import run_nanny
-    from trio_sched.transport.connection import ENV_CONNECTION, find
+    from trio_sched.transport.connection_info import ENV_CONNECTION, find_connection
     from trio_sched.transport.connection_limits import raise_descriptor_limit
 
     configure_logs(log_level, log_format)
     raise_descriptor_limit()  # each worker uses some
-    found = find(connection, "engine")
+    found = find_connection(connection, "engine")
     workers = cores() if engines is None else engines
     nanny = partial(
         run_nanny,
@@ -77,7 +77,7 @@ async def _run(run_nanny: Callable[..., Awaitable[str]], started: str, lifeline:
     """Run a nanny until a request to stop, or until its scheduler shuts down; return the reason."""
     import trio
 
-    from trio_sched.cli.watching import handle_stop_requests
+    from trio_sched.cli.signals import handle_stop_requests
 
     reason = ""
     nanny: Nanny | None = None

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from trio_sched.ipyparallel.settings import Told
+    from trio_sched.ipyparallel.settings import ControllerOptions
     from trio_sched.server.config import Config
-    from trio_sched.server.hub import Front
+    from trio_sched.server.ingress import Front
 
 OPTIONS = """Options of ipcontroller, as --x=y or --x y. Other options are written --Class.trait=y; in the profile's
 ipcontroller_config.py they are c.Class.trait = y:
@@ -63,9 +63,9 @@ def ipcontroller(arguments: Options = None) -> None:
         return
     import trio
 
-    from trio_sched.ipyparallel.settings import prepare, told
+    from trio_sched.ipyparallel.settings import prepare, read_options
 
-    wanted = told(arguments, os.environ)
+    wanted = read_options(arguments, os.environ)
     profile_dir = Path(wanted.config.profile_dir)
     prepare(profile_dir, init=wanted.init)
     if wanted.work_dir:
@@ -74,8 +74,8 @@ def ipcontroller(arguments: Options = None) -> None:
     trio.run(_run, wanted)
 
 
-async def _run(wanted: Told) -> None:
-    from trio_sched.cli.hosting import run_cluster, stop_on_request
+async def _run(wanted: ControllerOptions) -> None:
+    from trio_sched.cli.local_cluster import run_cluster, stop_on_request
     from trio_sched.logs import get_logger
 
     log = get_logger(__name__)
@@ -86,7 +86,7 @@ async def _run(wanted: Told) -> None:
         pass
 
 
-def _config_and_fronts(wanted: Told) -> tuple[Config, list[Front]]:
+def _config_and_fronts(wanted: ControllerOptions) -> tuple[Config, list[Front]]:
     """Return the settings and the fronts of the scheduler."""
     from trio_sched.ipyparallel.front import IpyparallelFront
 
@@ -100,9 +100,9 @@ def _config_and_fronts(wanted: Told) -> tuple[Config, list[Front]]:
     return config, [front, NativeFront(config)]
 
 
-def _open_logs(wanted: Told, directory: Path) -> None:
+def _open_logs(wanted: ControllerOptions, directory: Path) -> None:
     """Send logs to standard error, or to a file in the profile's log directory."""
-    from trio_sched.cli.logs import configure_logs
+    from trio_sched.cli.log_setup import configure_logs
 
     if wanted.clean_logs:
         for path in directory.iterdir():

@@ -13,7 +13,7 @@ ADMIN_NAME = "trio-sched"
 def complete_names(incomplete: str) -> list[str]:
     """Return the names of the schedulers with connection files here, for shell completion."""
     try:
-        from trio_sched.transport.connection import runtime_dir
+        from trio_sched.transport.connection_info import runtime_dir
 
         files = sorted(runtime_dir().glob("*-client.json"))
     except Exception:  # an error would end up in the user's prompt

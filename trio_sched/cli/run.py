@@ -19,7 +19,7 @@ from trio_sched.cli.settings import with_settings
 if TYPE_CHECKING:
     import trio
 
-    from trio_sched.cli.hosting import EngineProcesses
+    from trio_sched.cli.local_cluster import EngineProcesses
     from trio_sched.server.config import Config
 
 #: Seconds for which tasks may continue after the script: no client waits for their results.
@@ -57,9 +57,9 @@ def run(
     resources = parse_resources(resource)
     import trio
 
-    from trio_sched.cli.hosting import EngineProcesses
-    from trio_sched.cli.logs import configure_logs
-    from trio_sched.engine.machine import cores
+    from trio_sched.cli.local_cluster import EngineProcesses
+    from trio_sched.cli.log_setup import configure_logs
+    from trio_sched.engine.host import cores
 
     configure_logs(config.log_level, config.log_format)
     processes = EngineProcesses(cores() if engines is None else engines, slots, resources, GRACE_S)
@@ -74,8 +74,8 @@ async def _run(config: Config, engines: EngineProcesses, command: list[str]) -> 
     """
     import trio
 
-    from trio_sched.cli.hosting import connection_file, run_cluster
-    from trio_sched.cli.watching import handle_stop_requests
+    from trio_sched.cli.local_cluster import connection_file, run_cluster
+    from trio_sched.cli.signals import handle_stop_requests
 
     script: trio.Process | None = None
 

@@ -18,7 +18,7 @@ def serve(config: Config, *, lifeline: Lifeline = False) -> None:
     It runs until Ctrl-C, SIGTERM or `trio-sched stop`. An option overrides an environment variable (TRIO_SCHED_HWM,
     ...), which overrides the TOML file.
     """
-    from trio_sched.cli.hosting import run_in_foreground
+    from trio_sched.cli.local_cluster import run_in_foreground
 
     run_in_foreground(config, lifeline=lifeline)
 
@@ -33,8 +33,8 @@ def up(
     ...), which overrides the TOML file.
     """
     resources = parse_resources(resource)
-    from trio_sched.cli.hosting import EngineProcesses, run_in_foreground
-    from trio_sched.engine.machine import cores
+    from trio_sched.cli.local_cluster import EngineProcesses, run_in_foreground
+    from trio_sched.engine.host import cores
 
     processes = EngineProcesses(cores() if engines is None else engines, slots, resources)
     run_in_foreground(config, processes, lifeline=lifeline)

@@ -24,9 +24,9 @@ def status(
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Interval of --watch.")] = 1.0,
 ) -> None:
     """Show tasks by state, engines, clients and problems."""
-    from trio_sched.cli.asking import Conversation
+    from trio_sched.cli.admin_client import AdminClient
 
-    with Conversation(connection) as scheduler:
+    with AdminClient(connection) as scheduler:
         if watch:
             _watch(scheduler.query, every, as_json)
         else:

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 import anyio.to_thread
 
+from trio_sched.client.async_connection import AsyncConnection
 from trio_sched.client.async_future import AsyncFuture
-from trio_sched.client.async_line import AsyncLine
 from trio_sched.client.async_submit import AsyncSubmitter
 from trio_sched.client.group import AsyncTaskGroup, task_group
 from trio_sched.client.options import TaskRef, task_number
 from trio_sched.client.settings import ClientSettings, takes_settings
-from trio_sched.transport.connection import Connection, find
+from trio_sched.transport.connection_info import ConnectionInfo, find_connection
 
 if TYPE_CHECKING:  # at run time only clients with a local cluster need `subprocess` and `tempfile`
-    from trio_sched.client.own import OwnScheduler
+    from trio_sched.client.local_cluster import LocalCluster
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class AsyncClient(AsyncSubmitter):
     @property
     def session(self) -> int:
         """The number of this client's session, which is the first part of its tasks' ids."""
-        return self._line.session.number
+        return self._connection.session.number
 
     def open_task_group(
         self, *, cancel_timeout: float = CANCEL_TIMEOUT_S
@@ -70,12 +70,12 @@ class AsyncClient(AsyncSubmitter):
 
         :raises TrioSchedError: the scheduler has ended.
         """
-        status: dict[str, Any] = await self._line.ask("status", 0)
+        status: dict[str, Any] = await self._connection.ask("status", 0)
         return status
 
     async def engines(self) -> list[dict[str, Any]]:
         """Return the connected engines: number, host, Python, load, resources. Raises as `status`."""
-        engines: list[dict[str, Any]] = await self._line.ask("engines", 0)
+        engines: list[dict[str, Any]] = await self._connection.ask("engines", 0)
         return engines
 
     async def explain(self, task: TaskRef) -> str:
@@ -83,11 +83,11 @@ class AsyncClient(AsyncSubmitter):
 
         :raises ValueError: `task` is not a task of this scheduler.
         """
-        return str(await self._line.ask("explain", self._number(task)))
+        return str(await self._connection.ask("explain", self._number(task)))
 
     async def story(self, task: TaskRef) -> list[tuple[float, str]]:
         """Return the history of a task: (seconds, text) of each event, in order. Raises as `explain`."""
-        return [(when, what) for when, what in await self._line.ask("story", self._number(task))]
+        return [(when, what) for when, what in await self._connection.ask("story", self._number(task))]
 
     def cancel(self, *tasks: TaskRef) -> None:
         """Cancel tasks of any client of this scheduler, given as futures or ids (R23).
@@ -95,17 +95,17 @@ class AsyncClient(AsyncSubmitter):
         :raises ValueError: one of these is not a task of this scheduler.
         """
         for task in tasks:
-            number = task_number(task, self._line.session_ref.scheduler, "cancel it with its own cancel()")
+            number = task_number(task, self._connection.session_ref.scheduler, "cancel it with its own cancel()")
             if isinstance(task, AsyncFuture) and task.session == self.session:
                 task.cancel()
             else:
-                self._line.cancel(number)
+                self._connection.cancel(number)
 
     def _number(self, task: TaskRef) -> int:
-        return task_number(task, self._line.session_ref.scheduler)
+        return task_number(task, self._connection.session_ref.scheduler)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.session} of {self._line.info.name!r}>"
+        return f"<{type(self).__name__} {self.session} of {self._connection.info.name!r}>"
 
 
 @takes_settings
@@ -125,7 +125,7 @@ async def open_client(settings: ClientSettings) -> AsyncIterator[AsyncClient]:
     :raises ValueError: an argument's value is not valid.
     """
     async with _open_cluster(settings) as (cluster, info):
-        connection = AsyncLine(settings, info, cluster)
+        connection = AsyncConnection(settings, info, cluster)
         try:
             async with anyio.create_task_group() as tasks:
                 try:
@@ -148,15 +148,15 @@ async def open_client(settings: ClientSettings) -> AsyncIterator[AsyncClient]:
 
 
 @asynccontextmanager
-async def _open_cluster(settings: ClientSettings) -> AsyncIterator[tuple[OwnScheduler | None, Connection]]:
+async def _open_cluster(settings: ClientSettings) -> AsyncIterator[tuple[LocalCluster | None, ConnectionInfo]]:
     """Yield the local cluster, if the settings ask for one, and the connection of the scheduler; close the cluster."""
     where = settings.where
     if settings.engines is None:
-        yield None, where if isinstance(where, Connection) else find(where, "client")
+        yield None, where if isinstance(where, ConnectionInfo) else find_connection(where, "client")
         return
-    from trio_sched.client.own import OwnScheduler
+    from trio_sched.client.local_cluster import LocalCluster
 
-    cluster = OwnScheduler(settings.engines, hwm=settings.hwm, scheme=settings.scheme)
+    cluster = LocalCluster(settings.engines, hwm=settings.hwm, scheme=settings.scheme)
     try:
         yield cluster, await anyio.to_thread.run_sync(cluster.connection)
     finally:

@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.lowlevel
 
-from trio_sched.client.ends import UNDECODED, BaseFuture, Outcome, SessionRef
 from trio_sched.client.functions import Function
+from trio_sched.client.results import UNDECODED, BaseFuture, Outcome, SessionRef
 from trio_sched.errors import ImpossibleDependency, TaskCancelled
 
 T = TypeVar("T")

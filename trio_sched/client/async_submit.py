@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Never, ParamSpec, TypeAlias, TypeVar, overload
 
+from trio_sched.client.async_connection import AsyncConnection
 from trio_sched.client.async_future import AsyncFuture, FutureOwner
-from trio_sched.client.async_line import AsyncLine
 from trio_sched.client.calls import check_map_arguments, make_call, pickle_function, prepare_map
 from trio_sched.client.functions import Function
 from trio_sched.client.misuse import check_keywords, check_map_keywords
@@ -27,8 +27,8 @@ FutureArg: TypeAlias = AsyncFuture[Any] | Sequence[AsyncFuture[Any]]
 class AsyncSubmitter:
     """Submits tasks with given options, which one block owns."""
 
-    def __init__(self, connection: AsyncLine, option_values: OptionNames, owner: FutureOwner) -> None:
-        self._line = connection
+    def __init__(self, connection: AsyncConnection, option_values: OptionNames, owner: FutureOwner) -> None:
+        self._connection = connection
         self._option_values = option_values
         self._wire_options = wire_options(option_values, connection.session_ref.scheduler) if option_values else None
         self._owner = owner
@@ -58,10 +58,10 @@ class AsyncSubmitter:
         """
         if kwargs:
             check_keywords(fn, kwargs)
-        return self._submit(pickle_function(self._line.functions, fn), args, kwargs)
+        return self._submit(pickle_function(self._connection.functions, fn), args, kwargs)
 
     def _submit(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncFuture[Any]:
-        connection, owner = self._line, self._owner
+        connection, owner = self._connection, self._owner
         watch, session, session_ref = connection.watch, connection.session, connection.session_ref
         owner.check_open()
         if watch.submit_error is not None:
@@ -86,7 +86,7 @@ class AsyncSubmitter:
 
         :raises TrioSchedError: the scheduler has ended.
         """
-        await self._line.wait_for_credit()
+        await self._connection.wait_for_credit()
 
     def map(
         self,
@@ -108,7 +108,7 @@ class AsyncSubmitter:
         """
         check_map_keywords(fn, misnamed)
         check_map_arguments(chunksize, buffersize)
-        function, rows = prepare_map(self._line.functions, fn, iterables, chunksize)
+        function, rows = prepare_map(self._connection.functions, fn, iterables, chunksize)
         submitting = (self._submit(function, row, {}) for row in rows)
         submitted = deque(submitting if buffersize is None else itertools.islice(submitting, buffersize))
         return AsyncResults(submitted, submitting, chunked=chunksize > 1)
@@ -119,7 +119,7 @@ class AsyncSubmitter:
         :raises ValueError: a value is not valid; the message names the option.
         :raises TypeError: there is no option of that name.
         """
-        return AsyncSubmitter(self._line, {**self._option_values, **options}, self._owner)
+        return AsyncSubmitter(self._connection, {**self._option_values, **options}, self._owner)
 
 
 class AsyncResults(Generic[T]):

@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Generic, NoReturn
 
 from msgspec.structs import replace
 
-from trio_sched.client.ends import SessionRef, refuse_pickling
-from trio_sched.client.functions import Functions
-from trio_sched.client.lookout import SchedulerWatch
-from trio_sched.client.session import H, Session, SessionUpdate
+from trio_sched.client.functions import FunctionRegistry
+from trio_sched.client.results import SessionRef, refuse_pickling
+from trio_sched.client.scheduler_watch import SchedulerWatch
+from trio_sched.client.session import H, SchedulerSession, SessionUpdate
 from trio_sched.client.settings import ClientSettings
 from trio_sched.client.successor import SuccessorFinder
 from trio_sched.errors import SchedulerClosed, TrioSchedError, WireError
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 from trio_sched.wire.native import Frame
 
 if TYPE_CHECKING:  # at run time only clients with a local cluster need `subprocess` and `tempfile`
-    from trio_sched.client.own import OwnScheduler
+    from trio_sched.client.local_cluster import LocalCluster
 
 
 class BaseConnection(Generic[H]):
     """A client's session with its scheduler, and with the next one after a restart."""
 
-    def __init__(self, settings: ClientSettings, info: Connection, cluster: OwnScheduler | None) -> None:
+    def __init__(self, settings: ClientSettings, info: ConnectionInfo, cluster: LocalCluster | None) -> None:
         """Prepare the session; nothing is sent yet.
 
         :param info: the connection of the scheduler that the settings lead to.
@@ -35,8 +35,10 @@ class BaseConnection(Generic[H]):
         self._reconnect_s = settings.reconnect_s
         self._cluster = cluster
         self._successor = SuccessorFinder.from_settings(settings, info)
-        self.functions = Functions()
-        self.session: Session[H] = Session(self._hello, self.functions, cluster.engines if cluster else 0)
+        self.functions = FunctionRegistry()
+        self.session: SchedulerSession[H] = SchedulerSession(
+            self._hello, self.functions, cluster.engines if cluster else 0
+        )
         self.session_ref = SessionRef(0, self.cancel)
         self.watch = SchedulerWatch(info, self._hello.python, reconnect_s=self._reconnect_s, cluster=cluster)
         self.info = info
@@ -74,10 +76,10 @@ class BaseConnection(Generic[H]):
             return SchedulerClosed(f"the scheduler {self.info.name!r} was replaced by another one")
         return verdict
 
-    def _begin_session(self, info: Connection, submit_error: Exception) -> None:
+    def _begin_session(self, info: ConnectionInfo, submit_error: Exception) -> None:
         """Begin a session with another scheduler; `submit` raises `submit_error` until it has answered."""
         self.info = info
-        self.session = Session(replace(self._hello, token=info.token), self.functions)
+        self.session = SchedulerSession(replace(self._hello, token=info.token), self.functions)
         self.watch = SchedulerWatch(
             info, self._hello.python, reconnect_s=self._reconnect_s, cluster=None, initial_error=submit_error
         )

@@ -24,14 +24,14 @@ from concurrent.futures import Executor
 from typing import Any, Never, ParamSpec, TypeAlias, TypeVar, overload
 
 from trio_sched.client.calls import check_map_arguments, make_call, pickle_function, prepare_map
+from trio_sched.client.connection import Connection
 from trio_sched.client.functions import Function
 from trio_sched.client.future import Future
-from trio_sched.client.line import Line
 from trio_sched.client.misuse import check_keywords, check_map_keywords
 from trio_sched.client.options import OptionNames, TaskRef, Unpack, task_number, wire_options
 from trio_sched.client.settings import ClientSettings, init_takes_settings
 from trio_sched.errors import NoSchedulerError, VersionMismatch
-from trio_sched.transport.connection import ENV_ENGINE_OF, Connection, find
+from trio_sched.transport.connection_info import ENV_ENGINE_OF, ConnectionInfo, find_connection
 from trio_sched.wire import native
 
 P = ParamSpec("P")
@@ -47,7 +47,7 @@ QUERY_TIMEOUT_S = 10.0
 class Submitter(Executor):
     """Submits tasks with given options: the base of `Client` and its views."""
 
-    _line: Line
+    _connection: Connection
     _option_values: OptionNames
     _wire_options: native.Options | None
 
@@ -76,10 +76,10 @@ class Submitter(Executor):
         """
         if kwargs:
             check_keywords(fn, kwargs)
-        return self._submit(pickle_function(self._line.functions, fn), args, kwargs)
+        return self._submit(pickle_function(self._connection.functions, fn), args, kwargs)
 
     def _submit(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        connection = self._line
+        connection = self._connection
         if connection.watch.warning:
             connection.watch.emit_warning()
         session, session_ref = connection.session, connection.session_ref
@@ -133,7 +133,7 @@ class Submitter(Executor):
         if progress and buffersize is not None:
             raise ValueError("progress=True needs the number of tasks, which is not known with a buffersize; omit one")
         deadline = None if timeout is None else time.monotonic() + timeout
-        function, rows = prepare_map(self._line.functions, fn, iterables, chunksize)
+        function, rows = prepare_map(self._connection.functions, fn, iterables, chunksize)
         submitting = (self._submit(function, row, {}) for row in rows)
         submitted = deque(submitting if buffersize is None else itertools.islice(submitting, buffersize))
         if progress:
@@ -149,7 +149,7 @@ class Submitter(Executor):
         :raises ValueError: a value is not valid; the message names the option.
         :raises TypeError: there is no option of that name.
         """
-        return BoundOptions(self._line, {**self._option_values, **options})
+        return BoundOptions(self._connection, {**self._option_values, **options})
 
     # ---- queries and cancellation -----------------------------------------------------------------------------------
 
@@ -159,12 +159,12 @@ class Submitter(Executor):
         :param timeout: seconds to wait for the answer.
         :raises TrioSchedError: the scheduler did not answer, or has ended.
         """
-        status: dict[str, Any] = self._line.ask("status", 0, timeout)
+        status: dict[str, Any] = self._connection.ask("status", 0, timeout)
         return status
 
     def engines(self, timeout: float = QUERY_TIMEOUT_S) -> list[dict[str, Any]]:
         """Return the connected engines: number, host, Python, load, resources. Raises as `status`."""
-        engines: list[dict[str, Any]] = self._line.ask("engines", 0, timeout)
+        engines: list[dict[str, Any]] = self._connection.ask("engines", 0, timeout)
         return engines
 
     def explain(self, task: TaskRef, timeout: float = QUERY_TIMEOUT_S) -> str:
@@ -172,11 +172,11 @@ class Submitter(Executor):
 
         :raises ValueError: `task` is not a task of this scheduler.
         """
-        return str(self._line.ask("explain", self._number(task), timeout))
+        return str(self._connection.ask("explain", self._number(task), timeout))
 
     def story(self, task: TaskRef, timeout: float = QUERY_TIMEOUT_S) -> list[tuple[float, str]]:
         """Return the history of a task: (seconds, text) of each event, in order. Raises as `explain`."""
-        return [(when, what) for when, what in self._line.ask("story", self._number(task), timeout)]
+        return [(when, what) for when, what in self._connection.ask("story", self._number(task), timeout)]
 
     def cancel(self, *tasks: TaskRef) -> None:
         """Cancel tasks of any client of this scheduler, given as futures or ids (R23).
@@ -184,14 +184,14 @@ class Submitter(Executor):
         :raises ValueError: one of these is not a task of this scheduler.
         """
         for task in tasks:
-            number = task_number(task, self._line.session_ref.scheduler, "cancel it with its own cancel()")
-            if isinstance(task, Future) and task.session == self._line.session.number:
+            number = task_number(task, self._connection.session_ref.scheduler, "cancel it with its own cancel()")
+            if isinstance(task, Future) and task.session == self._connection.session.number:
                 task.cancel()
             else:
-                self._line.cancel(number)
+                self._connection.cancel(number)
 
     def _number(self, task: TaskRef) -> int:
-        return task_number(task, self._line.session_ref.scheduler)
+        return task_number(task, self._connection.session_ref.scheduler)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Refuse further submissions. Tasks that are not cancelled still run, and their futures still end.
@@ -199,9 +199,9 @@ class Submitter(Executor):
         :param wait: whether to return only when every task has ended.
         :param cancel_futures: whether to cancel the unfinished tasks first.
         """
-        self._line.leave(now=False, cancel=cancel_futures)
+        self._connection.leave(now=False, cancel=cancel_futures)
         if wait:
-            self._line.join()
+            self._connection.join()
 
 
 class Client(Submitter):
@@ -233,21 +233,21 @@ class Client(Submitter):
     def __init__(self, settings: ClientSettings) -> None:
         cluster, where = None, settings.where
         if settings.engines is not None:
-            from trio_sched.client.own import OwnScheduler
+            from trio_sched.client.local_cluster import LocalCluster
 
-            cluster = OwnScheduler(settings.engines, hwm=settings.hwm, scheme=settings.scheme)
+            cluster = LocalCluster(settings.engines, hwm=settings.hwm, scheme=settings.scheme)
         try:
             if cluster is not None:
                 info = cluster.connection()
             else:
-                info = where if isinstance(where, Connection) else find(where, "client")
-            connection = Line(settings, info, cluster)
+                info = where if isinstance(where, ConnectionInfo) else find_connection(where, "client")
+            connection = Connection(settings, info, cluster)
         except BaseException:
             if cluster is not None:
                 cluster.close()
             raise
         connection.start(settings.connect_timeout)
-        self._line = connection
+        self._connection = connection
         self._option_values = {}
         self._wire_options = None
         weakref.finalize(self, connection.abandon).atexit = False
@@ -255,20 +255,20 @@ class Client(Submitter):
     @property
     def session(self) -> int:
         """The number of this client's session, which is the first part of its tasks' ids."""
-        return self._line.session.number
+        return self._connection.session.number
 
     def __enter__(self) -> Client:
         return self
 
     def __repr__(self) -> str:
-        return f"<Client {self._line.session.number} of {self._line.info.name!r}>"
+        return f"<Client {self._connection.session.number} of {self._connection.info.name!r}>"
 
 
 class BoundOptions(Submitter):
     """A client with options; made by `options(...)`. Shutting it down shuts its client down."""
 
-    def __init__(self, connection: Line, option_values: OptionNames) -> None:
-        self._line = connection
+    def __init__(self, connection: Connection, option_values: OptionNames) -> None:
+        self._connection = connection
         self._option_values = option_values
         self._wire_options = wire_options(option_values, connection.session_ref.scheduler)
 
@@ -333,17 +333,17 @@ def current_client() -> Client:
     if ENV_ENGINE_OF not in os.environ:
         raise NoSchedulerError("current_client() is for code that runs in a task; elsewhere use Client()")
     with _current_lock:
-        info = find(None, "client")
+        info = find_connection(None, "client")
         if _current_client is None or not _is_usable(_current_client, info):
             former, _current_client = _current_client, None
-            if former is not None and former._line.pid == os.getpid():
+            if former is not None and former._connection.pid == os.getpid():
                 former.shutdown(wait=False)
             _current_client = Client(info, name="a task")
         return _current_client
 
 
-def _is_usable(client: Client, info: Connection) -> bool:
-    connection = client._line
+def _is_usable(client: Client, info: ConnectionInfo) -> bool:
+    connection = client._connection
     error = connection.watch.submit_error
     return connection.info == info and connection.pid == os.getpid() and isinstance(error, VersionMismatch | None)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from trio_sched.client.ends import BaseFuture, SessionRef, describe_error
-from trio_sched.client.functional import Chunk
-from trio_sched.client.functions import Function, Functions
+from trio_sched.client.conditions import Chunk
+from trio_sched.client.functions import Function, FunctionRegistry
 from trio_sched.client.misuse import suggest_alternative
+from trio_sched.client.results import BaseFuture, SessionRef, describe_error
 from trio_sched.errors import SubmitError
 from trio_sched.wire import payload
 from trio_sched.wire.native import INLINE_BYTES, Call, Frame, Options
@@ -26,7 +26,7 @@ _NO_OPTIONS = Options()
 MESSAGE_OVERHEAD_BYTES = 4096
 
 
-def pickle_function(functions: Functions, function: Callable[..., Any]) -> Function:
+def pickle_function(functions: FunctionRegistry, function: Callable[..., Any]) -> Function:
     """Return the pickled form of a function.
 
     :raises SubmitError: the function cannot be pickled, or a module that it needs was edited after it was imported.
@@ -35,7 +35,7 @@ def pickle_function(functions: Functions, function: Callable[..., Any]) -> Funct
     if not callable(function):
         raise TypeError(f"'{type(function).__name__}' object is not callable; submit(fn, *args) takes a function first")
     try:
-        return functions.of(function)
+        return functions.register(function)
     except SubmitError:
         raise
     except Exception as error:
@@ -46,7 +46,7 @@ def pickle_function(functions: Functions, function: Callable[..., Any]) -> Funct
 
 
 def prepare_map(
-    functions: Functions, function: Callable[..., Any], iterables: Sequence[Iterable[Any]], chunksize: int
+    functions: FunctionRegistry, function: Callable[..., Any], iterables: Sequence[Iterable[Any]], chunksize: int
 ) -> tuple[Function, Iterator[tuple[Any, ...]]]:
     """Return what `map` submits: the pickled function, and a lazy iterator over the arguments of each task.
 
@@ -102,7 +102,7 @@ def make_call(
     :returns: the call, without its counter; its frames; the inputs that must be unfinished when it is submitted.
     :raises SubmitError: an argument cannot be pickled or is a future of another client, or the arguments are too large.
     """
-    with payload.meeting() as met:
+    with payload.collecting_futures() as met:
         try:
             body, buffers = payload.dumps((args, kwargs), INLINE_BYTES)
         except Exception as error:
@@ -140,7 +140,7 @@ def _foreign_future_error(
     """Make the error that names the argument with a future of another session."""
     argument = "an argument"
     for name, value in _named_arguments(args, kwargs):
-        with payload.meeting() as met:
+        with payload.collecting_futures() as met:
             payload.dumps(value)
         if future in met:
             argument = name
@@ -155,7 +155,7 @@ def _foreign_future_error(
 def _pickling_error(args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> SubmitError:
     """Make the error that names the argument that cannot be pickled."""
     for argument, value in _named_arguments(args, kwargs):
-        with payload.meeting():
+        with payload.collecting_futures():
             try:
                 payload.dumps(value)
             except Exception as found:

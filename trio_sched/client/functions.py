@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from trio_sched.client.functional import Dependent
+from trio_sched.client.conditions import Dependent
 from trio_sched.wire import payload, source_stamps
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
@@ -53,15 +53,15 @@ class Function:
 Watch = tuple[Callable[[], Any], Any]
 
 
-class Functions:
+class FunctionRegistry:
     """The functions of one client: by digest, and by function object where the bytes can be remembered.
 
-    `of` may be called in any thread; all other methods belong to the session.
+    `register` may be called in any thread; all other methods belong to the session.
     """
 
     def __init__(self) -> None:
         self.by_digest: dict[bytes, Function] = {}
-        #: Functions that may have become unneeded, for `drop_unneeded` to check.
+        #: FunctionRegistry that may have become unneeded, for `drop_unneeded` to check.
         self.unneeded: deque[Function] = deque()
         self._by_object: dict[int, tuple[Callable[[], Any], Function, list[Watch]]] = {}
         self._lock = threading.Lock()
@@ -69,7 +69,7 @@ class Functions:
         #: thread, so that it must not need a lock.
         self._collected: deque[tuple[int, Any]] = deque()
 
-    def of(self, function: Callable[..., Any]) -> Function:
+    def register(self, function: Callable[..., Any]) -> Function:
         """Return the pickled form of a function as it is now, with the stamps of the user's own modules that it needs.
 
         :raises Exception: the pickling failed.

@@ -22,9 +22,9 @@ from concurrent import futures
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trio_sched.client.ends import UNDECODED, BaseFuture, Outcome, SessionRef, lock
 from trio_sched.client.functions import Function
-from trio_sched.wire.native import TaskEnd
+from trio_sched.client.results import UNDECODED, BaseFuture, Outcome, SessionRef, lock
+from trio_sched.wire.native import TaskResult
 
 T = TypeVar("T")
 
@@ -172,7 +172,7 @@ class Future(BaseFuture[T], futures.Future[T]):
 
     def set_result(self, result: T) -> None:
         """End with this value; for tests, as in the standard library."""
-        self._set(TaskEnd(self.number), result, None)
+        self._set(TaskResult(self.number), result, None)
 
     def set_exception(self, exception: BaseException | None) -> None:
         """End with this exception; for tests, as in the standard library."""
@@ -212,7 +212,7 @@ class Future(BaseFuture[T], futures.Future[T]):
         return True
 
 
-def settle(resolved: Iterable[tuple[Future[Any], Outcome]]) -> None:
+def resolve(resolved: Iterable[tuple[Future[Any], Outcome]]) -> None:
     """Resolve these futures. A future that was cancelled here stays cancelled."""
     watched = []
     with lock():

@@ -26,7 +26,7 @@ class AsyncTaskGroup(AsyncSubmitter):
     """Submits tasks that end with the block; made by `client.open_task_group()`."""
 
     def __init__(self, submitter: AsyncSubmitter, cancel_timeout_s: float) -> None:
-        super().__init__(submitter._line, submitter._option_values, self)
+        super().__init__(submitter._connection, submitter._option_values, self)
         self._cancel_timeout_s = cancel_timeout_s
         self._open: dict[int, AsyncFuture[Any]] = {}
         self._failed: list[AsyncFuture[Any]] = []
@@ -40,8 +40,8 @@ class AsyncTaskGroup(AsyncSubmitter):
         Leaving the block then waits for their results, and does not raise because of them.
         """
         self._cancelling = True
-        self._line.session.cancel(self._open)
-        self._line.wake()
+        self._connection.session.cancel(self._open)
+        self._connection.wake()
 
     # ---- as the owner of its tasks ----------------------------------------------------------------------------------
 
@@ -57,7 +57,7 @@ class AsyncTaskGroup(AsyncSubmitter):
         """Add a task that was submitted to the group."""
         self._open[future.number] = future
         if self._cancelling:
-            self._line.session.cancel((future.number,))
+            self._connection.session.cancel((future.number,))
 
     def on_ended(self, future: AsyncFuture[Any]) -> None:
         """Remove a task that has ended, and keep it if it has failed."""

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, TypedDict, Unpack
 
-from trio_sched.client.ends import BaseFuture
+from trio_sched.client.results import BaseFuture
 from trio_sched.wire import native
 from trio_sched.wire.ids import is_task_id, parse_task_id
 from trio_sched.wire.ranges import RANGES, quoted
@@ -166,10 +166,10 @@ def _check_amounts(name: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}={value!r}: must be amounts by name, like {{'gpu': 1}}")
     for resource, amount in value.items():
-        if not 0 < _to_float(amount) <= RANGES["resource"].most:
+        if not 0 < _to_float(amount) <= RANGES["resource"].maximum:
             raise ValueError(
                 f"{name}: {resource}={quoted(amount)} must be a number, more than 0 and at most "
-                f"{RANGES['resource'].most:,.15g}"
+                f"{RANGES['resource'].maximum:,.15g}"
             )
     return {_check_text(name, resource): _to_float(amount) for resource, amount in value.items()}
 

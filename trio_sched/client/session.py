@@ -26,12 +26,12 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from trio_sched.client.functions import Function, Functions
+from trio_sched.client.functions import Function, FunctionRegistry
 from trio_sched.errors import WireError
 from trio_sched.wire import native
 from trio_sched.wire.heartbeat import NEVER, Heartbeat
 from trio_sched.wire.ids import MAX_COUNTER, counter_of
-from trio_sched.wire.native import TASK_BYTES, Attached, Call, Frame, TaskEnd
+from trio_sched.wire.native import TASK_BYTES, Call, Frame, FramedRecord, TaskResult
 
 MAX_TASKS_PER_SUBMIT = 1000
 #: A Submit is closed at this size; a single larger task has a Submit of its own.
@@ -60,7 +60,7 @@ class SessionUpdate(Struct, Generic[H]):
     """What one message means for the connection. An empty field: nothing of that kind."""
 
     #: Tasks that ended, with their results and the results' frames.
-    ended: list[tuple[H, TaskEnd | Attached]] = []
+    ended: list[tuple[H, TaskResult | FramedRecord]] = []
     #: Tasks that the scheduler refused, with the reasons.
     refused: list[tuple[H, str]] = []
     #: Tasks that the scheduler does not know any more.
@@ -68,7 +68,7 @@ class SessionUpdate(Struct, Generic[H]):
     #: Replies to queries: (request, data, error).
     replies: list[tuple[int, Any, str]] = []
     #: Events of the topics that a Watch asked for.
-    events: list[native.Happened] = []
+    events: list[native.MonitorEvent] = []
     #: Whether the session begins or continues.
     welcomed: bool = False
     #: Whether a Hello must be sent again on a new connection.
@@ -104,10 +104,10 @@ class UnackedSubmit(Struct):
         return UnackedSubmit(self.first + done, self.last, message, frames, size_bytes)
 
 
-class Session(Generic[H]):
+class SchedulerSession(Generic[H]):
     """The session of one client with one scheduler."""
 
-    def __init__(self, hello: native.Hello, functions: Functions, engines: int = 0) -> None:
+    def __init__(self, hello: native.Hello, functions: FunctionRegistry, engines: int = 0) -> None:
         """Begin without a session number.
 
         :param hello: the first message; later ones add the session to resume.
@@ -124,7 +124,7 @@ class Session(Generic[H]):
         self.pythons: list[str] = []
         self.engine_count = 0
         #: Engines that must have joined before the first submission.
-        self.engines_due = engines
+        self.expected_engine_count = engines
         #: The largest message that the scheduler takes; 0: not known, or not limited.
         self.max_message_bytes = 0
         #: Why the scheduler shuts down; None: it does not.
@@ -143,7 +143,7 @@ class Session(Generic[H]):
         self._secret = ""
         self._welcomed = False
         self._hello_due = True
-        self._queue: deque[Call | Attached] = deque()
+        self._queue: deque[Call | FramedRecord] = deque()
         self._credit = 0
         self._credit_bytes: float = math.inf
         self._unaccepted_bytes = 0
@@ -190,7 +190,7 @@ class Session(Generic[H]):
         self.tasks[counter] = handle
         for needed in inputs:
             self._needed_inputs[needed] = self._submission_number()
-        self._queue.append(Attached(call, tuple(frames)) if frames else call)
+        self._queue.append(FramedRecord(call, tuple(frames)) if frames else call)
         return counter
 
     def _submission_number(self) -> int:
@@ -231,7 +231,7 @@ class Session(Generic[H]):
         self._messages_due.append(self._queries[self._request])
         return self._request
 
-    def say(self, message: native.FromClient) -> None:
+    def send(self, message: native.FromClient) -> None:
         """Send a message (Watch, Stop) once, after everything that is queued now."""
         self._messages_due.append(message)
 
@@ -280,7 +280,7 @@ class Session(Generic[H]):
     @property
     def is_ready(self) -> bool:
         """Whether the scheduler has answered, and the engines that must join first have joined."""
-        return self._welcomed and self.engine_count >= self.engines_due
+        return self._welcomed and self.engine_count >= self.expected_engine_count
 
     def opened(self, now: float) -> None:
         """Begin again on a new connection: Hello is due, and the scheduler's silence counts from now."""
@@ -354,7 +354,7 @@ class Session(Generic[H]):
         size = 0  # in bytes
         while len(tasks) < limit:
             entry: Any = queue[0]
-            has_frames = type(entry) is Attached
+            has_frames = type(entry) is FramedRecord
             call: Call = entry.record if has_frames else entry
             call_size = _call_bytes(call)
             if has_frames:
@@ -412,7 +412,7 @@ class Session(Generic[H]):
         self.pythons = message.pythons
         self.engine_count = message.engines
         if not resuming:
-            self.engines_due = max(self.engines_due, message.engines + message.starting)
+            self.expected_engine_count = max(self.expected_engine_count, message.engines + message.starting)
         if resuming and message.renewed:
             update.lost = self._renew()
             return
@@ -448,7 +448,7 @@ class Session(Generic[H]):
         self._functions.mark_all_unsent()
         for unacked in reversed(self._unaccepted):
             left = unacked.without_accepted(self._accepted)
-            calls = cast("list[Call | Attached]", native.attach(left.message.tasks, left.frames))
+            calls = cast("list[Call | FramedRecord]", native.attach(left.message.tasks, left.frames))
             self._queue.extendleft(reversed(calls))
         self._unaccepted.clear()
         self._to_resend.clear()
@@ -496,7 +496,7 @@ class Session(Generic[H]):
         records: Sequence[Any] = native.attach(message.results, frames) if frames else message.results
         tasks, cancelled, needed_inputs = self.tasks, self._cancelled, self._needed_inputs
         for result in records:
-            counter = counter_of(result.record.id if type(result) is Attached else result.id)
+            counter = counter_of(result.record.id if type(result) is FramedRecord else result.id)
             handle = tasks.pop(counter, None)
             if handle is None:
                 continue
@@ -578,9 +578,9 @@ class Session(Generic[H]):
         self._hello_due = True
 
 
-def _call_of(entry: Call | Attached) -> Call:
+def _call_of(entry: Call | FramedRecord) -> Call:
     """The call of an entry of the queue."""
-    return cast("Call", entry.record) if isinstance(entry, Attached) else entry
+    return cast("Call", entry.record) if isinstance(entry, FramedRecord) else entry
 
 
 def _call_bytes(call: Call) -> int:
@@ -589,14 +589,14 @@ def _call_bytes(call: Call) -> int:
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {
-    native.Welcome: Session._on_welcome,
-    native.Results: Session._on_results,
-    native.Accepted: Session._on_credit,
-    native.Pong: Session._on_accepted,
-    native.Refused: Session._on_refused,
-    native.Reply: Session._on_reply,
-    native.Closing: Session._on_closing,
-    native.Engines: Session._on_engines,
-    native.Events: Session._on_events,
-    native.Error: Session._on_error,
+    native.Welcome: SchedulerSession._on_welcome,
+    native.Results: SchedulerSession._on_results,
+    native.Accepted: SchedulerSession._on_credit,
+    native.Pong: SchedulerSession._on_accepted,
+    native.Refused: SchedulerSession._on_refused,
+    native.Reply: SchedulerSession._on_reply,
+    native.Closing: SchedulerSession._on_closing,
+    native.Engines: SchedulerSession._on_engines,
+    native.Events: SchedulerSession._on_events,
+    native.Error: SchedulerSession._on_error,
 }

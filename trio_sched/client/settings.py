@@ -14,10 +14,10 @@ from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 from trio_sched.wire import native
 from trio_sched.wire.hello import build_hello
-from trio_sched.wire.ranges import LENGTHS, MOST_PATH_CHARACTERS, RANGES, check_length
+from trio_sched.wire.ranges import LENGTHS, MAX_PATH_CHARACTERS, RANGES, check_length
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +38,7 @@ class ClientSettings:
 
     #: The name of a running scheduler, the path of its connection file, or its connection. None:
     #: $TRIO_SCHED_CONNECTION, else the only scheduler of this user.
-    where: str | Path | Connection | None = None
+    where: str | Path | ConnectionInfo | None = None
     _: KW_ONLY
     #: Start a local cluster with this number of engines, which ends with the client.
     engines: int | None = None
@@ -75,7 +75,7 @@ class ClientSettings:
         if self.engines is not None and self.reconnect != "never":
             raise TypeError('Client(engines=N, reconnect="same-name"): a local cluster is never restarted')
 
-    def make_hello(self, connection: Connection) -> native.Hello:
+    def make_hello(self, connection: ConnectionInfo) -> native.Hello:
         """Build the client's first message. Engines run its tasks in this process's directory and with its `sys.path`,
         where these exist there and their names are valid UTF-8.
 
@@ -107,7 +107,7 @@ def _cut_path(path: list[str]) -> list[str]:
     characters = 0
     for count, entry in enumerate(path):
         characters += len(entry)
-        if count == LENGTHS["path"] or characters > MOST_PATH_CHARACTERS:
+        if count == LENGTHS["path"] or characters > MAX_PATH_CHARACTERS:
             warnings.warn(
                 f"sys.path has {len(path):,} entries, too many or too long to be sent: engines get the first {count:,}",
                 stacklevel=5,  # the caller of `Client`
@@ -186,7 +186,7 @@ def _parse(maker: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Clie
             f"{maker}({where}): the first argument names a running scheduler; to start a local cluster with {where} "
             f"engines write {maker}(engines={where})"
         )
-    if where is not None and not isinstance(where, (str, Path, Connection)):
+    if where is not None and not isinstance(where, (str, Path, ConnectionInfo)):
         raise TypeError(
             f"{maker}({where!r}): the first argument names a running scheduler: its name, or the path of its "
             "connection file"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trio_sched.client.settings import ClientSettings
 from trio_sched.errors import SchedulerClosed, TrioSchedError
-from trio_sched.transport.connection import ENV_CONNECTION, Connection, find
+from trio_sched.transport.connection_info import ENV_CONNECTION, ConnectionInfo, find_connection
 
 #: Seconds between two lookups of the next scheduler.
 LOOKUP_PERIOD_S = 0.25
@@ -24,39 +24,39 @@ class SuccessorFinder:
 
     def __init__(self, where: str | Path) -> None:
         self._where = where
-        self._refused: Connection | None = None
+        self._refused: ConnectionInfo | None = None
         self._retry_at = 0.0
 
     @classmethod
-    def from_settings(cls, settings: ClientSettings, connection: Connection) -> SuccessorFinder | None:
+    def from_settings(cls, settings: ClientSettings, connection: ConnectionInfo) -> SuccessorFinder | None:
         """Make the finder of a client whose `where` led to `connection`; None: the client does not reconnect."""
         where = settings.where
         if settings.reconnect == "never":
             return None
-        if isinstance(where, Connection):
+        if isinstance(where, ConnectionInfo):
             return cls(connection.name)
         named = where or os.environ.get(ENV_CONNECTION) or connection.name
         if isinstance(named, Path) or "/" in named or named.endswith(".json"):
             return cls(Path(named).expanduser().absolute())
         return cls(named)
 
-    def note_refusal(self, connection: Connection, now: float) -> None:
+    def note_refusal(self, connection: ConnectionInfo, now: float) -> None:
         """Skip a scheduler that refused the client for `REFUSAL_PAUSE_S` seconds."""
         self._refused, self._retry_at = connection, now + REFUSAL_PAUSE_S
 
-    def find(self, now: float) -> Connection | None:
+    def find(self, now: float) -> ConnectionInfo | None:
         """Look up the scheduler; None: there is none, several match, or this one has just refused the client."""
         found = self._look_up()
         return None if found == self._refused and now < self._retry_at else found
 
-    def has_replaced(self, connection: Connection) -> bool:
+    def has_replaced(self, connection: ConnectionInfo) -> bool:
         """Return whether another scheduler instance runs there than that of `connection`."""
         found = self._look_up()
         return found is not None and found.scheduler != connection.scheduler
 
-    def _look_up(self) -> Connection | None:
+    def _look_up(self) -> ConnectionInfo | None:
         try:
-            return find(self._where, "client")
+            return find_connection(self._where, "client")
         except TrioSchedError:
             return None
 

@@ -25,14 +25,14 @@ PayloadRef: TypeAlias = Any
 Outcome: TypeAlias = Literal["ok", "error", "unreachable", "timeout", "lost", "cancelled"]
 
 #: The longest wait before a retry, in seconds (R18).
-MOST_BACKOFF_S = 86_400.0
-#: The most doublings of a backoff. More of them exceed MOST_BACKOFF_S, and could overflow.
+MAX_BACKOFF_S = 86_400.0
+#: The most doublings of a backoff. More of them exceed MAX_BACKOFF_S, and could overflow.
 MAX_DOUBLINGS = 64
 
 
 def backoff_delay(first_s: float, retry: int) -> float:
     """Seconds to wait before the n-th retry, n = `retry` from 1 (R18)."""
-    return min(first_s * 2.0 ** min(retry - 1, MAX_DOUBLINGS), MOST_BACKOFF_S)
+    return min(first_s * 2.0 ** min(retry - 1, MAX_DOUBLINGS), MAX_BACKOFF_S)
 
 
 class Dependency(Struct, frozen=True, gc=False):
@@ -67,7 +67,7 @@ class TaskSpec(Struct, frozen=True, gc=False):
     retries: int = 0
     #: The longest wait to start, in seconds (R21); None or 0: no limit.
     timeout_s: float | None = None
-    #: The n-th retry waits backoff_s * 2**(n-1) seconds, at most MOST_BACKOFF_S (R18).
+    #: The n-th retry waits backoff_s * 2**(n-1) seconds, at most MAX_BACKOFF_S (R18).
     backoff_s: float = 0.0
     #: Whether a retry may run on an engine where the task failed, if no other registered engine matches (R18). False
     #: for tasks of ipyparallel clients.

@@ -35,7 +35,7 @@ def _check_tasks(scheduler: Scheduler) -> None:
     ready: Counter[object] = Counter()
     for task_id, task in scheduler.tasks.items():
         _require(task.id == task_id and task.state is not ENDED, "an unfinished task is ended or misfiled", task_id)
-        _require(task_id not in scheduler.archive, "a task is both unfinished and ended", task_id)
+        _require(task_id not in scheduler.completed, "a task is both unfinished and ended", task_id)
         _require((task.engine is not None) == (task.state in PLACED), "state and engine disagree", task_id)
         _require((task.queue is not None) == (task.state is READY), "state and queue disagree", task_id)
         _require(task.watched is None or task.state in (WAITING, DELAYED), "watches targets in a wrong state", task_id)
@@ -153,11 +153,11 @@ def _check_request_classes(scheduler: Scheduler) -> None:
 def _check_waiters(scheduler: Scheduler) -> None:
     wanted = Counter(other for task in scheduler.tasks.values() for other in task.spec.inputs)
     _require(
-        scheduler.archive.consumer_counts() == wanted,
+        scheduler.completed.consumer_counts() == wanted,
         "the count of consumers is off",
-        scheduler.archive.consumer_counts(),
+        scheduler.completed.consumer_counts(),
     )
-    for task_id, ended in scheduler.archive.items():
+    for task_id, ended in scheduler.completed.items():
         _require(
             not (ended.dropped and task_id in wanted and ended.outcome == "ok"), "dropped a needed result", task_id
         )

@@ -175,7 +175,7 @@ def _answer_submission(scheduler: Scheduler, event: Event) -> None:
     elif task is None and not any(
         isinstance(effect, DeliverResult) and effect.task == event.task for effect in effects
     ):
-        end = scheduler.archive.get(event.task)
+        end = scheduler.completed.get(event.task)
         effects.append(
             DeliverResult(event.client, event.task, "error", None, None, ERROR, REASON)
             if end is None
@@ -292,7 +292,7 @@ def _restore(
 
 def _apply_effects(scheduler: Scheduler, outcomes: dict[TaskId, tuple[Outcome, EngineId | None]], now: float) -> None:
     """Adjust the records to the effects: which tasks have ended, and which are on an engine."""
-    effects, tasks, completed = scheduler._effects, scheduler.tasks, scheduler.archive
+    effects, tasks, completed = scheduler._effects, scheduler.tasks, scheduler.completed
     ends = [effect for effect in effects if isinstance(effect, DeliverResult)]
     for effect in {end.task: end for end in ends}.values():
         task = tasks.pop(effect.task, None)
@@ -406,7 +406,7 @@ def _restore_edges(
 
     Return, by task, the error and the reason of those that are impossible.
     """
-    tasks, completed, waiters = scheduler.tasks, scheduler.archive, scheduler.waiters
+    tasks, completed, waiters = scheduler.tasks, scheduler.completed, scheduler.waiters
     scheduler.timeout_deadlines.clear()
     scheduler.backoff_deadlines.clear()
     waiters.clear()
@@ -468,7 +468,7 @@ def _count_pending_again(
 
 def _reset(scheduler: Scheduler, now: float) -> None:
     """End all tasks; engines and clients stay."""
-    effects, completed = scheduler._effects, scheduler.archive
+    effects, completed = scheduler._effects, scheduler.completed
     delivered = [effect.task for effect in effects if isinstance(effect, DeliverResult)]
     for task in list(scheduler.tasks.values()):
         end = CompletedTask(
@@ -480,7 +480,7 @@ def _reset(scheduler: Scheduler, now: float) -> None:
         if not task.client.has_left:
             effects += [make_delivery(task.id, end)] * (task.submissions - delivered.count(task.id))
         if task.id not in delivered:
-            scheduler.ends["error"] += 1
+            scheduler.outcome_counts["error"] += 1
         task.state, task.engine = ENDED, None
         task.client.ready_count = 0
     scheduler.tasks.clear()

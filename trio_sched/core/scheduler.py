@@ -93,10 +93,10 @@ class Scheduler:
         #: Counts of invalid, refused and repeated events, by kind (R25, R26).
         self.counters: dict[str, int] = {}
         #: Counts of ended tasks, by outcome (R24).
-        self.ends: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
+        self.outcome_counts: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         #: The unfinished tasks, in the order of submission.
         self.tasks: dict[TaskId, Task] = {}
-        self.archive = CompletedTasks(settings.keep_finished)
+        self.completed = CompletedTasks(settings.keep_finished)
         #: The open sessions.
         self.clients: dict[ClientId, ClientState] = {}
         #: Counts of unfinished tasks of sessions that ended for good, by client.
@@ -190,8 +190,8 @@ class Scheduler:
             self._resume_client(client)
         unread = event.unread
         if unread is None:
-            unread = tuple([task for task, completed in self.archive.items() if completed.client == client.id])
-        self.archive.mark_received(client.id, unread)
+            unread = tuple([task for task, completed in self.completed.items() if completed.client == client.id])
+        self.completed.mark_received(client.id, unread)
         if client.unfinished_count:
             self.departed[client.id] = self.departed.get(client.id, 0) + client.unfinished_count
         elif client.id not in self.departed:
@@ -225,7 +225,7 @@ class Scheduler:
             self._resume_client(client)
 
     def _results_received(self, event: ResultsReceived, now: float) -> None:
-        self.archive.mark_received(event.client, event.tasks)
+        self.completed.mark_received(event.client, event.tasks)
 
     # ---- submission -------------------------------------------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class Scheduler:
         """Answer a submission whose id is not certainly new (R1); return False if the id is new."""
         task_id = event.task
         task = self.tasks.get(task_id)
-        ended = None if task is not None else self.archive.get(task_id)
+        ended = None if task is not None else self.completed.get(task_id)
         if task is not None:
             owner = task.client.id
         elif ended is not None:
@@ -363,7 +363,7 @@ class Scheduler:
     def _cancel_requested(self, event: CancelRequested, now: float) -> None:
         task = self.tasks.get(event.task)
         if task is None:
-            self._increment("cancel_of_ended" if event.task in self.archive else "cancel_of_unknown")
+            self._increment("cancel_of_ended" if event.task in self.completed else "cancel_of_unknown")
         elif event.client is not None and task.client.id != event.client:
             self._increment("cancel_of_others")
         else:
@@ -499,7 +499,7 @@ class Scheduler:
         named = dependency.named_tasks(spec)
         if not named:
             return True
-        tasks, completed, waiters = self.tasks, self.archive, self.waiters
+        tasks, completed, waiters = self.tasks, self.completed, self.waiters
         if spec.inputs:
             completed.retain(spec.inputs)
         for other in named:
@@ -670,7 +670,7 @@ class Scheduler:
         inputs = task.spec.inputs
         if not inputs:
             return AssignTask(engine.id, task.id, task.attempt, task.payload)
-        results = tuple(cast(CompletedTask, self.archive.get(other)).result for other in inputs)
+        results = tuple(cast(CompletedTask, self.completed.get(other)).result for other in inputs)
         return AssignTask(engine.id, task.id, task.attempt, task.payload, results)
 
     def _cascade(self, now: float) -> None:
@@ -743,7 +743,7 @@ class Scheduler:
                 self._effects.append(make_delivery(task_id, completed))
         task.engine = None
         task.state = ENDED
-        self.ends[outcome] += 1
+        self.outcome_counts[outcome] += 1
         if self.monitored:
             self._effects.append(Publish("finished", task_id, engine, client.id, outcome))
         if self.waiters:
@@ -751,13 +751,13 @@ class Scheduler:
             if edges is not None:
                 self._settling.append((task_id, edges, outcome, engine))
         if task.spec.inputs:  # before the task is added: inputs that only it needed are forgotten first
-            self.archive.release(task.spec.inputs)
-        self.archive.add(task_id, completed)
+            self.completed.release(task.spec.inputs)
+        self.completed.add(task_id, completed)
         del self.tasks[task_id]
         task.payload = None  # a client queue may refer to the task for a while
         client.unfinished_count -= 1
         if client.has_left:
-            self.archive.mark_received(client.id, (task_id,))
+            self.completed.mark_received(client.id, (task_id,))
             self._count_departed_end(client)
 
     def _count_departed_end(self, client: ClientState) -> None:

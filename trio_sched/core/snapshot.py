@@ -31,7 +31,7 @@ def status(scheduler: Scheduler, now: float) -> dict[str, Any]:
             "waiting": len(scheduler.tasks) - ready - assigned,
             "ready": ready,
             "assigned": assigned,
-            **scheduler.ends,
+            **scheduler.outcome_counts,
         },
         "clients": [
             {
@@ -79,7 +79,7 @@ def _state_of(engine: Engine) -> str:
 
 def story(scheduler: Scheduler, task_id: TaskId) -> list[tuple[float, str]]:
     """What happened to the task, in order, with times on the scheduler's clock; empty if the task is not known."""
-    record: Task | CompletedTask | None = scheduler.tasks.get(task_id) or scheduler.archive.get(task_id)
+    record: Task | CompletedTask | None = scheduler.tasks.get(task_id) or scheduler.completed.get(task_id)
     if record is None:
         return []
     lines = [(record.accepted_at, "accepted"), *record.history]
@@ -101,7 +101,7 @@ def explain(scheduler: Scheduler, task_id: TaskId, now: float) -> str:
     task = scheduler.tasks.get(task_id)
     if task is not None:
         return _EXPLANATIONS[task.state](scheduler, task, now) + _explain_timeout(task, now)
-    ended = scheduler.archive.get(task_id)
+    ended = scheduler.completed.get(task_id)
     if ended is not None:
         where = f" on engine {ended.engine}" if ended.engine is not None else ""
         why = f": {ended.reason}" if ended.reason else ""

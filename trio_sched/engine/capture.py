@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from trio_sched.wire.native import TaskEnd, sendable
+from trio_sched.wire.native import TaskResult, sendable
 
 #: The most characters kept of each stream of a task.
 LIMIT = 1_000_000
@@ -77,7 +77,7 @@ class CapturedOutput:
         self._texts[stream].add(text)
         self._dirty = True
 
-    def end(self, result: TaskEnd) -> None:
+    def end(self, result: TaskResult) -> None:
         """Stop capturing, and put what was captured into the task's result."""
         self.active = False
         if self._dirty:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from trio_sched.engine.link import SchedulerConnection
+from trio_sched.engine.scheduler_connection import SchedulerConnection
 
 #: How long a result waits, at most, for others that are sent with it while short tasks run.
 BATCH_DELAY_S = 0.001

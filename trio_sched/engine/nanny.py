@@ -17,14 +17,14 @@ from typing import TypeAlias
 
 import trio
 
-from trio_sched.engine.link import FATAL_ERRORS
-from trio_sched.engine.machine import cores, memory_used, oom_kills
-from trio_sched.engine.orders import NannyJoined, SchedulerMoved, StartWorker
-from trio_sched.engine.ward import WorkerExit, WorkerSupervisor
+from trio_sched.engine.control_messages import NannyJoined, SchedulerMoved, StartWorker
+from trio_sched.engine.host import cores, memory_used, oom_kills
+from trio_sched.engine.scheduler_connection import FATAL_ERRORS
+from trio_sched.engine.worker_supervisor import WorkerExit, WorkerSupervisor
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
 from trio_sched.logs import get_logger
-from trio_sched.transport.connection import Connection, client_file_of, find, host_name
-from trio_sched.transport.reach import describe_unanswered
+from trio_sched.transport.connection_info import ConnectionInfo, client_file_of, find_connection, host_name
+from trio_sched.transport.reachability import describe_unanswered
 from trio_sched.transport.scratch import ScratchDirectory
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.heartbeat import FIRST_PERIOD_S, Heartbeat
@@ -33,18 +33,18 @@ from trio_sched.wire.ids import format_task_id
 from trio_sched.wire.native import (
     Bye,
     Closing,
-    Died,
     Error,
     Message,
     Ping,
     Pong,
     Welcome,
+    WorkerDied,
     decode_to_engine,
     encode,
 )
 
 #: Finds the scheduler's current connection file. :raises TrioSchedError: there is none.
-FindScheduler: TypeAlias = Callable[[], Connection]
+FindScheduler: TypeAlias = Callable[[], ConnectionInfo]
 #: Prefix of the directories in which nannies keep the files that they share with their workers.
 SCRATCH_PREFIX = "trio_sched-engines-"
 #: How long the scheduler may take to answer the first hello.
@@ -67,7 +67,7 @@ class WorkerInfo:
 
 
 async def run_nanny(
-    connection: Connection,
+    connection: ConnectionInfo,
     *,
     workers: int | None = None,
     slots: int = 1,
@@ -106,7 +106,7 @@ async def run_nanny(
             start,
             cores() if workers is None else workers,
             scratch.path,
-            lambda: find(connection.name if where is None else where, "engine"),
+            lambda: find_connection(connection.name if where is None else where, "engine"),
             must_exist=start_timeout_s is None,
         )
         try:
@@ -195,7 +195,7 @@ class Nanny:
         running = last.status.running_tasks()
         names = [format_task_id(task) for task in running]
         _log.warning("worker died", engine=engine, pid=last.pid, reason=last.reason, running=names)
-        self._connection.report(Died(engine, last.reason, running, last.pid))
+        self._connection.report(WorkerDied(engine, last.reason, running, last.pid))
 
 
 class _NannyConnection:
@@ -203,7 +203,7 @@ class _NannyConnection:
 
     def __init__(
         self,
-        connection_info: Connection,
+        connection_info: ConnectionInfo,
         name: str,
         find_scheduler: FindScheduler,
         send_to_workers: Callable[[NannyJoined | SchedulerMoved], None],
@@ -223,7 +223,7 @@ class _NannyConnection:
         self._welcomed = self._refused = False
         self._hello_at = 0.0
         #: Reports that may not have arrived: each is kept until a ping that was sent after it is answered.
-        self._unacked_reports: list[Died] = []
+        self._unacked_reports: list[WorkerDied] = []
         #: The number of those that were sent before the last ping.
         self._reports_before_ping = 0
         #: Sockets in a row through which nothing was received, or the hello was refused.
@@ -331,7 +331,7 @@ class _NannyConnection:
             self._send(Ping())
         self._on_heartbeat()
 
-    def report(self, death: Died) -> None:
+    def report(self, death: WorkerDied) -> None:
         """Report a worker death now, and again after each reconnection until the report has arrived."""
         self._unacked_reports.append(death)
         if self._welcomed:

@@ -14,11 +14,11 @@ from queue import SimpleQueue
 from time import monotonic, perf_counter
 from typing import TypeAlias
 
-from trio_sched.engine.board import WorkerStatus
 from trio_sched.engine.capture import Capture
-from trio_sched.engine.link import SchedulerConnection
 from trio_sched.engine.loop import BATCH_DELAY_S, WorkerLoop
 from trio_sched.engine.runner import CallRunner
+from trio_sched.engine.scheduler_connection import SchedulerConnection
+from trio_sched.engine.worker_status import WorkerStatus
 from trio_sched.wire.native import Call, Frame
 
 #: A call, its frames, and the connection's generation in which it begins.

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from trio_sched.engine.ends import (
+from trio_sched.engine.results import (
     MODULE_ADVICE,
     PICKLED_NONE,
     FramedResult,
@@ -37,10 +37,10 @@ from trio_sched.engine.ends import (
     result_of_error,
     result_of_value,
 )
-from trio_sched.transport.connection import host_name
+from trio_sched.transport.connection_info import host_name
 from trio_sched.wire import payload, source_stamps
 from trio_sched.wire.ids import session_of
-from trio_sched.wire.native import Call, Frame, Place, TaskEnd, Value
+from trio_sched.wire.native import Call, ClientEnvironment, Frame, TaskResult, Value
 
 Function = Callable[..., Any]
 _fchdir, _set_umask = os.fchdir, os.umask
@@ -68,7 +68,7 @@ class CallRunner:
         #: The generation of the modules in which `_by_name` was filled.
         self._sources = source_stamps.generation()
         #: By client session.
-        self._environments: dict[int, Place] = {}
+        self._environments: dict[int, ClientEnvironment] = {}
         self._loading = threading.Lock()
         #: The client session whose environment was entered last; 0: none.
         self._session = 0
@@ -88,7 +88,7 @@ class CallRunner:
         self,
         functions: Mapping[bytes, bytes],
         drop: Sequence[bytes] = (),
-        environments: Mapping[int, Place] | None = None,
+        environments: Mapping[int, ClientEnvironment] | None = None,
     ) -> None:
         """Take the functions and environments of an `Assign`, and forget the functions to drop."""
         self._pickled.update(functions)
@@ -149,7 +149,7 @@ class CallRunner:
             return result_of_error(call, error, perf_counter() - started, self._limit_bytes)
         took_s = perf_counter() - started
         if value is None and not call.call:
-            return TaskEnd(id=call.id, body=PICKLED_NONE, attempt=call.attempt, took_s=took_s), ()
+            return TaskResult(id=call.id, body=PICKLED_NONE, attempt=call.attempt, took_s=took_s), ()
         del args, kwargs  # the value may be an argument, or a part of one
         box = [value]
         del value
@@ -275,7 +275,7 @@ def _load_arguments(call: Call, frames: Sequence[Frame]) -> tuple[Sequence[Any],
     for value in inputs:
         values.append(_load_input(value, frames[at : at + value.frames]))
         at += value.frames
-    with payload.providing(values):
+    with payload.provide_inputs(values):
         arguments = payload.loads(body, _writable(buffers))
     return arguments
 
@@ -299,7 +299,7 @@ def _writable(buffers: Sequence[Frame]) -> list[Frame]:
 
 # ---- sys.path -------------------------------------------------------------------------------------------------------
 
-_NO_ENVIRONMENT = Place()
+_NO_ENVIRONMENT = ClientEnvironment()
 
 
 def extend_sys_path(entries: Sequence[str]) -> bool:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import threading
 from time import monotonic, perf_counter
 
-from trio_sched.engine.board import WorkerStatus
 from trio_sched.engine.capture import Capture
-from trio_sched.engine.link import SchedulerConnection
 from trio_sched.engine.loop import BATCH_DELAY_S, WorkerLoop
 from trio_sched.engine.runner import CallRunner
+from trio_sched.engine.scheduler_connection import SchedulerConnection
+from trio_sched.engine.worker_status import WorkerStatus
 
 #: The I/O thread takes over while a task runs for longer than this.
 LONG_TASK_S = 0.020

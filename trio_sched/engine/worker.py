@@ -19,16 +19,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trio_sched.engine import orders
-from trio_sched.engine.board import WorkerStatus
+from trio_sched.engine import control_messages
 from trio_sched.engine.capture import Capture
-from trio_sched.engine.link import SchedulerConnection, log_to_stderr
+from trio_sched.engine.control_messages import StartWorker
 from trio_sched.engine.loop import WorkerLoop
-from trio_sched.engine.orders import StartWorker
 from trio_sched.engine.pool import PoolLoop
 from trio_sched.engine.runner import CallRunner
+from trio_sched.engine.scheduler_connection import SchedulerConnection, log_to_stderr
 from trio_sched.engine.single import SingleLoop
-from trio_sched.transport.connection import ENV_CONNECTION, ENV_ENGINE_OF, client_file_of, read_connection_file
+from trio_sched.engine.worker_status import WorkerStatus
+from trio_sched.transport.connection_info import ENV_CONNECTION, ENV_ENGINE_OF, client_file_of, read_connection_file
 from trio_sched.transport.zmq_blocking import BlockingDealer
 
 #: How long a worker that ends waits for the scheduler to acknowledge its last results.
@@ -45,7 +45,7 @@ def main() -> None:
         start = StartWorker(connection_info, client_file=str(client_file_of(connection_info, Path(sys.argv[1]))))
     else:
         lines = read_lines(_take_stdin())
-        first = orders.decode(next(lines))
+        first = control_messages.decode(next(lines))
         if not isinstance(first, StartWorker):
             raise SystemExit("the first line on standard input must be a start message")
         start = first
@@ -104,7 +104,7 @@ def _read_control_messages(
 ) -> None:
     """Post the nanny's control messages, in a thread; at their end, exit whatever runs."""
     for line in lines:
-        message = orders.decode(line)
+        message = control_messages.decode(line)
         if not isinstance(message, StartWorker):
             connection.post(message)
             received.set()

@@ -26,9 +26,9 @@ import trio
 from msgspec import Struct
 
 from trio_sched.errors import WireError
-from trio_sched.ipyparallel.records.base import QueueName, TaskRecorder
+from trio_sched.ipyparallel.records.recorder import QueueName, TaskRecorder
 from trio_sched.ipyparallel.relay import Batch, Note, Socket, engine_name, guarded, pump, read
-from trio_sched.wire.jupyter import Codec, Parsed, failure
+from trio_sched.wire.jupyter import Codec, JupyterMessage, error_content
 from trio_sched.wire.native import Frame
 
 QUEUE: QueueName = "broadcast"
@@ -45,7 +45,7 @@ class CoalescedReply(Struct):
     header: Frame
     #: Ids by uuid, in the order of the request.
     targets: dict[str, Any]
-    replies: dict[str, Parsed]
+    replies: dict[str, JupyterMessage]
     is_void: bool = False
 
 
@@ -96,13 +96,13 @@ class BroadcastRelay:
         self._engines.flush()
         self._clients.flush()
 
-    def _broadcast_or_refuse(self, message: Parsed) -> None:
+    def _broadcast_or_refuse(self, message: JupyterMessage) -> None:
         try:
             self._broadcast(message)
         except (WireError, OverflowError, msgspec.EncodeError) as error:
             self._refuse(message, str(error))
 
-    def _broadcast(self, message: Parsed) -> None:
+    def _broadcast(self, message: JupyterMessage) -> None:
         """Queue a message for each target of a request.
 
         :raises WireError: the metadata cannot be read, or have no list of targets.
@@ -124,20 +124,20 @@ class BroadcastRelay:
                 continue
             header["msg_id"] = msg_id = f"{original}_{uuid}"
             parts = [_encode(header), message.frames[2], encoded_metadata, content]
-            frames = self._codec.resigned(parts, message.buffers)
+            frames = self._codec.sign_parts(parts, message.buffers)
             self._outgoing.append([uuid.encode(), client, *frames])
             if coalesced is not None:
                 self._awaited[msg_id] = uuid, coalesced
             if is_recorded:
-                without_buffers = Parsed([client], frames[1 : 1 + len(parts) + 1])
+                without_buffers = JupyterMessage([client], frames[1 : 1 + len(parts) + 1])
                 self._recorder.submitted(QUEUE, without_buffers, message.head.session, uuid)
 
-    def _refuse(self, message: Parsed, reason: str) -> None:
+    def _refuse(self, message: JupyterMessage, reason: str) -> None:
         """Answer a signed request that cannot be broadcast (R25)."""
         self._note("malformed")
         reply = self._codec.message(
             message.head.msg_type.replace("_request", "_reply"),
-            failure("ValueError", f"the request cannot be broadcast: {reason}"),
+            error_content("ValueError", f"the request cannot be broadcast: {reason}"),
             parent=message.frames[1],
             metadata={"status": "error"},
         )
@@ -159,10 +159,10 @@ class BroadcastRelay:
                     guarded(self._record_reply, message, self._note)
         self._clients.flush()
 
-    def _record_reply(self, message: Parsed) -> None:
+    def _record_reply(self, message: JupyterMessage) -> None:
         self._recorder.finished(QUEUE, message, engine_name(message.identities[0]))
 
-    def _collect(self, awaited: tuple[str, CoalescedReply], message: Parsed) -> None:
+    def _collect(self, awaited: tuple[str, CoalescedReply], message: JupyterMessage) -> None:
         """Keep a part of a coalesced reply, and send the coalesced reply when it is complete."""
         uuid, coalesced = awaited
         if engine_name(message.identities[0]) != uuid:
@@ -187,7 +187,7 @@ class BroadcastRelay:
         metadata["broadcast_targets"] = [[uuid, number] for uuid, number in coalesced.targets.items()]
         parts = [decisive.frames[1], coalesced.header, _encode(metadata), decisive.frames[4]]
         is_ok = _status(decisive) == "ok"
-        return self._codec.resigned(parts, [buffer for reply in replies for buffer in reply.buffers] if is_ok else ())
+        return self._codec.sign_parts(parts, [buffer for reply in replies for buffer in reply.buffers] if is_ok else ())
 
     # ---- engines that leave -----------------------------------------------------------------------------------------
 
@@ -210,9 +210,9 @@ def _targets(targets: object) -> dict[str, Any]:
     raise WireError("the metadata must have targets: a list of [uuid, id]")
 
 
-def _status(reply: Parsed) -> str:
+def _status(reply: JupyterMessage) -> str:
     """Return the status of a reply from its metadata, or from its content if the metadata lack it."""
     try:
-        return reply.fate.status or str(reply.content.get("status"))
+        return reply.reply_status.status or str(reply.content.get("status"))
     except WireError:
         return "error"

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from trio_sched.errors import ConfigError
 from trio_sched.server.config import SCHEMES, Config
-from trio_sched.transport.zmq_admission import is_local
+from trio_sched.transport.zmq_admission import is_local_address
 
 Side: TypeAlias = Literal["client", "engine"]
 SIDES: tuple[Side, Side] = ("client", "engine")
@@ -135,7 +135,7 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def is_remote(self) -> bool:
         """Whether a socket accepts connections from other machines."""
-        return not all(is_local(address_of(self.interface(side), 0)) for side in SIDES)
+        return not all(is_local_address(address_of(self.interface(side), 0)) for side in SIDES)
 
     @property
     def uses_curve(self) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from trio_sched.logs import get_logger
-from trio_sched.wire.jupyter import Json, failure
+from trio_sched.wire.jupyter import Json, error_content
 
 log = get_logger(__name__)
 COMMAND = (sys.executable, "-m", "trio_sched.ipyparallel.dask_scheduler")
@@ -113,9 +113,9 @@ async def _exchange(process: trio.Process, line: bytes) -> Json:
             answer += piece
         content: Json = msgspec.json.decode(answer)
     except (trio.BrokenResourceError, msgspec.DecodeError):
-        return failure(
+        return error_content(
             "RuntimeError", "the process of the Dask scheduler ended at its start; see the log of the controller"
         )
     if "ename" in content:
-        return failure(content["ename"], f"the Dask scheduler cannot start: {content['evalue']}")
+        return error_content(content["ename"], f"the Dask scheduler cannot start: {content['evalue']}")
     return {"status": "ok", **content}

@@ -12,19 +12,19 @@ from typing import Any, TypeAlias
 
 import trio
 
-from trio_sched.ipyparallel import files
+from trio_sched.ipyparallel import connection_files
 from trio_sched.ipyparallel.broadcast import BroadcastRelay
 from trio_sched.ipyparallel.config import SIDES, IppConfig, Side, new_key
+from trio_sched.ipyparallel.controller_context import ControllerContext
 from trio_sched.ipyparallel.dask import DaskScheduler
-from trio_sched.ipyparallel.desk import Desk
 from trio_sched.ipyparallel.heartbeat import HeartbeatMonitor
 from trio_sched.ipyparallel.queries import RecordQueries
-from trio_sched.ipyparallel.records.base import NullRecorder, open_recorder
+from trio_sched.ipyparallel.records.recorder import NullRecorder, open_recorder
 from trio_sched.ipyparallel.registration import ClientNotifier, Registration
 from trio_sched.ipyparallel.relay import OutputRelay, Relay
 from trio_sched.ipyparallel.tasks import TaskQueue
 from trio_sched.logs import get_logger
-from trio_sched.server.hub import Hub
+from trio_sched.server.ingress import Ingress
 from trio_sched.transport.curve import new_keys
 from trio_sched.wire.jupyter import Codec
 
@@ -38,31 +38,31 @@ class IpyparallelFront:
     def __init__(self, config: IppConfig) -> None:
         self.config = config
         #: What the parts share, while the front runs; tests inspect it.
-        self.desk: Desk | None = None
+        self.context: ControllerContext | None = None
 
-    async def run(self, hub: Hub, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
+    async def run(self, ingress: Ingress, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
         """Serve until cancelled. `task_status.started` gets the path of the connection file for clients."""
-        self.desk = desk = self._open(hub)
+        self.context = context = self._open(ingress)
         try:
-            tasks = self._build(desk)
-            written = self._write_files(desk)
+            tasks = self._build(context)
+            written = self._write_files(context)
             try:
                 async with trio.open_nursery() as nursery:
                     for task in tasks:
                         nursery.start_soon(task)
-                    task_status.started({"ipyparallel": str(files.path_of(self.config, "client"))})
+                    task_status.started({"ipyparallel": str(connection_files.path_of(self.config, "client"))})
             finally:
                 if not self.config.reuse:
                     for side, content in written.items():
-                        files.remove(files.path_of(self.config, side), content)
+                        connection_files.remove(connection_files.path_of(self.config, side), content)
         finally:
-            desk.sockets.close()
+            context.sockets.close()
 
-    def _open(self, hub: Hub) -> Desk:
+    def _open(self, ingress: Ingress) -> ControllerContext:
         """Choose the signing key, the ports and the CURVE keys, which the files of a former run may determine."""
         config = self.config
         recorder = open_recorder(config)
-        former = files.read_former(config) if config.reuse else {}
+        former = connection_files.read_former(config) if config.reuse else {}
         key = former["client"]["key"] if former else config.key
         if key is None:  # ipcontroller --enable-curve does not sign; encrypted by default, messages are signed as well
             key = "" if config.curve else new_key()
@@ -70,51 +70,56 @@ class IpyparallelFront:
             pair = new_keys(()).server
             config = _replaced(config, curve_publickey=pair.public, curve_secretkey=pair.secret)
         _log_exposure(config)
-        return Desk(config, hub, Codec(key.encode(), config.signature_scheme), recorder, former)
+        return ControllerContext(config, ingress, Codec(key.encode(), config.signature_scheme), recorder, former)
 
-    def _build(self, desk: Desk) -> Sequence[Task]:
+    def _build(self, context: ControllerContext) -> Sequence[Task]:
         """Bind the sockets, and make the parts, each with the parts that it calls. Returns the tasks to run.
 
         The order of the sockets is fixed, so that ports of a pool are assigned in the same way in each run.
         """
-        registration_socket = desk.bind_both("router", "registration")
-        notification_socket = desk.bind("xpub", "client", "notification")
-        ping_socket, pong_socket = desk.bind("xpub", "engine", "hb_ping"), desk.bind("router", "engine", "hb_pong")
-        task_clients, task_engines = desk.bind("router", "client", "task"), desk.bind_patient("task")
-        mux_clients, mux_engines = desk.bind("router", "client", "mux"), desk.bind_patient("mux")
-        control_clients, control_engines = desk.bind("router", "client", "control"), desk.bind_patient("control")
-        broadcast_engines = desk.bind_patient("broadcast", desk.config.broadcast_leaves)
-        broadcast_clients = desk.bind("router", "client", "broadcast")
-        iopub_engines, iopub_clients = desk.bind("sub", "engine", "iopub"), desk.bind("xpub", "client", "iopub")
+        registration_socket = context.bind_both("router", "registration")
+        notification_socket = context.bind("xpub", "client", "notification")
+        ping_socket, pong_socket = (
+            context.bind("xpub", "engine", "hb_ping"),
+            context.bind("router", "engine", "hb_pong"),
+        )
+        task_clients, task_engines = context.bind("router", "client", "task"), context.bind_retrying("task")
+        mux_clients, mux_engines = context.bind("router", "client", "mux"), context.bind_retrying("mux")
+        control_clients, control_engines = context.bind("router", "client", "control"), context.bind_retrying("control")
+        broadcast_engines = context.bind_retrying("broadcast", context.config.broadcast_leaves)
+        broadcast_clients = context.bind("router", "client", "broadcast")
+        iopub_engines, iopub_clients = context.bind("sub", "engine", "iopub"), context.bind("xpub", "client", "iopub")
 
-        codec, note, recorder = desk.codec, desk.hub.note, desk.recorder
-        notifier = ClientNotifier(desk, notification_socket)
-        queue = TaskQueue(desk, task_clients, task_engines)
+        codec, note, recorder = context.codec, context.ingress.note, context.recorder
+        notifier = ClientNotifier(context, notification_socket)
+        queue = TaskQueue(context, task_clients, task_engines)
         mux = Relay("mux", mux_clients, mux_engines, codec, note, recorder)
         control = Relay("control", control_clients, control_engines, codec, note, NullRecorder())
-        is_registered = desk.registry.engines.__contains__
+        is_registered = context.registry.engines.__contains__
         broadcast = BroadcastRelay(broadcast_clients, broadcast_engines, codec, note, recorder, is_registered)
-        dask = DaskScheduler(desk.config.dask_host())
+        dask = DaskScheduler(context.config.dask_host())
         queries = RecordQueries(
-            codec, recorder, desk.registry.joined, queue.submit, notifier.shut_down, dask, queue.unfinished
+            codec, recorder, context.registry.joined, queue.submit, notifier.shut_down, dask, queue.unfinished
         )
         routers = task_engines, mux_engines, control_engines, broadcast_engines
         on_removed = [*(router.discard for router in routers), broadcast.engine_removed, recorder.engine_removed]
-        registration = Registration(desk, registration_socket, notifier, queries.answer, on_removed)
-        heartbeats = HeartbeatMonitor(desk, ping_socket, pong_socket, registration)
+        registration = Registration(context, registration_socket, notifier, queries.answer, on_removed)
+        heartbeats = HeartbeatMonitor(context, ping_socket, pong_socket, registration)
         engine_left = partial(registration.remove_engine, reason="it shut down")
         output = OutputRelay(iopub_engines, iopub_clients, codec, note, recorder, engine_left)
         parts = (*routers, notifier, queue, mux, control, broadcast, dask, registration, heartbeats, output, recorder)
-        subscriptions = partial(desk.pump_subscriptions, iopub_clients)
-        return [desk.admission.run, subscriptions, *(part.run for part in parts)]
+        subscriptions = partial(context.pump_subscriptions, iopub_clients)
+        return [context.admission.run, subscriptions, *(part.run for part in parts)]
 
-    def _write_files(self, desk: Desk) -> dict[Side, dict[str, Any]]:
-        server_key = desk.config.curve_publickey if desk.config.uses_curve else None
+    def _write_files(self, context: ControllerContext) -> dict[Side, dict[str, Any]]:
+        server_key = context.config.curve_publickey if context.config.uses_curve else None
         written: dict[Side, dict[str, Any]] = {}
         for side in SIDES:
-            path = files.path_of(desk.config, side)
-            written[side] = files.content_of(desk.config, side, desk.ports[side], desk.codec, server_key)
-            files.write(path, written[side])
+            path = connection_files.path_of(context.config, side)
+            written[side] = connection_files.content_of(
+                context.config, side, context.ports[side], context.codec, server_key
+            )
+            connection_files.write(path, written[side])
             log.info("connection file", path=str(path))
         return written
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import trio
 
 from trio_sched.errors import WireError
-from trio_sched.ipyparallel.desk import Desk
+from trio_sched.ipyparallel.controller_context import ControllerContext
 from trio_sched.ipyparallel.registration import Registration
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.heartbeat import Heartbeat
@@ -25,8 +25,10 @@ PING_INTERVAL_S = 0.02
 class HeartbeatMonitor:
     """Sends pings, receives pongs, and removes engines that do not answer."""
 
-    def __init__(self, desk: Desk, ping_socket: ZmqSocket, pong_socket: ZmqSocket, registration: Registration) -> None:
-        self._desk = desk
+    def __init__(
+        self, context: ControllerContext, ping_socket: ZmqSocket, pong_socket: ZmqSocket, registration: Registration
+    ) -> None:
+        self._context = context
         self._registration = registration
         self._ping_socket = ping_socket
         self._pong_socket = pong_socket
@@ -36,8 +38,8 @@ class HeartbeatMonitor:
     async def run(self) -> None:
         """Send pings and receive pongs until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._desk.pump_subscriptions, self._ping_socket, lambda: self._subscribed.set())
-            nursery.start_soon(self._desk.pump, self._pong_socket, "hb_pong", self._take_pong)
+            nursery.start_soon(self._context.pump_subscriptions, self._ping_socket, lambda: self._subscribed.set())
+            nursery.start_soon(self._context.pump, self._pong_socket, "hb_pong", self._take_pong)
             nursery.start_soon(self._ping_subscribers)
             await self._ping_each_period()
 
@@ -56,7 +58,7 @@ class HeartbeatMonitor:
             self._send_ping()
 
     async def _ping_each_period(self) -> None:
-        heartbeat = Heartbeat(trio.current_time(), period_s=self._desk.config.ping_ms / 1e3)
+        heartbeat = Heartbeat(trio.current_time(), period_s=self._context.config.ping_ms / 1e3)
         while True:
             await trio.sleep_until(heartbeat.due_at)
             now = trio.current_time()
@@ -67,14 +69,14 @@ class HeartbeatMonitor:
             heartbeat.sent(now)
 
     def _remove_timed_out(self) -> None:
-        for engine in self._desk.registry.end_period(self._desk.config.missed_pings):
+        for engine in self._context.registry.end_period(self._context.config.missed_pings):
             self._registration.remove_engine(engine.uuid, f"missed {engine.missed_count} heartbeats in a row")
 
     # ---- pongs ------------------------------------------------------------------------------------------------------
 
     def _take_pong(self, frames: list[Frame]) -> None:
         """Take [uuid, ping]. Any message on this socket counts as a pong."""
-        engine = self._desk.registry.record_pong(bytes(frames[0]).decode("utf-8", "replace"))
+        engine = self._context.registry.record_pong(bytes(frames[0]).decode("utf-8", "replace"))
         if engine is None:
             raise WireError("no engine is registered under this uuid", "unknown_heart")
         if not engine.has_joined:

@@ -20,8 +20,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from trio_sched.errors import WireError
-from trio_sched.ipyparallel.records.base import EngineHistory, TaskRecorder
-from trio_sched.ipyparallel.records.finding import InvalidQueryError, RecordQuery
+from trio_sched.ipyparallel.records.query import InvalidQueryError, RecordQuery
 from trio_sched.ipyparallel.records.record import (
     BUFFERS,
     FIELDS,
@@ -32,8 +31,9 @@ from trio_sched.ipyparallel.records.record import (
     utc_now,
     value,
 )
+from trio_sched.ipyparallel.records.recorder import EngineHistory, TaskRecorder
 from trio_sched.ipyparallel.records.store import NoRecordsError
-from trio_sched.wire.jupyter import Codec, Json, Parsed, failure
+from trio_sched.wire.jupyter import Codec, Json, JupyterMessage, error_content
 from trio_sched.wire.native import Frame
 
 _IO = ("execute_input", "execute_result", "error", "stdout", "stderr")
@@ -77,7 +77,7 @@ class RecordQueries:
         codec: Codec,
         recorder: TaskRecorder,
         engines: Callable[[], Mapping[int, str]],
-        resubmit: Callable[[Parsed], None],
+        resubmit: Callable[[JupyterMessage], None],
         shut_down: Callable[[], None],
         dask: Dask,
         unfinished: Callable[[], Mapping[str, str | None]] = dict,
@@ -111,7 +111,7 @@ class RecordQueries:
             "stop_distributed_request": self._stop_distributed,
         }
 
-    def answer(self, message: Parsed) -> Answer:
+    def answer(self, message: JupyterMessage) -> Answer:
         """Return the answer to any request except those of engines that register or unregister."""
         msg_type = ""
         try:
@@ -121,15 +121,15 @@ class RecordQueries:
                 raise QueryError("KeyError", f"Bad Message Type: {msg_type!r}")
             return handler(message.content)
         except QueryError as error:
-            content = failure(error.ename, str(error))
+            content = error_content(error.ename, str(error))
         except NoRecordsError as error:
-            content = failure("NoData", str(error))
+            content = error_content("NoData", str(error))
         except InvalidQueryError as error:
-            content = failure("ValueError", str(error))
+            content = error_content("ValueError", str(error))
         except DatabaseError as error:
-            content = failure("DatabaseError", str(error))
+            content = error_content("DatabaseError", str(error))
         except (WireError, KeyError, TypeError, ValueError) as error:
-            content = failure(type(error).__name__, f"{msg_type or 'the request'} cannot be understood: {error}")
+            content = error_content(type(error).__name__, f"{msg_type or 'the request'} cannot be understood: {error}")
         return Answer(_ERROR_TYPES.get(msg_type, "hub_error"), content)
 
     # ---- engines ----------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class RecordQueries:
         mapping = {msg_id: message.head.msg_id for msg_id, message in requests.items()}
         return Answer("resubmit_reply", {"status": "ok", "resubmitted": mapping})
 
-    def _new_request(self, record: Record) -> Parsed:
+    def _new_request(self, record: Record) -> JupyterMessage:
         """Make a request of the same content under a new id."""
         header = decoded(record.header)
         if not isinstance(header, dict) or record.content is None:
@@ -301,7 +301,7 @@ class RecordQueries:
             encoded(kept),
             record.content,
         ]
-        return Parsed([], self._codec.resigned(parts, record.buffers)[1:])
+        return JupyterMessage([], self._codec.sign_parts(parts, record.buffers)[1:])
 
     def _shutdown(self, _content: Json) -> Answer:
         return Answer("shutdown_reply", {"status": "ok"}, after_sending=self._shut_down)

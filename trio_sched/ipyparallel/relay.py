@@ -24,9 +24,9 @@ from typing import Protocol, TypeAlias, TypeVar
 import trio
 
 from trio_sched.errors import WireError
-from trio_sched.ipyparallel.records.base import QueueName, TaskRecorder
+from trio_sched.ipyparallel.records.recorder import QueueName, TaskRecorder
 from trio_sched.logs import get_logger
-from trio_sched.wire.jupyter import Codec, Parsed
+from trio_sched.wire.jupyter import Codec, JupyterMessage
 from trio_sched.wire.native import Frame
 
 log = get_logger(__name__)
@@ -67,7 +67,7 @@ def guarded(handle: Callable[[T], None], message: T, note: Note) -> None:
         log.exception("a message could not be handled")
 
 
-def read(codec: Codec, frames: list[Frame], note: Note, identities: int = 0) -> Parsed | None:
+def read(codec: Codec, frames: list[Frame], note: Note, identities: int = 0) -> JupyterMessage | None:
     """Parse and verify a message that has at least `identities` identities, and whose headers can be read.
 
     Returns None for any other message, which is counted (R25).
@@ -119,7 +119,7 @@ class Relay:
             for message, _ in messages:
                 guarded(self._record_reply, message, self._note)
 
-    def _read(self, batch: Batch, socket: Socket) -> list[tuple[Parsed, list[Frame]]]:
+    def _read(self, batch: Batch, socket: Socket) -> list[tuple[JupyterMessage, list[Frame]]]:
         """Parse the messages of a batch and reject malformed ones. Returns each message with its frames."""
         messages = []
         for index, frames in enumerate(batch):
@@ -131,7 +131,7 @@ class Relay:
         return messages
 
     @staticmethod
-    def _send_swapped(messages: Sequence[tuple[Parsed, list[Frame]]], socket: Socket) -> None:
+    def _send_swapped(messages: Sequence[tuple[JupyterMessage, list[Frame]]], socket: Socket) -> None:
         """Exchange sender and receiver of each message, in place, and send it."""
         send = socket.send
         for _, frames in messages:
@@ -139,11 +139,11 @@ class Relay:
             send(frames)
         socket.flush()
 
-    def _record_request(self, message: Parsed) -> None:
+    def _record_request(self, message: JupyterMessage) -> None:
         engine = engine_name(message.identities[1])
         self._recorder.submitted(self._queue, message, message.head.session, engine)
 
-    def _record_reply(self, message: Parsed) -> None:
+    def _record_reply(self, message: JupyterMessage) -> None:
         self._recorder.finished(self._queue, message, engine_name(message.identities[0]))
 
 
@@ -187,7 +187,7 @@ class OutputRelay:
             if self._recorder.on or message.head.msg_type == SHUTDOWN:
                 guarded(self._handle, message, self._note)
 
-    def _handle(self, message: Parsed) -> None:
+    def _handle(self, message: JupyterMessage) -> None:
         if message.head.msg_type == SHUTDOWN:
             self._engine_left(message.head.session)  # the session of an engine is its uuid
         elif self._recorder.on:
@@ -199,7 +199,7 @@ def engine_name(identity: bytes) -> str:
     return identity.decode("utf-8", "replace")
 
 
-def is_output(message: Parsed, note: Note) -> bool:
+def is_output(message: JupyterMessage, note: Note) -> bool:
     """Return whether clients can read an unsigned published message; one that they cannot is counted."""
     try:
         message.parent_header, message.metadata  # noqa: B018  # decodes them

@@ -138,7 +138,7 @@ _UNSUPPORTED = {
 }
 
 
-class Told(Struct, kw_only=True):
+class ControllerOptions(Struct, kw_only=True):
     """All options of a controller: the settings of the front and of the process."""
 
     config: IppConfig
@@ -154,7 +154,7 @@ class Told(Struct, kw_only=True):
     warnings: list[str] = []
 
 
-def told(arguments: Sequence[str], environ: Mapping[str, str], home: Path | None = None) -> Told:
+def read_options(arguments: Sequence[str], environ: Mapping[str, str], home: Path | None = None) -> ControllerOptions:
     """Read the options of a controller from the environment, the profile's configuration files and the command line.
 
     :param home: the directory with the default IPython directory; None: the user's home directory.
@@ -179,7 +179,7 @@ def told(arguments: Sequence[str], environ: Mapping[str, str], home: Path | None
     process = {name[1:]: fields.pop(name) for name in list(fields) if name.startswith(".")}
     for name in ("profile", "ipython_dir", "config_file"):
         process.pop(name, None)
-    return Told(config=_config(fields, warnings), warnings=warnings, **process)
+    return ControllerOptions(config=_config(fields, warnings), warnings=warnings, **process)
 
 
 def _config(fields: dict[str, Any], warnings: list[str]) -> IppConfig:

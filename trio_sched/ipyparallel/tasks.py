@@ -31,16 +31,16 @@ from trio_sched.core.events import (
 )
 from trio_sched.core.ids import ClientId, TaskId, is_foreign
 from trio_sched.errors import WireError
-from trio_sched.ipyparallel.desk import Desk
-from trio_sched.ipyparallel.patient import RetryingRouter
+from trio_sched.ipyparallel.controller_context import ControllerContext
 from trio_sched.ipyparallel.registration import KIND
+from trio_sched.ipyparallel.retrying_router import RetryingRouter
 from trio_sched.logs import get_logger
 from trio_sched.server.budget import MEMORY_SHARE
-from trio_sched.server.happenings import Event
-from trio_sched.server.hub import TaskEffect
+from trio_sched.server.events import Event
+from trio_sched.server.ingress import TaskEffect
 from trio_sched.server.memory import memory_bytes
 from trio_sched.transport.zmq_socket import ZmqSocket
-from trio_sched.wire.jupyter import UNREADABLE, Parsed, failure, split
+from trio_sched.wire.jupyter import DECODE_ERRORS, JupyterMessage, error_content, split
 from trio_sched.wire.native import Frame
 from trio_sched.wire.ranges import RANGES, quoted
 
@@ -100,10 +100,10 @@ class ClientPeer:
 class TaskQueue:
     """Exchanges tasks and results with the core, which passes it the effects of its tasks."""
 
-    def __init__(self, desk: Desk, clients: ZmqSocket, engines: RetryingRouter) -> None:
-        self._desk = desk
-        self._codec = desk.codec
-        self._inbox = desk.hub.inbox
+    def __init__(self, context: ControllerContext, clients: ZmqSocket, engines: RetryingRouter) -> None:
+        self._context = context
+        self._codec = context.codec
+        self._inbox = context.ingress.inbox
         self._client_side = clients
         self._engine_side = engines
         #: By id of unfinished task.
@@ -116,10 +116,10 @@ class TaskQueue:
         self._received_bytes = 0
         #: Bytes of unfinished tasks. Clients of this front have no credit, so tasks beyond the limit are refused.
         self._held_bytes = 0
-        self._limit_bytes = desk.config.total_bytes or memory_bytes() // MEMORY_SHARE
+        self._limit_bytes = context.config.total_bytes or memory_bytes() // MEMORY_SHARE
         self._sent = False
-        desk.hub.on_flush(self.flush)
-        desk.hub.register_effect_handler(self)
+        context.ingress.on_flush(self.flush)
+        context.ingress.register_effect_handler(self)
 
     async def run(self) -> None:
         """Take requests and replies, and forget idle clients, until cancelled."""
@@ -131,7 +131,7 @@ class TaskQueue:
     # ---- requests ---------------------------------------------------------------------------------------------------
 
     async def _pump_requests(self) -> None:
-        socket, desk = self._client_side, self._desk
+        socket, context = self._client_side, self._context
         while True:
             batch = await socket.receive()
             events: list[Event] = []
@@ -139,14 +139,14 @@ class TaskQueue:
                 try:
                     self._submit(self._codec.read(frames), frames, events)
                 except WireError as error:
-                    desk.count_malformed(error, "task")
+                    context.count_malformed(error, "task")
                     socket.reject(index)
                 except Exception:
-                    desk.count_internal_error("task")
+                    context.count_internal_error("task")
             if events:
                 self._send_events(events)
 
-    def submit(self, message: Parsed) -> None:
+    def submit(self, message: JupyterMessage) -> None:
         """Submit a request that was made in this process; the reply goes to its identities, if it has any.
 
         :raises WireError: it has no id, or its metadata cannot be read.
@@ -158,11 +158,11 @@ class TaskQueue:
 
     def _send_events(self, events: list[Event]) -> None:
         """Send submissions to the core after their records are written, in one transaction for a batch."""
-        if self._desk.recorder.on:
-            self._desk.recorder.commit()
+        if self._context.recorder.on:
+            self._context.recorder.commit()
         self._inbox.add_submissions(events)
 
-    def _submit(self, message: Parsed, frames: list[Frame], events: list[Event]) -> None:
+    def _submit(self, message: JupyterMessage, frames: list[Frame], events: list[Event]) -> None:
         head = message.head
         if not head.msg_id:
             raise WireError("the request has no msg_id")
@@ -192,8 +192,8 @@ class TaskQueue:
         else:
             route.submissions += 1
             route.identities = message.identities
-        if self._desk.recorder.on:
-            self._desk.recorder.submitted("task", message, head.session, None)
+        if self._context.recorder.on:
+            self._context.recorder.submitted("task", message, head.session, None)
         events.append(TaskSubmitted(client.id, msg_id, route, spec))
 
     def _limit_message(self) -> str:
@@ -202,9 +202,9 @@ class TaskQueue:
             f"{self._limit_bytes:,}: submit more when tasks have ended"
         )
 
-    def _refuse(self, message: Parsed, ename: str, why: str) -> None:
+    def _refuse(self, message: JupyterMessage, ename: str, why: str) -> None:
         """Answer a signed request that is not accepted (R25)."""
-        self._reply(message.identities, message.frames[1], failure(ename, why), {"status": "error"})
+        self._reply(message.identities, message.frames[1], error_content(ename, why), {"status": "error"})
         self._client_side.flush()
 
     def _reply(
@@ -219,7 +219,7 @@ class TaskQueue:
     # ---- replies ----------------------------------------------------------------------------------------------------
 
     async def _pump_replies(self) -> None:
-        socket, desk = self._engine_side, self._desk
+        socket, context = self._engine_side, self._context
         while True:
             batch = await socket.receive()
             events: list[Event] = []
@@ -227,27 +227,27 @@ class TaskQueue:
                 try:
                     events.append(self._event_of(self._codec.read(frames)))
                 except WireError as error:
-                    desk.count_malformed(error, "task")
+                    context.count_malformed(error, "task")
                     socket.reject(index)
                 except Exception:
-                    desk.count_internal_error("task")
+                    context.count_internal_error("task")
             if events:
                 if self._received_count >= RECEIVED_AT_ONCE or self._received_bytes >= RECEIVED_BYTES:
                     events += self._take_received()
                 self._inbox.add_results(events)
 
-    def _event_of(self, reply: Parsed) -> Event:
+    def _event_of(self, reply: JupyterMessage) -> Event:
         if not reply.identities:
             raise WireError("the reply names no engine")
         engine = reply.identities[0].decode("utf-8", "replace")
-        fate = reply.fate
+        reply_status = reply.reply_status
         msg_id = reply.parent.msg_id
         if not msg_id:
             raise WireError("the reply names no request")
-        status = fate.status or str(reply.content.get("status"))
+        status = reply_status.status or str(reply.content.get("status"))
         if status == "ok":
             return TaskFinished(engine, msg_id, "ok", reply)
-        if not fate.dependencies_met:
+        if not reply_status.dependencies_met:
             return DependencyUnmet(engine, msg_id, "its functional dependency was not met")
         if status == "aborted":
             return TaskFinished(engine, msg_id, "cancelled", reply, "aborted")
@@ -279,23 +279,25 @@ class TaskQueue:
         effect.payload.engine = engine
         self._engine_side.send([engine.encode(), *effect.payload.message])
         self._sent = True
-        if self._desk.recorder.on and is_foreign(task):
-            self._desk.recorder.assigned(engine, task)
+        if self._context.recorder.on and is_foreign(task):
+            self._context.recorder.assigned(engine, task)
 
     def _deliver(self, effect: DeliverResult) -> None:
         route = self._answer_submission(effect.task)
         if route is None:
-            self._desk.hub.note("delivery_without_route")
+            self._context.ingress.note("delivery_without_route")
             return
-        result: Parsed | None = effect.result
+        result: JupyterMessage | None = effect.result
         if result is None:
             frames = self._reply(route.identities, route.header, *_content_and_metadata(effect))
-            result = split(frames) if self._desk.recorder.on else None
+            result = split(frames) if self._context.recorder.on else None
         elif route.identities:
             self._client_side.send([*route.identities, result.identities[0], b"<IDS|MSG>", *result.frames])
-        if self._desk.recorder.on and result is not None:
+        if self._context.recorder.on and result is not None:
             engine = effect.engine
-            self._desk.recorder.finished("task", result, engine if engine is not None and is_foreign(engine) else None)
+            self._context.recorder.finished(
+                "task", result, engine if engine is not None and is_foreign(engine) else None
+            )
         self._sent = True
         self._received.setdefault(effect.client, []).append(effect.task)
         self._received_count += 1
@@ -306,10 +308,10 @@ class TaskQueue:
         route = self._answer_submission(effect.task)
         if route is not None:
             frames = self._reply(
-                route.identities, route.header, failure("SubmissionRefused", effect.reason), {"status": "error"}
+                route.identities, route.header, error_content("SubmissionRefused", effect.reason), {"status": "error"}
             )
-            if self._desk.recorder.on:
-                self._desk.recorder.finished("task", split(frames), None)
+            if self._context.recorder.on:
+                self._context.recorder.finished("task", split(frames), None)
             self._sent = True
 
     def unfinished(self) -> dict[str, str | None]:
@@ -361,7 +363,7 @@ def spec_of(metadata: Frame) -> TaskSpec:
     """
     try:
         wanted = _decode_metadata(metadata)
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise WireError(f"the metadata cannot be read: {error}") from None
     after, follow = _dependency(wanted.after, "after"), _dependency(wanted.follow, "follow")
     targets, retries, timeout = wanted.targets, wanted.retries or 0, wanted.timeout or None
@@ -411,8 +413,8 @@ def _dependency(value: Any, name: str) -> Dependency | None:
 def _content_and_metadata(effect: DeliverResult) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return content and metadata of the reply to a task that ended without a reply of an engine."""
     if effect.outcome == "cancelled":
-        return {**failure("TaskAborted", effect.reason), "status": "aborted"}, {"status": "aborted"}
+        return {**error_content("TaskAborted", effect.reason), "status": "aborted"}, {"status": "aborted"}
     metadata: dict[str, Any] = {"status": "error"}
     if effect.engine is not None:
         metadata["engine"] = effect.engine
-    return failure(effect.error or "TaskError", effect.reason), metadata
+    return error_content(effect.error or "TaskError", effect.reason), metadata

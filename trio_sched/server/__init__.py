@@ -2,11 +2,12 @@
 
 In the order in which a message passes them:
 
-    links, native        the connection of a peer; the ZeroMQ front
-    hub                  sorts what arrived into three channels, and keeps the order of arrival (R31)
+    peer_connection, native
+                         the connection of a peer; the ZeroMQ front
+    ingress              sorts what arrived into three channels, and keeps the order of arrival (R31)
     reader, intake, results, notifications
                          the three readers: messages in, events out; malformed messages are rejected here (R25)
-    happenings           the server's own events and effects, in addition to the core's
+    events               the server's own events and effects, in addition to the core's
     actor, guarded_scheduler
                          the turn: events in, effects out
     session_manager      which session a message belongs to; joining, leaving and shutting down

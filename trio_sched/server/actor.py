@@ -17,9 +17,9 @@ import trio
 
 from trio_sched.server.auditor import Auditor, SessionAudit
 from trio_sched.server.client_messages import ClientMessages
+from trio_sched.server.events import AuditDue, Effect, Event, StopRequested, SubmissionsReceived
 from trio_sched.server.guarded_scheduler import GuardedScheduler
-from trio_sched.server.happenings import AuditDue, Effect, Event, StopRequested, SubmissionsReceived
-from trio_sched.server.hub import Inbox
+from trio_sched.server.ingress import Inbox
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.session_manager import Handler, SessionManager
 from trio_sched.server.shutdown import Shutdown

@@ -14,8 +14,8 @@ import trio
 from trio_sched.core.events import TimePassed
 from trio_sched.server.budget import ByteBudget
 from trio_sched.server.config import Config
-from trio_sched.server.happenings import AuditDue, Effect
-from trio_sched.server.hub import Hub, Inbox
+from trio_sched.server.events import AuditDue, Effect
+from trio_sched.server.ingress import Inbox, Ingress
 from trio_sched.server.memory import BurstTrim
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.session_manager import SessionManager
@@ -103,7 +103,7 @@ class SessionAudit:
     def __init__(
         self,
         config: Config,
-        hub: Hub,
+        ingress: Ingress,
         sessions: Sessions,
         manager: SessionManager,
         outbox: Outbox,
@@ -111,7 +111,7 @@ class SessionAudit:
         now: float,
     ) -> None:
         self._config = config
-        self._hub = hub
+        self._ingress = ingress
         self._sessions = sessions
         self._manager = manager
         self._outbox = outbox
@@ -128,7 +128,7 @@ class SessionAudit:
             self._outbox.acknowledge(engine)
         self._budget.recount()
         self._budget.trim()
-        self._burst_trim.check(self._hub.counters.total())
+        self._burst_trim.check(self._ingress.counters.total())
         for client in self._sessions.clients.values():
             if client.paused:
                 self._outbox.count_unread(client)  # the limit may have grown

@@ -21,7 +21,7 @@ from trio_sched.core.ids import TaskId
 from trio_sched.server.config import Config
 from trio_sched.server.memory import memory_bytes, return_free_memory
 from trio_sched.server.sessions import ClientSession, Sessions
-from trio_sched.wire.native import TASK_BYTES, Attached, TaskEnd
+from trio_sched.wire.native import TASK_BYTES, FramedRecord, TaskResult
 
 #: The smallest window of bytes under way: room for one message.
 MIN_WINDOW_BYTES = 1 << 20
@@ -239,8 +239,8 @@ def held_for(client: ClientSession) -> int:
     return client.payload_bytes + client.unfinished * TASK_BYTES
 
 
-def result_bytes(result: TaskEnd | Attached) -> int:
+def result_bytes(result: TaskResult | FramedRecord) -> int:
     """Return about how many bytes a result takes."""
-    if isinstance(result, Attached):
+    if isinstance(result, FramedRecord):
         return TASK_BYTES + sum([len(frame) for frame in result.frames])
     return TASK_BYTES + len(result.body) + len(result.stdout) + len(result.stderr)

@@ -21,7 +21,7 @@ from trio_sched.core.scheduler import Scheduler
 from trio_sched.errors import WireError
 from trio_sched.server.budget import ByteBudget
 from trio_sched.server.config import Config
-from trio_sched.server.happenings import (
+from trio_sched.server.events import (
     CancelReceived,
     Effect,
     Event,
@@ -32,7 +32,7 @@ from trio_sched.server.happenings import (
     SubmissionsReceived,
     WatchChanged,
 )
-from trio_sched.server.hub import Hub
+from trio_sched.server.ingress import Ingress
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.queries import QueryHandler
 from trio_sched.server.sessions import ClientSession, FunctionCache
@@ -49,7 +49,7 @@ class ClientMessages:
     def __init__(
         self,
         config: Config,
-        hub: Hub,
+        ingress: Ingress,
         core: Callable[[Any, float], list[Effect]],
         scheduler: Scheduler,
         functions: FunctionCache,
@@ -58,7 +58,7 @@ class ClientMessages:
         queries: QueryHandler,
     ) -> None:
         self._config = config
-        self._hub = hub
+        self._ingress = ingress
         self._core = core
         self._scheduler = scheduler
         self._functions = functions
@@ -94,7 +94,7 @@ class ClientMessages:
         if len(backlog) <= self._slice:
             self._backlog = deque()
             return backlog
-        self._hub.inbox.wake()
+        self._ingress.inbox.wake()
         return [backlog.popleft() for _ in range(self._slice)]
 
     # ---- submissions -------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class ClientMessages:
     def _reject(self, client: ClientSession, calls: Sequence[Call], reason: str) -> None:
         base = session_base(client.number)
         self._backlog.extend([SubmissionRejected(client.number, base | call.id, reason) for call in calls])
-        self._hub.note("over_credit_bytes", session=client.number, why=reason)
+        self._ingress.note("over_credit_bytes", session=client.number, why=reason)
 
     def _submit(self, client: ClientSession, event: SubmissionsReceived) -> None:
         """Put an event of the core for each call into the backlog."""

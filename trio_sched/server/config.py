@@ -163,7 +163,7 @@ RULES: dict[str, Rule] = {
     ),
     "address": Rule(_is_address, 'it must be "ipc:///path" or "tcp://host:port" (port 0: any), or empty'),
     "scheme": _one_of(SCHEMES),
-    "hwm": _at_least(0, " (0: no limit)", RANGES["hwm"].most),
+    "hwm": _at_least(0, " (0: no limit)", RANGES["hwm"].maximum),
     "grace_s": _at_least(0, " (0: none)"),
     "keep_finished": _at_least(0),
     "keep_results_s": _at_least(0),

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trio_sched.core.events import DependencyUnmet, DrainRequested, PayloadRef, RecallAnswered, TaskFinished
-from trio_sched.server.guarded_scheduler import GuardedScheduler
-from trio_sched.server.happenings import (
+from trio_sched.server.events import (
     AnswersReceived,
     DrainReceived,
     Effect,
@@ -15,9 +14,10 @@ from trio_sched.server.happenings import (
     RecallAnswersReceived,
     SendMessage,
 )
+from trio_sched.server.guarded_scheduler import GuardedScheduler
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.sessions import EngineSession, Session
-from trio_sched.wire.native import Pong, RemoteError, TaskEnd
+from trio_sched.wire.native import Pong, RemoteError, TaskResult
 
 
 class EngineMessages:
@@ -81,7 +81,7 @@ def answer_heartbeat(session: Session, _event: HeartbeatReceived, _now: float) -
     return [SendMessage(session, Pong())]
 
 
-def _failed(engine: int, answer: TaskEnd, payload: PayloadRef) -> TaskFinished:
+def _failed(engine: int, answer: TaskResult, payload: PayloadRef) -> TaskFinished:
     """Return the event for an answer that is neither ok nor unmet.
 
     An engine can say only error and cancelled; the other outcomes are decided by the scheduler.

@@ -7,8 +7,8 @@ from typing import Any
 from trio_sched.core.recovery import recover
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.logs import get_logger
-from trio_sched.server.happenings import Effect
-from trio_sched.server.hub import Hub
+from trio_sched.server.events import Effect
+from trio_sched.server.ingress import Ingress
 
 log = get_logger(__name__)
 
@@ -16,9 +16,9 @@ log = get_logger(__name__)
 class GuardedScheduler:
     """The scheduler as the turn uses it: events go in, effects come out, and no exception does (R33)."""
 
-    def __init__(self, scheduler: Scheduler, hub: Hub) -> None:
+    def __init__(self, scheduler: Scheduler, ingress: Ingress) -> None:
         self.scheduler = scheduler
-        self._hub = hub
+        self._ingress = ingress
 
     def handle(self, event: Any, now: float) -> list[Effect]:
         """Return the effects of an event of the core."""
@@ -31,7 +31,7 @@ class GuardedScheduler:
         """Restore the core after handling `event` raised `error`. Returns the effects of the event."""
         recovery = recover(self.scheduler, event, error, now)
         for each in recovery.errors:
-            self._hub.report_error(type(event).__name__, each)
+            self._ingress.report_error(type(event).__name__, each)
         if recovery.was_reset:
             log.error("every unfinished task was ended with an error: the state could not be restored otherwise")
         return recovery.effects  # type: ignore[return-value]  # list is invariant

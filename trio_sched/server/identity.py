@@ -14,9 +14,9 @@ from msgspec import Struct
 
 from trio_sched.errors import ConfigError
 from trio_sched.server.config import Config
-from trio_sched.transport.connection import Connection, Role, host_name, ipc_address, runtime_dir
+from trio_sched.transport.connection_info import ConnectionInfo, Role, host_name, ipc_address, runtime_dir
 from trio_sched.transport.curve import Keys, new_keys
-from trio_sched.transport.private import require_private, require_safe_way
+from trio_sched.transport.private_files import require_private_directory, require_safe_path
 
 _TOKEN_BYTES = 32
 _WILDCARDS = ("0.0.0.0", "*", "[::]")
@@ -63,16 +63,18 @@ def _directory(config: Config) -> Path:
     if not config.runtime_dir:
         return runtime_dir()
     directory = Path(config.runtime_dir).expanduser().absolute()
-    require_safe_way(directory)  # before anything is made in a directory of another user
+    require_safe_path(directory)  # before anything is made in a directory of another user
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"runtime_dir = {config.runtime_dir!r}: it cannot be made: {error.strerror}") from None
-    require_private(directory)
+    require_private_directory(directory)
     return directory
 
 
-def connections(identity: Identity, config: Config, addresses: Mapping[str, str]) -> tuple[Connection, Connection]:
+def connections(
+    identity: Identity, config: Config, addresses: Mapping[str, str]
+) -> tuple[ConnectionInfo, ConnectionInfo]:
     """Return the contents of the connection files of clients and of engines.
 
     :param addresses: where the fronts listen, by name.
@@ -80,10 +82,10 @@ def connections(identity: Identity, config: Config, addresses: Mapping[str, str]
     return _connection(identity, config, "client", addresses), _connection(identity, config, "engine", addresses)
 
 
-def _connection(identity: Identity, config: Config, role: Role, addresses: Mapping[str, str]) -> Connection:
+def _connection(identity: Identity, config: Config, role: Role, addresses: Mapping[str, str]) -> ConnectionInfo:
     host = host_name()
     keys = identity.keys
-    return Connection(
+    return ConnectionInfo(
         name=identity.name,
         role=role,
         address=_reachable(addresses.get("native", ""), config.advertised_host or host),

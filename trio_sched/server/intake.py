@@ -12,7 +12,7 @@ from typing import Any
 from trio_sched.core.ids import MAX_COUNTER
 from trio_sched.errors import WireError
 from trio_sched.server.config import Config
-from trio_sched.server.happenings import (
+from trio_sched.server.events import (
     CancelReceived,
     HeartbeatReceived,
     QueryReceived,
@@ -20,17 +20,17 @@ from trio_sched.server.happenings import (
     SubmissionsReceived,
     WatchChanged,
 )
-from trio_sched.server.hub import SUBMISSIONS, Hub
-from trio_sched.server.links import Link
+from trio_sched.server.ingress import SUBMISSIONS, Ingress
+from trio_sched.server.peer_connection import PeerConnection
 from trio_sched.server.reader import Reader, Validator, read_bye
 from trio_sched.wire.native import (
     FUNCTION_DIGEST_BYTES,
     TASK_BYTES,
-    Attached,
     Bye,
     Call,
     Cancel,
     Frame,
+    FramedRecord,
     Hello,
     Ping,
     Query,
@@ -53,9 +53,9 @@ class Intake(Reader):
 
     who = "a client"
 
-    def __init__(self, hub: Hub, config: Config, read_hello: Validator) -> None:
+    def __init__(self, ingress: Ingress, config: Config, read_hello: Validator) -> None:
         super().__init__(
-            hub,
+            ingress,
             SUBMISSIONS,
             {
                 Submit: self._read_submit,
@@ -71,7 +71,7 @@ class Intake(Reader):
         self._max_tasks = config.max_tasks_per_message
 
     def _read_submit(
-        self, connection: Link, now: float, message: Submit, frames: Sequence[Frame]
+        self, connection: PeerConnection, now: float, message: Submit, frames: Sequence[Frame]
     ) -> SubmissionsReceived:
         calls = message.tasks
         if len(calls) > self._max_tasks:
@@ -82,7 +82,7 @@ class Intake(Reader):
         payloads = attach(calls, frames)
         if frames:
             for payload in payloads:
-                if type(payload) is Attached:
+                if type(payload) is FramedRecord:
                     task = payload.record.id
                     sizes[task] = sizes.get(task, 0) + sum([len(frame) for frame in payload.frames])
         functions = message.functions
@@ -94,7 +94,7 @@ class Intake(Reader):
         """Return the functions whose digest is right. A call that names one of the others is refused in its turn."""
         checked = {digest: body for digest, body in functions.items() if digest_of(body) == digest}
         for _ in range(len(functions) - len(checked)):
-            self._hub.note("bad_digest")
+            self._ingress.note("bad_digest")
         return checked
 
 
@@ -155,24 +155,24 @@ def _check_ids(what: str, tasks: Sequence[int]) -> None:
             raise WireError(f"{what} names the task {task}; an id is {RANGES['id']}")
 
 
-def _read_ping(connection: Link, now: float, message: Ping, _frames: Sequence[Frame]) -> HeartbeatReceived:
+def _read_ping(connection: PeerConnection, now: float, message: Ping, _frames: Sequence[Frame]) -> HeartbeatReceived:
     return HeartbeatReceived(connection, now, message.received)
 
 
-def _read_cancel(connection: Link, now: float, message: Cancel, _frames: Sequence[Frame]) -> CancelReceived:
+def _read_cancel(connection: PeerConnection, now: float, message: Cancel, _frames: Sequence[Frame]) -> CancelReceived:
     _check_ids("cancel", message.tasks)
     return CancelReceived(connection, now, message.tasks)
 
 
-def _read_query(connection: Link, now: float, message: Query, _frames: Sequence[Frame]) -> QueryReceived:
+def _read_query(connection: PeerConnection, now: float, message: Query, _frames: Sequence[Frame]) -> QueryReceived:
     if isinstance(message.task, int) and message.task:
         _check_ids("query", (message.task,))
     return QueryReceived(connection, now, message.request, message.what, message.task)
 
 
-def _read_watch(connection: Link, now: float, message: Watch, _frames: Sequence[Frame]) -> WatchChanged:
+def _read_watch(connection: PeerConnection, now: float, message: Watch, _frames: Sequence[Frame]) -> WatchChanged:
     return WatchChanged(connection, now, message.on)
 
 
-def _read_stop(connection: Link, now: float, message: Stop, _frames: Sequence[Frame]) -> StopReceived:
+def _read_stop(connection: PeerConnection, now: float, message: Stop, _frames: Sequence[Frame]) -> StopReceived:
     return StopReceived(connection, now, message.reason)

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trio_sched.errors import WireError
-from trio_sched.server.happenings import DeathReported, Event, HelloReceived, MessageBeforeHello, MessageRejected
-from trio_sched.server.hub import NOTIFICATIONS, Hub
-from trio_sched.server.links import Link
+from trio_sched.server.events import DeathReported, Event, HelloReceived, MessageBeforeHello, MessageRejected
+from trio_sched.server.ingress import NOTIFICATIONS, Ingress
+from trio_sched.server.peer_connection import PeerConnection
 from trio_sched.server.reader import Reader, read_bye, read_ping
 from trio_sched.server.task_specs import amounts
-from trio_sched.transport.connection import Role
-from trio_sched.wire.native import VERSION, Bye, Died, Frame, Hello, Ping
-from trio_sched.wire.ranges import MOST_PATH_CHARACTERS, check, check_length
+from trio_sched.transport.connection_info import Role
+from trio_sched.wire.native import VERSION, Bye, Frame, Hello, Ping, WorkerDied
+from trio_sched.wire.ranges import MAX_PATH_CHARACTERS, check, check_length
 
 
 class Notifications(Reader):
@@ -27,11 +27,13 @@ class Notifications(Reader):
 
     who = "a nanny"
 
-    def __init__(self, hub: Hub, tokens: Mapping[Role, str]) -> None:
+    def __init__(self, ingress: Ingress, tokens: Mapping[Role, str]) -> None:
         self._tokens = tokens
-        super().__init__(hub, NOTIFICATIONS, {Died: _read_died, Ping: read_ping, Bye: read_bye, Hello: self.read_hello})
+        super().__init__(
+            ingress, NOTIFICATIONS, {WorkerDied: _read_died, Ping: read_ping, Bye: read_bye, Hello: self.read_hello}
+        )
 
-    def validate(self, connection: Link, now: float, message: Any, frames: Sequence[Frame]) -> Event:
+    def validate(self, connection: PeerConnection, now: float, message: Any, frames: Sequence[Frame]) -> Event:
         """See `Reader.validate`. The session of a connection without a role is looked up in the turn."""
         if connection.role is not None:
             return super().validate(connection, now, message, frames)
@@ -39,7 +41,7 @@ class Notifications(Reader):
             return self.read_hello(connection, now, message, frames)
         return MessageBeforeHello(connection, now, message, frames)
 
-    def read_hello(self, connection: Link, now: float, hello: Hello, _frames: Sequence[Frame]) -> Event:
+    def read_hello(self, connection: PeerConnection, now: float, hello: Hello, _frames: Sequence[Frame]) -> Event:
         """Read a Hello, which a peer of any role may send over any connection."""
         try:
             self._check_role(connection, hello)
@@ -50,7 +52,7 @@ class Notifications(Reader):
             return MessageRejected(connection, now, "malformed", str(error), is_hello=True)
         return HelloReceived(connection, now, hello)
 
-    def _check_role(self, connection: Link, hello: Hello) -> None:
+    def _check_role(self, connection: PeerConnection, hello: Hello) -> None:
         if hello.version != VERSION:
             raise WireError(
                 f"you speak version {hello.version}, this scheduler version {VERSION}; "
@@ -84,11 +86,11 @@ def _check_ranges(hello: Hello) -> None:
     for name in ("name", "host", "python", "cwd", "path", "secret", "scheduler"):
         check_length(name, getattr(hello, name))
     characters = sum(map(len, hello.path))
-    if characters > MOST_PATH_CHARACTERS:
-        raise ValueError(f"path has {characters:,} characters in all; the most is {MOST_PATH_CHARACTERS:,}")
+    if characters > MAX_PATH_CHARACTERS:
+        raise ValueError(f"path has {characters:,} characters in all; the limit is {MAX_PATH_CHARACTERS:,}")
 
 
-def _read_died(connection: Link, now: float, message: Died, _frames: Sequence[Frame]) -> DeathReported:
+def _read_died(connection: PeerConnection, now: float, message: WorkerDied, _frames: Sequence[Frame]) -> DeathReported:
     running = None if message.running is None else tuple(message.running)
     return DeathReported(
         connection, now, message.engine, message.pid, message.reason or "its nanny saw it die", running

@@ -40,7 +40,7 @@ from trio_sched.logs import get_logger
 from trio_sched.server.batching import chunks, native_number, result_of, with_inputs
 from trio_sched.server.budget import ByteBudget, result_bytes
 from trio_sched.server.config import Config
-from trio_sched.server.happenings import (
+from trio_sched.server.events import (
     ConnectionLost,
     Effect,
     Event,
@@ -49,25 +49,25 @@ from trio_sched.server.happenings import (
     SendMessage,
     SendWelcome,
 )
-from trio_sched.server.hub import Hub, TaskEffect
+from trio_sched.server.ingress import Ingress, TaskEffect
 from trio_sched.server.sessions import ClientSession, EngineSession, FunctionCache, Session, Sessions, UnackedBatch
 from trio_sched.wire.native import (
     Accepted,
     Acked,
     Assign,
-    Attached,
     Call,
+    ClientEnvironment,
     Engines,
     Error,
     Events,
     Frame,
-    Happened,
-    Place,
+    FramedRecord,
+    MonitorEvent,
     Pong,
     Recall,
     Refused,
     Results,
-    TaskEnd,
+    TaskResult,
     Welcome,
 )
 
@@ -90,14 +90,14 @@ class Outbox:
 
     def __init__(
         self,
-        hub: Hub,
+        ingress: Ingress,
         config: Config,
         sessions: Sessions,
         functions: FunctionCache,
         budget: ByteBudget,
         instance: str,
     ) -> None:
-        self._hub = hub
+        self._ingress = ingress
         self._config = config
         self._sessions = sessions
         self._functions = functions
@@ -115,7 +115,7 @@ class Outbox:
         #: The budget's `released_bytes` when these were last looked at.
         self._released_bytes = 0
         self._engines_changed = False
-        self._monitor_events: list[Happened] = []
+        self._monitor_events: list[MonitorEvent] = []
         #: Clients that watch (R28).
         self.watchers: dict[int, ClientSession] = {}
         self._events: list[Event] = []
@@ -151,7 +151,7 @@ class Outbox:
                     handlers[type(effect)](effect)
                 return
             except Exception as error:
-                self._hub.report_error("effect", error, effect_type=type(effect).__name__)
+                self._ingress.report_error("effect", error, effect_type=type(effect).__name__)
 
     def take_events(self) -> list[Event]:
         """Take the events that came up since the last call."""
@@ -168,8 +168,8 @@ class Outbox:
 
     def _pass_on(self, effect: TaskEffect, owner: int | str) -> None:
         """Hand an effect for a peer without a session here to the front that made its id, if it is foreign."""
-        if is_foreign(owner) and self._hub.effect_handler is not None:
-            self._hub.effect_handler.take(effect)
+        if is_foreign(owner) and self._ingress.effect_handler is not None:
+            self._ingress.effect_handler.take(effect)
 
     def _assign(self, effect: AssignTask) -> None:
         engine = self._sessions.engines.get(effect.engine)
@@ -178,7 +178,7 @@ class Outbox:
             return
         payload = effect.payload
         frames: tuple[Frame, ...] = ()
-        if type(payload) is Attached:
+        if type(payload) is FramedRecord:
             frames = payload.frames
             payload = payload.record
         if effect.inputs:
@@ -234,7 +234,7 @@ class Outbox:
 
     def _publish(self, effect: Publish) -> None:
         task, engine, client = map(_native_or_none, (effect.task, effect.engine, effect.client))
-        self._monitor_events.append(Happened(effect.what, task, engine, client, effect.outcome))
+        self._monitor_events.append(MonitorEvent(effect.what, task, engine, client, effect.outcome))
 
     def _forget_engine(self, effect: ForgetEngine) -> None:
         engine = self._sessions.engines.get(effect.engine)
@@ -378,7 +378,7 @@ class Outbox:
                 self._send(client, message)
         if self._monitor_events:
             self._flush_monitor_events()
-        self._hub.flush()
+        self._ingress.flush()
 
     def flush_all(self, now: float) -> None:
         """Send also what is gathered; for the last turn."""
@@ -387,7 +387,7 @@ class Outbox:
 
     def _cut_off(self, session: Session, error: Exception) -> None:
         """End the connection of a peer whose queue cannot be sent (R33), and no other peer's."""
-        self._hub.report_error("flush", error, session=session.number)
+        self._ingress.report_error("flush", error, session=session.number)
         if session.connection is not None:
             why = "what was queued for it could not be sent"
             self._events.append(ConnectionLost(session.connection, why))
@@ -509,7 +509,7 @@ class Outbox:
             calls: list[Call] = []
             frames: list[Frame] = []
             functions: dict[bytes, bytes] = {}
-            environments: dict[int, Place] = {}
+            environments: dict[int, ClientEnvironment] = {}
             for call, attached in engine.queued_calls[:CALLS_PER_MESSAGE]:
                 size = CALL_OVERHEAD_BYTES + len(call.body)
                 if attached:
@@ -539,7 +539,7 @@ class Outbox:
             if digest in engine.queued_drops:
                 engine.queued_drops.remove(digest)
 
-    def _add_environment(self, engine: EngineSession, number: int, environments: dict[int, Place]) -> None:
+    def _add_environment(self, engine: EngineSession, number: int, environments: dict[int, ClientEnvironment]) -> None:
         engine.known_environments.add(number)
         client = self._sessions.clients.get(number) or self._sessions.departed.get(number)
         if client is not None:
@@ -572,7 +572,7 @@ class Outbox:
             if client.heard_at > client.events_counted_from:
                 client.events_counted_from, client.events_bytes = client.heard_at, 0
             if client.events_bytes > self._config.window_bytes:
-                self._hub.counters["events_missed"] += len(events)
+                self._ingress.counters["events_missed"] += len(events)
                 continue
             client.events_bytes += self._send(client, message)
 
@@ -582,7 +582,7 @@ def _native_or_none(any_id: int | str | None) -> int | None:
     return any_id if any_id is not None and is_native(any_id) else None
 
 
-def _split(results: list[TaskEnd | Attached]) -> tuple[list[TaskEnd], tuple[Frame, ...]]:
+def _split(results: list[TaskResult | FramedRecord]) -> tuple[list[TaskResult], tuple[Frame, ...]]:
     """Return the records of results, and their frames in order."""
     for _, records, frames in chunks(results, len(results), None):
         return records, frames

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from trio_sched.core import snapshot
-from trio_sched.core.events import TaskId
+from trio_sched.core.ids import TaskId
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.server.budget import ByteBudget, held_for
-from trio_sched.server.hub import Hub
+from trio_sched.server.ingress import Ingress
 from trio_sched.server.sessions import EngineSession, Session, Sessions
 
 
@@ -25,14 +25,14 @@ class QueryHandler:
         scheduler: Scheduler,
         sessions: Sessions,
         budget: ByteBudget,
-        hub: Hub,
+        ingress: Ingress,
         about: dict[str, Any],
         started_at: float,
     ) -> None:
         self._scheduler = scheduler
         self._sessions = sessions
         self._budget = budget
-        self._hub = hub
+        self._ingress = ingress
         self._about = about
         self._started_at = started_at
         self._answers: dict[str, Callable[[TaskId, float], Any]] = {
@@ -64,9 +64,9 @@ class QueryHandler:
                 row["unread_bytes"] = client.unread_bytes
         view["engines"] = self._with_sessions(view["engines"], now)
         view["nannies"] = [{"nanny": nanny.number, **_about(nanny, now)} for nanny in self._sessions.nannies.values()]
-        view["connections"] = self._hub.connections.status()
+        view["connections"] = self._ingress.connections.status()
         view["memory"] = {"held_bytes": self._budget.held_bytes, "total_bytes": self._budget.total_bytes}
-        view["counters"] = {**view["counters"], **self._hub.counters}
+        view["counters"] = {**view["counters"], **self._ingress.counters}
         return {**self._about, "up_s": now - self._started_at, **view}
 
     def _engines(self, _task: TaskId, now: float) -> list[dict[str, Any]]:

@@ -13,13 +13,13 @@ import trio
 from msgspec import Struct
 
 from trio_sched.errors import WireError
-from trio_sched.server.happenings import Event, HeartbeatReceived, MessageRejected, SessionClosed
-from trio_sched.server.hub import INTERNAL_ERROR, Burst, Hub
-from trio_sched.server.links import Link
+from trio_sched.server.events import Event, HeartbeatReceived, MessageRejected, SessionClosed
+from trio_sched.server.ingress import INTERNAL_ERROR, Burst, Ingress
+from trio_sched.server.peer_connection import PeerConnection
 from trio_sched.wire.native import Bye, Frame, Ping
 
 #: (connection, time of receipt, message, frames) -> event. Raises WireError for a message that is not allowed.
-Validator: TypeAlias = Callable[[Link, float, Any, Sequence[Frame]], Event]
+Validator: TypeAlias = Callable[[PeerConnection, float, Any, Sequence[Frame]], Event]
 #: The reason for a Bye without a reason.
 NO_REASON = "it left without giving a reason"
 #: Characters of an explanation, which may quote what was sent.
@@ -27,15 +27,15 @@ MAX_REASON_CHARACTERS = 300
 
 
 class Reader:
-    """Reads the messages of one channel of the hub."""
+    """Reads the messages of one channel of the ingress."""
 
     #: The senders, for explanations.
     who = "a peer"
 
-    def __init__(self, hub: Hub, channel: int, validators: Mapping[type, Validator]) -> None:
-        self._hub = hub
+    def __init__(self, ingress: Ingress, channel: int, validators: Mapping[type, Validator]) -> None:
+        self._ingress = ingress
         self._channel = channel
-        self._receive = hub.channels[channel]
+        self._receive = ingress.channels[channel]
         #: By the type of the message, for every type that these senders may send.
         self.validators = validators
 
@@ -67,12 +67,12 @@ class Reader:
             except WireError as error:
                 events.append(rejected(connection, now, error))
             except Exception as error:
-                self._hub.report_error(self.who, error)
+                self._ingress.report_error(self.who, error)
                 why = "the scheduler failed while it read this message"
                 events.append(MessageRejected(connection, now, INTERNAL_ERROR, why))
-        self._hub.inbox.deliver(burst, self._channel, events)
+        self._ingress.inbox.deliver(burst, self._channel, events)
 
-    def validate(self, connection: Link, now: float, message: Any, frames: Sequence[Frame]) -> Event:
+    def validate(self, connection: PeerConnection, now: float, message: Any, frames: Sequence[Frame]) -> Event:
         """Return the event for a decoded message.
 
         :raises WireError: the message is not allowed.
@@ -83,16 +83,16 @@ class Reader:
         return validator(connection, now, message, frames)
 
 
-def rejected(connection: Link, now: float, error: WireError) -> MessageRejected:
+def rejected(connection: PeerConnection, now: float, error: WireError) -> MessageRejected:
     """Return the event for a message that is not allowed."""
     return MessageRejected(connection, now, error.kind, str(error)[:MAX_REASON_CHARACTERS])
 
 
-def read_ping(connection: Link, now: float, _message: Ping, _frames: Sequence[Frame]) -> HeartbeatReceived:
+def read_ping(connection: PeerConnection, now: float, _message: Ping, _frames: Sequence[Frame]) -> HeartbeatReceived:
     """Read the heartbeat of an engine or a nanny."""
     return HeartbeatReceived(connection, now)
 
 
-def read_bye(connection: Link, now: float, message: Bye, _frames: Sequence[Frame]) -> SessionClosed:
+def read_bye(connection: PeerConnection, now: float, message: Bye, _frames: Sequence[Frame]) -> SessionClosed:
     """Read that a peer leaves for good."""
     return SessionClosed(connection, now, message.reason or NO_REASON, message.cancel)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trio_sched.server.happenings import (
+from trio_sched.server.events import (
     AnswersReceived,
     DrainReceived,
     RecallAnswersReceived,
 )
-from trio_sched.server.hub import RESULTS, Hub
-from trio_sched.server.links import Link
+from trio_sched.server.ingress import RESULTS, Ingress
+from trio_sched.server.peer_connection import PeerConnection
 from trio_sched.server.reader import Reader, Validator, read_bye, read_ping
 from trio_sched.wire.native import Bye, Draining, Finished, Frame, Hello, Ping, Recalled, attach
 
@@ -20,9 +20,9 @@ class Results(Reader):
 
     who = "an engine"
 
-    def __init__(self, hub: Hub, read_hello: Validator) -> None:
+    def __init__(self, ingress: Ingress, read_hello: Validator) -> None:
         super().__init__(
-            hub,
+            ingress,
             RESULTS,
             {
                 Finished: _read_answers,
@@ -35,17 +35,21 @@ class Results(Reader):
         )
 
 
-def _read_answers(connection: Link, now: float, message: Finished, frames: Sequence[Frame]) -> AnswersReceived:
+def _read_answers(
+    connection: PeerConnection, now: float, message: Finished, frames: Sequence[Frame]
+) -> AnswersReceived:
     answers = message.results
     frame_bytes = sum([len(frame) for frame in frames]) if frames else 0
     return AnswersReceived(connection, now, answers, attach(answers, frames), frame_bytes)
 
 
 def _read_recall_answers(
-    connection: Link, now: float, message: Recalled, _frames: Sequence[Frame]
+    connection: PeerConnection, now: float, message: Recalled, _frames: Sequence[Frame]
 ) -> RecallAnswersReceived:
     return RecallAnswersReceived(connection, now, message.given, message.kept)
 
 
-def _read_draining(connection: Link, now: float, _message: Draining, _frames: Sequence[Frame]) -> DrainReceived:
+def _read_draining(
+    connection: PeerConnection, now: float, _message: Draining, _frames: Sequence[Frame]
+) -> DrainReceived:
     return DrainReceived(connection, now)

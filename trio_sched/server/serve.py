@@ -26,10 +26,10 @@ from trio_sched.server.budget import ByteBudget
 from trio_sched.server.client_messages import ClientMessages
 from trio_sched.server.config import Config
 from trio_sched.server.engine_messages import EngineMessages
+from trio_sched.server.events import EnginesExpected
 from trio_sched.server.guarded_scheduler import GuardedScheduler
-from trio_sched.server.happenings import EnginesExpected
-from trio_sched.server.hub import Front, Hub, Inbox
 from trio_sched.server.identity import Identity, connections, new_identity
+from trio_sched.server.ingress import Front, Inbox, Ingress
 from trio_sched.server.intake import Intake
 from trio_sched.server.native import NativeFront
 from trio_sched.server.notifications import Notifications
@@ -40,9 +40,9 @@ from trio_sched.server.results import Results
 from trio_sched.server.session_manager import SessionManager
 from trio_sched.server.sessions import FunctionCache, Sessions
 from trio_sched.server.shutdown import Shutdown
-from trio_sched.transport.connection import Connection, remove_connection_files, write_connection_files
+from trio_sched.transport.connection_info import ConnectionInfo, remove_connection_files, write_connection_files
 from trio_sched.transport.connection_limits import ConnectionBounds, connection_bounds, descriptor_limit
-from trio_sched.transport.reach import resolution_problem
+from trio_sched.transport.reachability import resolution_error
 
 log = get_logger(__name__)
 
@@ -69,7 +69,7 @@ async def serve(
                 addresses: dict[str, str] = {}
                 for front in [NativeFront(config)] if fronts is None else fronts:
                     shields.append(trio.CancelScope(shield=True))
-                    addresses.update(await nursery.start(_shielded, front, server.hub, shields[-1]))
+                    addresses.update(await nursery.start(_shielded, front, server.ingress, shields[-1]))
                 for task in server.tasks:
                     nursery.start_soon(task)
                 with _connection_files(server.identity, config, addresses) as (client, engine):
@@ -86,10 +86,10 @@ async def serve(
 
 
 async def _shielded(
-    front: Front, hub: Hub, shield: trio.CancelScope, *, task_status: trio.TaskStatus[dict[str, str]]
+    front: Front, ingress: Ingress, shield: trio.CancelScope, *, task_status: trio.TaskStatus[dict[str, str]]
 ) -> None:
     with shield:
-        await front.run(hub, task_status=task_status)
+        await front.run(ingress, task_status=task_status)
 
 
 async def _check_advertised_host(advertised: str, bound: str) -> None:
@@ -97,7 +97,7 @@ async def _check_advertised_host(advertised: str, bound: str) -> None:
     if advertised == bound:
         return
     host = advertised.removeprefix("tcp://").rpartition(":")[0]
-    problem = await trio.to_thread.run_sync(resolution_problem, host.strip("[]"), abandon_on_cancel=True)
+    problem = await trio.to_thread.run_sync(resolution_error, host.strip("[]"), abandon_on_cancel=True)
     if problem:
         advice = "set advertised_host (--advertised-host) to a name or an address by which others reach this machine"
         log.warning("the advertised host cannot be resolved here", host=host, reason=problem, advice=advice)
@@ -106,7 +106,7 @@ async def _check_advertised_host(advertised: str, bound: str) -> None:
 @contextmanager
 def _connection_files(
     identity: Identity, config: Config, addresses: Mapping[str, str]
-) -> Iterator[tuple[Connection, Connection]]:
+) -> Iterator[tuple[ConnectionInfo, ConnectionInfo]]:
     """Write the connection files when peers can connect, and remove them before peers no longer can. A server without a
     native and a WebSocket front writes none."""
     client, engine = connections(identity, config, addresses)
@@ -138,31 +138,31 @@ class Server:
         self.identity = identity
         # the way in
         self.inbox = Inbox()
-        self.hub = Hub(self.inbox, identity, _bounds(config))
-        notifications = Notifications(self.hub, identity.tokens)
-        results = Results(self.hub, notifications.read_hello)
-        intake = Intake(self.hub, config, notifications.read_hello)
+        self.ingress = Ingress(self.inbox, identity, _bounds(config))
+        notifications = Notifications(self.ingress, identity.tokens)
+        results = Results(self.ingress, notifications.read_hello)
+        intake = Intake(self.ingress, config, notifications.read_hello)
         self.readers: tuple[Reader, ...] = (results, notifications, intake)
         # the state
         self.scheduler = Scheduler(config.settings(), random.Random(config.seed), _generator(config))
         self.sessions = Sessions()
         functions = FunctionCache()
         self.budget = ByteBudget(config, self.sessions)
-        self.outbox = Outbox(self.hub, config, self.sessions, functions, self.budget, identity.instance)
+        self.outbox = Outbox(self.ingress, config, self.sessions, functions, self.budget, identity.instance)
         self.shutdown = Shutdown(self.scheduler, self.sessions, self.outbox)
         # what changes it
-        guarded = GuardedScheduler(self.scheduler, self.hub)
+        guarded = GuardedScheduler(self.scheduler, self.ingress)
         about = {"name": config.name, "scheduler": identity.instance}
-        self.queries = QueryHandler(self.scheduler, self.sessions, self.budget, self.hub, about, now)
+        self.queries = QueryHandler(self.scheduler, self.sessions, self.budget, self.ingress, about, now)
         clients = ClientMessages(
-            config, self.hub, guarded.handle, self.scheduler, functions, self.budget, self.outbox, self.queries
+            config, self.ingress, guarded.handle, self.scheduler, functions, self.budget, self.outbox, self.queries
         )
         engines = EngineMessages(guarded, self.outbox)
         manager = SessionManager(
-            config, self.hub, guarded.handle, self.scheduler, self.sessions, self.outbox, self.budget,
+            config, self.ingress, guarded.handle, self.scheduler, self.sessions, self.outbox, self.budget,
             clients, engines, {"client": intake, "engine": results, "nanny": notifications}, self.shutdown,
         )  # fmt: skip
-        audit = SessionAudit(config, self.hub, self.sessions, manager, self.outbox, self.budget, now)
+        audit = SessionAudit(config, self.ingress, self.sessions, manager, self.outbox, self.budget, now)
         self.auditor = Auditor(self.inbox, config.heartbeat_s, now)
         self.actor = Actor(guarded, manager, clients, audit, self.inbox, self.outbox, self.auditor, self.shutdown)
         self.tasks = (results.run, notifications.run, intake.run, self.actor.run, self.auditor.run)
@@ -205,7 +205,9 @@ def _generator(config: Config) -> Any:
 class Running:
     """A running scheduler, as `nursery.start(serve, ...)` returns it."""
 
-    def __init__(self, server: Server, client: Connection, engine: Connection, addresses: Mapping[str, str]) -> None:
+    def __init__(
+        self, server: Server, client: ConnectionInfo, engine: ConnectionInfo, addresses: Mapping[str, str]
+    ) -> None:
         #: The parts, for tests.
         self.server = server
         #: The connection data of clients.
@@ -218,7 +220,7 @@ class Running:
 
     def stop(self, reason: str = "it was told to stop") -> None:
         """Shut down (R29); `serve` returns when that is done. May be called only in the thread of the event loop."""
-        self.server.hub.stop(reason)
+        self.server.ingress.stop(reason)
 
     def expect_engines(self, count: int) -> None:
         """Have clients that connect wait until `count` engines have joined; 0: they need not wait any longer. May be

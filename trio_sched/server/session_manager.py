@@ -31,7 +31,7 @@ from trio_sched.server.budget import ByteBudget
 from trio_sched.server.client_messages import ClientMessages
 from trio_sched.server.config import Config
 from trio_sched.server.engine_messages import EngineMessages, answer_heartbeat
-from trio_sched.server.happenings import (
+from trio_sched.server.events import (
     AnswersReceived,
     CancelReceived,
     ConnectionAlive,
@@ -58,14 +58,14 @@ from trio_sched.server.happenings import (
     SubmissionsReceived,
     WatchChanged,
 )
-from trio_sched.server.hub import INTERNAL_ERROR, Hub
-from trio_sched.server.links import Link, PeerRole
+from trio_sched.server.ingress import INTERNAL_ERROR, Ingress
 from trio_sched.server.outbox import FORGOTTEN, Outbox
+from trio_sched.server.peer_connection import PeerConnection, PeerRole
 from trio_sched.server.reader import Reader, rejected
 from trio_sched.server.sessions import ClientSession, EngineSession, NannySession, Session, Sessions
 from trio_sched.server.shutdown import Shutdown
 from trio_sched.server.task_specs import amounts
-from trio_sched.wire.native import Hello, Place, Reply
+from trio_sched.wire.native import ClientEnvironment, Hello, Reply
 
 log = get_logger(__name__)
 #: How often a full table of clients is searched for one that gives way.
@@ -84,7 +84,7 @@ class SessionManager:
     def __init__(
         self,
         config: Config,
-        hub: Hub,
+        ingress: Ingress,
         core: Handler,
         scheduler: Scheduler,
         sessions: Sessions,
@@ -96,7 +96,7 @@ class SessionManager:
         shutdown: Shutdown,
     ) -> None:
         self._config = config
-        self._hub = hub
+        self._ingress = ingress
         self._core = core
         self._scheduler = scheduler
         self._sessions = sessions
@@ -131,7 +131,7 @@ class SessionManager:
 
     def failed(self, event: Any, error: Exception) -> list[Effect]:
         """Drop an event whose handler raised (R33). A peer that waits for an answer is told."""
-        self._hub.report_error(type(event).__name__, error)
+        self._ingress.report_error(type(event).__name__, error)
         if isinstance(event, HelloReceived) and self._sessions.of(event.connection) is None:
             return [SendError(event.connection, INTERNAL_ERROR, FORGOTTEN)]
         session = self._sessions.of(event.connection) if isinstance(event, PeerEvent) else None
@@ -152,7 +152,7 @@ class SessionManager:
         connection = event.connection
         session = self._sessions.of(connection)
         if session is None:
-            self._hub.note("unknown_peer")
+            self._ingress.note("unknown_peer")
             return [_say_hello_first(connection)]
         effects = [] if session.connection is connection else [_say_hello_first(connection)]
         session.heard_at = event.received_at
@@ -185,7 +185,7 @@ class SessionManager:
         is_current = session is not None and session.connection is connection
         context = {"session": session.number} if session is not None and is_current else {}
         if event.kind != INTERNAL_ERROR:  # that was counted when it happened
-            self._hub.note(event.kind, why=event.reason, **context)
+            self._ingress.note(event.kind, why=event.reason, **context)
         if session is not None and is_current:
             session.heard_at = event.received_at
         return [SendError(connection, event.kind, event.reason)] if is_current or event.is_hello else []
@@ -220,8 +220,8 @@ class SessionManager:
             effects.append(SendMessage(session, self._shutdown.closing))
         return effects
 
-    def _decline(self, connection: Link, kind: str, why: str) -> list[Effect]:
-        self._hub.note(kind, why=why)
+    def _decline(self, connection: PeerConnection, kind: str, why: str) -> list[Effect]:
+        self._ingress.note(kind, why=why)
         return [SendError(connection, kind, why)]
 
     def _join(self, event: HelloReceived, found: Session | None, now: float) -> list[Effect]:
@@ -291,7 +291,7 @@ class SessionManager:
         if isinstance(session, ClientSession):
             tasks = session.acknowledge(hello.received)
             self._outbox.count_unread(session)
-            self._set_environment(session, Place(hello.cwd, hello.path))
+            self._set_environment(session, ClientEnvironment(hello.cwd, hello.path))
             return self._core(ResultsReceived(session.number, tasks), now) if tasks else []
         if not isinstance(session, EngineSession):
             return []
@@ -299,7 +299,7 @@ class SessionManager:
         self._sessions.set_lost(session, False)
         return [*self._core(EngineReturned(session.number, frozenset(hello.holding)), now), SendEngineCount()]
 
-    def _set_environment(self, client: ClientSession, environment: Place) -> None:
+    def _set_environment(self, client: ClientSession, environment: ClientEnvironment) -> None:
         """Have the engines told when a client came back from another working directory."""
         if environment != client.environment:
             client.environment = environment
@@ -363,7 +363,7 @@ class SessionManager:
             engine = self._sessions.engine_of(nanny, event.pid)
         if engine is None or engine.nanny != nanny.number:
             if event.engine:  # else it died before it joined
-                self._hub.note("death_of_unknown", engine=event.engine, nanny=nanny.number)
+                self._ingress.note("death_of_unknown", engine=event.engine, nanny=nanny.number)
             return []
         self._sessions.remove(engine, now)
         log.warning("engine died", number=engine.number, host=engine.host, pid=engine.pid, reason=event.reason)
@@ -385,5 +385,5 @@ class SessionManager:
         return effects
 
 
-def _say_hello_first(connection: Link) -> Effect:
+def _say_hello_first(connection: PeerConnection) -> Effect:
     return SendError(connection, "unknown_peer", "say Hello first")

@@ -20,8 +20,8 @@ from msgspec import Struct
 
 from trio_sched.core.events import TaskSpec
 from trio_sched.core.ids import ClientId, EngineId, TaskId
-from trio_sched.server.links import Link, PeerRole
-from trio_sched.wire.native import Attached, Call, Frame, Hello, Options, Place, Refused, TaskEnd
+from trio_sched.server.peer_connection import PeerConnection, PeerRole
+from trio_sched.wire.native import Call, ClientEnvironment, Frame, FramedRecord, Hello, Options, Refused, TaskResult
 
 _SECRET_BYTES = 16
 #: Refusals of one client that are kept to be sent again when it comes back; beyond that the oldest are dropped.
@@ -51,9 +51,9 @@ class Session:
         self.number = number
         self.secret = secret
         #: None while the peer is away.
-        self.connection: Link | None = None
+        self.connection: PeerConnection | None = None
         #: The last connection, while there is none: messages that were sent over it may still arrive, and count.
-        self.former_connection: Link | None = None
+        self.former_connection: PeerConnection | None = None
         #: When the last message of the peer, or another sign of life, was received.
         self.heard_at = now
         #: None while there is a connection.
@@ -69,7 +69,7 @@ class UnackedBatch(Struct, gc=False):
 
     seq: int
     size: int
-    results: list[TaskEnd | Attached]
+    results: list[TaskResult | FramedRecord]
 
 
 class ClientSession(Session):
@@ -117,7 +117,7 @@ class ClientSession(Session):
         self.admin = hello.admin
         self.weight = hello.weight
         self.cancel_on_leave = hello.cancel_on_leave
-        self.environment = Place(hello.cwd, hello.path)
+        self.environment = ClientEnvironment(hello.cwd, hello.path)
         #: Whether the effect that answers its first Hello was carried out.
         self.welcomed = False
         # submissions
@@ -155,7 +155,7 @@ class ClientSession(Session):
         #: Accepted submissions whose results are not yet queued. When there are none, a result need not wait for
         #: others.
         self.unfinished = 0
-        self.queued_results: list[TaskEnd | Attached] = []
+        self.queued_results: list[TaskResult | FramedRecord] = []
         #: The number of the last message of results.
         self.seq = 0
         self.unacked: deque[UnackedBatch] = deque()
@@ -207,9 +207,9 @@ class ClientSession(Session):
         self.refusal_bytes -= _refusal_bytes(refused)
 
 
-def task_id_of(result: TaskEnd | Attached) -> int:
+def task_id_of(result: TaskResult | FramedRecord) -> int:
     """Return the id of the task that a result belongs to."""
-    return result.record.id if isinstance(result, Attached) else result.id
+    return result.record.id if isinstance(result, FramedRecord) else result.id
 
 
 def _refusal_bytes(refused: Refused) -> int:
@@ -310,7 +310,7 @@ class Sessions:
         #: or took too long.
         self.expected_engines = 0
         #: The session of each connection, current or former. The messages of a former connection still count.
-        self._by_connection: dict[Link, Session] = {}
+        self._by_connection: dict[PeerConnection, Session] = {}
         #: Connected engines by Python version; counted, because thousands may join one by one.
         self._connected: Counter[str] = Counter()
         self._last_number = 0
@@ -380,7 +380,7 @@ class Sessions:
             return None
         return session
 
-    def of(self, connection: Link) -> Session | None:
+    def of(self, connection: PeerConnection) -> Session | None:
         """Return the session whose messages arrive over this connection."""
         return self._by_connection.get(connection)
 
@@ -393,7 +393,7 @@ class Sessions:
 
     # ---- connections -------------------------------------------------------------------------------------------------
 
-    def bind(self, session: Session, connection: Link, now: float) -> None:
+    def bind(self, session: Session, connection: PeerConnection, now: float) -> None:
         """Have the session use this connection from now on; a former one ends."""
         if session.connection is not connection:
             self.detach(session, now)

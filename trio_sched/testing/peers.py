@@ -1,6 +1,6 @@
 """Fake clients, engines and nannies, which speak the native protocol and do exactly what a test tells them.
 
-A peer receives in the background: messages are kept until the test asks for their type. While `beating` is
+A peer receives in the background: messages are kept until the test asks for their type. While `sends_heartbeats` is
 True, the peer sends heartbeats. Payloads are the bytes or text of the test; nothing is pickled. The peers work
 over `MemoryDealer` and over `ZmqSocket`.
 """
@@ -30,13 +30,13 @@ class PeerSocket(Protocol):
     def close(self) -> None: ...
 
 
-def body_of(value: str | bytes) -> bytes:
+def encode_body(value: str | bytes) -> bytes:
     """Encode the text of a test as a payload."""
     return value.encode() if isinstance(value, str) else value
 
 
 class FakePeer:
-    """The common base of the three peers. `World` makes them; without it, a test starts `run` in a nursery."""
+    """The common base of the three peers. `ServerHarness` makes them; without it, a test starts `run` in a nursery."""
 
     role: Literal["client", "engine", "nanny"] = "client"
 
@@ -54,11 +54,11 @@ class FakePeer:
         #: Whether the last hello was answered; the scheduler may ignore messages that were sent before that.
         self.joined = False
         #: Whether the peer sends heartbeats.
-        self.beating = True
+        self.sends_heartbeats = True
         #: Whether the peer sends its hello again when the scheduler answers "unknown_peer".
-        self.returning = True
+        self.rejoins = True
         #: All received messages, decoded, in order.
-        self.heard: list[Any] = []
+        self.received_messages: list[Any] = []
         self._unread: list[tuple[Any, Sequence[Frame]]] = []
         self._arrived = trio.Event()
         #: Set when the scheduler has closed the connection; only the in-memory transport notices that.
@@ -71,11 +71,11 @@ class FakePeer:
 
     # ---- messages ---------------------------------------------------------------------------------------------------
 
-    def say(self, message: native.FromPeer, frames: Sequence[Frame] = ()) -> None:
+    def send(self, message: native.FromPeer, frames: Sequence[Frame] = ()) -> None:
         """Send a message."""
-        self.say_raw([native.encode(message), *frames])
+        self.send_frames([native.encode(message), *frames])
 
-    def say_raw(self, frames: Sequence[Frame]) -> None:
+    def send_frames(self, frames: Sequence[Frame]) -> None:
         """Send frames, which need not be a message."""
         self.dealer.send(frames)
         self.dealer.flush()
@@ -84,7 +84,7 @@ class FakePeer:
         """Decode a received message."""
         return native.decode_to_client(data)
 
-    async def hear(self, kind: type[M], timeout_s: float = 60.0) -> M:
+    async def expect(self, kind: type[M], timeout_s: float = 60.0) -> M:
         """Wait for the next unread message of this type; messages of other types stay unread."""
         with trio.fail_after(timeout_s):
             while True:
@@ -95,27 +95,27 @@ class FakePeer:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
 
-    def unheard(self, kind: type[M]) -> list[M]:
+    def take_unread(self, kind: type[M]) -> list[M]:
         """Return the unread messages of this type, which are read then."""
         found = [message for message, _ in self._unread if isinstance(message, kind)]
         self._unread = [entry for entry in self._unread if not isinstance(entry[0], kind)]
         return found
 
-    def notice(self, message: Any, frames: Sequence[Frame]) -> None:
+    def on_message(self, message: Any, frames: Sequence[Frame]) -> None:
         """React to a received message without being told by the test."""
         if isinstance(message, native.Welcome):
             self.welcome = message
             self.joined = True
-        elif isinstance(message, native.Error) and message.kind == "unknown_peer" and self.joined and self.returning:
-            self.say(self.hello())
+        elif isinstance(message, native.Error) and message.kind == "unknown_peer" and self.joined and self.rejoins:
+            self.send(self.hello())
 
-    def take(self, batch: Sequence[Sequence[Frame]]) -> None:
+    def on_messages(self, batch: Sequence[Sequence[Frame]]) -> None:
         """Handle received messages."""
         for frames in batch:
             message = self.decode(frames[0])
-            self.heard.append(message)
+            self.received_messages.append(message)
             self._unread.append((message, frames[1:]))
-            self.notice(message, frames[1:])
+            self.on_message(message, frames[1:])
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Receive messages and send heartbeats until cancelled; then close the connection."""
@@ -132,7 +132,7 @@ class FakePeer:
         while True:
             dealer = self.dealer
             try:
-                self.take(await dealer.receive())
+                self.on_messages(await dealer.receive())
             except (trio.ClosedResourceError, anyio.ClosedResourceError):
                 if self.dealer is dealer:  # not replaced by `reconnect`
                     self.closed.set()
@@ -142,8 +142,8 @@ class FakePeer:
     async def _beat(self) -> None:
         while True:
             await trio.sleep(self.welcome.heartbeat_s)
-            if self.beating and self.number and not self.closed.is_set():
-                self.say(self.ping())
+            if self.sends_heartbeats and self.number and not self.closed.is_set():
+                self.send(self.ping())
 
     def ping(self) -> native.Ping:
         """Build a heartbeat."""
@@ -153,8 +153,8 @@ class FakePeer:
 
     async def join(self) -> native.Welcome:
         """Send the hello, and wait for the welcome. With a session, resume it."""
-        self.say(self.hello())
-        return await self.hear(native.Welcome)
+        self.send(self.hello())
+        return await self.expect(native.Welcome)
 
     def hello(self) -> native.Hello:
         """Build the hello, with the session if there is one."""
@@ -180,8 +180,8 @@ class FakePeer:
 
         :param cancel: cancel a client's unfinished tasks.
         """
-        self.beating = self.returning = False
-        self.say(native.Bye(cancel))
+        self.sends_heartbeats = self.rejoins = False
+        self.send(native.Bye(cancel))
 
 
 class FakeClient(FakePeer):
@@ -192,7 +192,7 @@ class FakeClient(FakePeer):
     def __init__(self, connect: Callable[[], PeerSocket], token: str, **hello: Any) -> None:
         super().__init__(connect, token, **hello)
         #: By full id.
-        self.ends: dict[int, native.TaskEnd] = {}
+        self.results: dict[int, native.TaskResult] = {}
         #: Full ids of the received results, in order, with repetitions.
         self.deliveries: list[int] = []
         self.frames: dict[int, Sequence[Frame]] = {}
@@ -204,9 +204,9 @@ class FakeClient(FakePeer):
         #: Submitted calls, in order.
         self.sent: list[native.Call] = []
 
-    def notice(self, message: Any, frames: Sequence[Frame]) -> None:
+    def on_message(self, message: Any, frames: Sequence[Frame]) -> None:
         """Collect results, and send unaccepted calls again after a welcome."""
-        super().notice(message, frames)
+        super().on_message(message, frames)
         self.accepted = max(self.accepted, getattr(message, "accepted", 0))
         if isinstance(message, native.Welcome):
             self._submit(self.sent[message.accepted :], dict(self._functions))
@@ -214,10 +214,10 @@ class FakeClient(FakePeer):
             self.received = message.seq
             for framed in native.attach(message.results, frames):
                 result: Any = framed
-                if isinstance(framed, native.Attached):
+                if isinstance(framed, native.FramedRecord):
                     result = framed.record
                     self.frames[result.id] = framed.frames
-                self.ends[result.id] = result
+                self.results[result.id] = result
                 self.deliveries.append(result.id)
 
     def ping(self) -> native.Ping:
@@ -237,7 +237,7 @@ class FakeClient(FakePeer):
         for body in bodies:
             self._counter += 1
             chosen = native.Options(**options) if options else None
-            calls.append(native.Call(self._counter, digest(fn) if fn else b"", body_of(body), options=chosen))
+            calls.append(native.Call(self._counter, digest(fn) if fn else b"", encode_body(body), options=chosen))
         return calls
 
     async def submit(self, *bodies: str | bytes, fn: bytes = b"", **options: Any) -> int:
@@ -253,28 +253,28 @@ class FakeClient(FakePeer):
         self._functions.update(functions)
         self.sent += calls
         self._submit(calls, functions)
-        return self.full(calls[-1].id)
+        return self.task_id(calls[-1].id)
 
     def _submit(self, calls: list[native.Call], functions: dict[bytes, bytes]) -> None:
         if calls and self.joined:
-            self.say(native.Submit(calls, functions, received=self.received if self.acknowledging else 0))
+            self.send(native.Submit(calls, functions, received=self.received if self.acknowledging else 0))
 
-    def full(self, counter: int) -> int:
+    def task_id(self, counter: int) -> int:
         """The full id of the task with this counter."""
         return make_task_id(self.number, counter)
 
-    async def end_of(self, task: int, timeout_s: float = 3600.0) -> native.TaskEnd:
+    async def result_of(self, task: int, timeout_s: float = 3600.0) -> native.TaskResult:
         """Wait for the result of a task, given by full id."""
         with trio.fail_after(timeout_s):
-            while task not in self.ends:
+            while task not in self.results:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
-        return self.ends[task]
+        return self.results[task]
 
-    async def ask(self, what: str, task: int = 0) -> Any:
+    async def query(self, what: str, task: int = 0) -> Any:
         """Send a query; returns the data of the answer, or its error."""
-        self.say(native.Query(1, what, task))
-        reply = await self.hear(native.Reply)
+        self.send(native.Query(1, what, task))
+        reply = await self.expect(native.Reply)
         return reply.error or reply.data
 
 
@@ -290,22 +290,22 @@ class FakeEngine(FakePeer):
         #: Assigned calls without a result, by full id.
         self.calls: dict[int, native.Call] = {}
         self.functions: dict[bytes, bytes] = {}
-        self.places: dict[int, native.Place] = {}
+        self.environments: dict[int, native.ClientEnvironment] = {}
         self.acked = 0
         self.recalled: list[int] = []
         #: (task, attempt) of the calls that were assigned more than once.
         self.repeated: set[tuple[int, int]] = set()
         self._seen: set[tuple[int, int]] = set()
         self._queue: list[native.Call] = []
-        self._unacked: list[tuple[native.TaskEnd, Sequence[Frame]]] = []
+        self._unacked: list[tuple[native.TaskResult, Sequence[Frame]]] = []
 
     def decode(self, data: Frame) -> Any:
         """Decode a message for an engine."""
         return native.decode_to_engine(data)
 
-    def notice(self, message: Any, frames: Sequence[Frame]) -> None:
+    def on_message(self, message: Any, frames: Sequence[Frame]) -> None:
         """Take assigned calls, and send unacknowledged results again after a welcome."""
-        super().notice(message, frames)
+        super().on_message(message, frames)
         self._note_acked(getattr(message, "acked", 0))
         if isinstance(message, native.Welcome):
             self._resume(message)
@@ -316,7 +316,7 @@ class FakeEngine(FakePeer):
             self.functions.update(message.functions)
             for dropped in message.drop:
                 self.functions.pop(dropped, None)
-            self.places.update(message.places)
+            self.environments.update(message.places)
             self.calls.update({call.id: call for call in message.tasks})
             if not self.eager:
                 self._queue += message.tasks
@@ -341,7 +341,7 @@ class FakeEngine(FakePeer):
         self._note_acked(welcome.accepted)
         if self._unacked:
             results = [result for result, _ in self._unacked]
-            self.say(native.Finished(results), [frame for _, frames in self._unacked for frame in frames])
+            self.send(native.Finished(results), [frame for _, frames in self._unacked for frame in frames])
 
     def hello(self) -> native.Hello:
         """Build the hello, with the tasks that the engine holds."""
@@ -377,43 +377,43 @@ class FakeEngine(FakePeer):
 
     async def fail(self, call: native.Call, message: str = "it failed") -> None:
         """Answer with an error."""
-        self.end_error(call, message)
+        self.answer_error(call, message)
         await trio.lowlevel.checkpoint()
 
     async def decline(self, call: native.Call) -> None:
         """Decline a call because of an unmet dependency (R19), with a checkpoint."""
-        self.end_unmet(call)
+        self.answer_unmet(call)
         await trio.lowlevel.checkpoint()
 
-    def end_ok(self, call: native.Call) -> None:
+    def answer_ok(self, call: native.Call) -> None:
         """Send the body of a call as its result."""
         self._send_results([self._result_of(call, call.body)])
 
-    def end_error(self, call: native.Call, message: str = "it failed") -> None:
+    def answer_error(self, call: native.Call, message: str = "it failed") -> None:
         """Send an error as the result of a call."""
         error = native.RemoteError("ValueError", message)
-        self._send_results([native.TaskEnd(call.id, "error", error=error, attempt=call.attempt)])
+        self._send_results([native.TaskResult(call.id, "error", error=error, attempt=call.attempt)])
 
-    def end_unmet(self, call: native.Call) -> None:
+    def answer_unmet(self, call: native.Call) -> None:
         """Decline a call because of an unmet dependency (R19)."""
-        self._send_results([native.TaskEnd(call.id, "unmet", reason="not here", attempt=call.attempt)])
+        self._send_results([native.TaskResult(call.id, "unmet", reason="not here", attempt=call.attempt)])
 
-    def give_back(self, *tasks: int, kept: Sequence[int] = ()) -> None:
+    def answer_recall(self, *tasks: int, kept: Sequence[int] = ()) -> None:
         """Answer a `Recall`: give `tasks` back, and name those that are `kept`."""
         for task in tasks:
             self.calls.pop(task, None)
         self._queue = [call for call in self._queue if call.id not in tasks]
-        self.say(native.Recalled(list(tasks), list(kept)))
+        self.send(native.Recalled(list(tasks), list(kept)))
 
-    def _result_of(self, call: native.Call, value: str | bytes, frames: int = 0) -> native.TaskEnd:
-        return native.TaskEnd(call.id, "ok", body_of(value), frames, attempt=call.attempt)
+    def _result_of(self, call: native.Call, value: str | bytes, frames: int = 0) -> native.TaskResult:
+        return native.TaskResult(call.id, "ok", encode_body(value), frames, attempt=call.attempt)
 
-    def _send_results(self, results: list[native.TaskEnd], frames: Sequence[Frame] = ()) -> None:
+    def _send_results(self, results: list[native.TaskResult], frames: Sequence[Frame] = ()) -> None:
         for result in results:
             self.calls.pop(result.id, None)
             self._unacked.append((result, frames))
         if self.joined:
-            self.say(native.Finished(results), frames)
+            self.send(native.Finished(results), frames)
 
 
 class FakeNanny(FakePeer):
@@ -430,4 +430,4 @@ class FakeNanny(FakePeer):
 
         :param running: full ids of the tasks that ran; None: unknown.
         """
-        self.say(native.Died(engine.number, reason, running))
+        self.send(native.WorkerDied(engine.number, reason, running))

@@ -53,7 +53,7 @@ class Simulator:
         self.server.scheduler.task_type = CheckedTask
         self.network = MemoryNetwork()
         self._front = NativeFront(self._config, self.network.open_router)
-        self._router: Any = self._front.listen(self.server.hub)
+        self._router: Any = self._front.listen(self.server.ingress)
         self.nanny = FakeNanny(self._connect, tokens["engine"])
         self.clients = [self._make_client(tokens["client"]) for _ in range(clients)]
         self.engines: list[FakeEngine] = []
@@ -64,9 +64,9 @@ class Simulator:
         #: Relative frequencies of the answers ok, error, unmet.
         self._answers = (20, 2, 1)
         for peer in (self.nanny, *self.clients):
-            peer.say(peer.hello())
+            peer.send(peer.hello())
         self._actions: list[tuple[int, Callable[[], None]]] = [
-            (30, self._server_works),
+            (30, self._server_turn),
             (20, self._deliver_to_peers),
             (12, self._submit),
             (20, self._engine_answers),
@@ -105,9 +105,9 @@ class Simulator:
 
     # ---- ordinary actions -------------------------------------------------------------------------------------------
 
-    def _server_works(self) -> None:
-        """One pass of the pump, the readers and the actor; the readers in any order, as Trio would have it."""
-        self._front.take(self._router.receive_nowait(), self.server.hub, self.now)
+    def _server_turn(self) -> None:
+        """One pass of the front, the readers and the actor. The order of the readers is random, as under Trio."""
+        self._front.take(self._router.receive_nowait(), self.server.ingress, self.now)
         for reader in self.rng.sample(self.server.readers, len(self.server.readers)):
             reader.read_nowait()
         self.server.actor.step(self.now)
@@ -121,7 +121,7 @@ class Simulator:
                 self._deliver_to(peer)
 
     def _deliver_to(self, peer: FakePeer) -> None:
-        peer.take(peer.dealer.receive_nowait())
+        peer.on_messages(peer.dealer.receive_nowait())
 
     def _time_passes(self) -> None:
         self._advance(self.rng.choice((0.001, 0.01, 0.3, 1.0)))
@@ -131,9 +131,9 @@ class Simulator:
         if self.now >= self._next_heartbeat_at:
             self._next_heartbeat_at = self.now + self._config.heartbeat_s
             for peer in self._peers():
-                if peer.beating and peer.number:
-                    peer.say(peer.ping())
-            self._server_works()  # beats arrive before anybody asks who was silent
+                if peer.sends_heartbeats and peer.number:
+                    peer.send(peer.ping())
+            self._server_turn()  # heartbeats arrive before the auditor looks for silent peers
         timer = self.server.auditor.timer
         if timer.at <= self.now:
             timer.fire(self.now)
@@ -147,7 +147,7 @@ class Simulator:
         bodies = [f"{client.number}-{number}" for number in range(self.rng.randint(1, 5))]
         options = self._options(client)
         last = client.submit_nowait(*bodies, fn=self.rng.choice((b"", b"f", b"g")), **options)
-        inputs = [client.full(task) for task in options.get("inputs", ())]
+        inputs = [client.task_id(task) for task in options.get("inputs", ())]
         for at, body in enumerate(reversed(bodies)):
             self._bodies[last - at] = body.encode()
             self._inputs[last - at] = inputs
@@ -179,12 +179,12 @@ class Simulator:
             if engine.queued() and self.rng.random() < 0.7:
                 call = engine.take_call()
                 self._require_inputs(call)
-                self.rng.choices((engine.end_ok, engine.end_error, engine.end_unmet), self._answers)[0](call)
+                self.rng.choices((engine.answer_ok, engine.answer_error, engine.answer_unmet), self._answers)[0](call)
             recalled, engine.recalled = engine.recalled, []
             if recalled:
                 queued = set(engine.queued())
                 given = [task for task in recalled if task in queued]
-                engine.give_back(*given, kept=[task for task in recalled if task not in queued])
+                engine.answer_recall(*given, kept=[task for task in recalled if task not in queued])
 
     def _require_inputs(self, call: native.Call) -> None:
         """Check that a call has the values of its inputs, in order (R9), and no others."""
@@ -195,7 +195,7 @@ class Simulator:
     def _cancel(self) -> None:
         client = self.rng.choice(self.clients)
         if client.sent:
-            client.say(native.Cancel([self.rng.choice(client.sent).id]))
+            client.send(native.Cancel([self.rng.choice(client.sent).id]))
 
     # ---- faults -----------------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Simulator:
             nanny = self.nanny.number if self.rng.random() < 0.5 else 0
             slots, resources = self.rng.choice((1, 1, 2)), self.rng.choice(({}, {"gpu": 1.0}))
             engine = FakeEngine(self._connect, "engine's", slots=slots, resources=resources, nanny=nanny)
-            engine.say(engine.hello())
+            engine.send(engine.hello())
             self.engines.append(engine)
 
     def _client_disconnects(self) -> None:
@@ -229,13 +229,13 @@ class Simulator:
             peer.dealer.lose()
             for _ in range(self.rng.choice((1, 8, 20))):
                 self._advance(1.0)
-                self._server_works()
+                self._server_turn()
         if self.rng.random() < 0.8:
             self._reconnect(peer)
 
     def _reconnect(self, peer: FakePeer) -> None:
         peer.reconnect()
-        peer.say(peer.hello())
+        peer.send(peer.hello())
 
     def _engine_dies(self) -> None:
         if not self.engines:
@@ -257,13 +257,15 @@ class Simulator:
     def _send_invalid_messages(self) -> None:
         """Send queries, repeated answers and malformed messages."""
         client = self.rng.choice(self.clients)
-        client.say(native.Watch(self.rng.random() < 0.5))
-        client.say(native.Query(1, self.rng.choice(("status", "engines", "explain", "story")), self.rng.randint(0, 99)))
+        client.send(native.Watch(self.rng.random() < 0.5))
+        client.send(
+            native.Query(1, self.rng.choice(("status", "engines", "explain", "story")), self.rng.randint(0, 99))
+        )
         peer = self.rng.choice(self._peers())
         if isinstance(peer, FakeEngine) and peer.calls:
             task = self.rng.choice(list(peer.calls))
-            peer.say(native.Recalled([], [task]))
-        peer.say_raw([self.rng.randbytes(self.rng.randint(0, 20))])
+            peer.send(native.Recalled([], [task]))
+        peer.send_frames([self.rng.randbytes(self.rng.randint(0, 20))])
 
     # ---- second phase -----------------------------------------------------------------------------------------------
 
@@ -273,10 +275,10 @@ class Simulator:
             self._reconnect(peer)
         self._answers = (1, 0, 0)
         fresh = FakeEngine(self._connect, "engine's", resources={"gpu": 1.0})  # no task excludes it
-        fresh.say(fresh.hello())
+        fresh.send(fresh.hello())
         self.engines.append(fresh)
         for step in range(_STEPS_TO_SETTLE):
-            self._server_works()
+            self._server_turn()
             for peer in self._peers():
                 self._deliver_to(peer)
             self._engine_answers()
@@ -294,14 +296,14 @@ class Simulator:
         return not session.queued_results and not session.unacked and client.accepted == len(client.sent)
 
     def _require_ends(self) -> None:
-        """Each accepted submission has exactly one end; nobody's is another's."""
+        """Check that each accepted submission has exactly one result, and that the result is its own."""
         for client in self.clients:
             ends = Counter(client.deliveries)
-            refused = Counter(message.id for message in client.heard if isinstance(message, native.Refused))
+            refused = Counter(message.id for message in client.received_messages if isinstance(message, native.Refused))
             for call in client.sent:
-                task = client.full(call.id)
+                task = client.task_id(call.id)
                 if ends[task] + bool(refused[task]) != 1:
                     raise InvariantError(f"task {task} has {ends[task]} ends and {refused[task]} refusals")
-                end = client.ends.get(task)
+                end = client.results.get(task)
                 if end is not None and end.outcome == "ok" and end.body != call.body:
                     raise InvariantError(f"task {task} got {end.body!r}, not {call.body!r}")

@@ -2,7 +2,7 @@
 
 While the guard is on, a write to the state of sessions, of connections or of the core outside of `Actor.step` raises
 `StateGuardError`: setting an attribute that has a value, and changing a container that an object of the state holds.
-`open_world` switches the guard on. Production code does not know it, and pays nothing for it.
+`open_harness` switches the guard on. Production code does not know it, and pays nothing for it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from trio_sched.server.actor import Actor
 from trio_sched.server.auditor import SessionAudit
 from trio_sched.server.budget import ByteBudget
 from trio_sched.server.client_messages import ClientMessages
-from trio_sched.server.links import Link
 from trio_sched.server.outbox import Outbox
+from trio_sched.server.peer_connection import PeerConnection
 from trio_sched.server.serve import Server
 from trio_sched.server.session_manager import SessionManager
 from trio_sched.server.sessions import FunctionCache, Session, Sessions
@@ -161,7 +161,7 @@ def guarded_state() -> Iterator[StateGuard]:
 
     for kind in set(_state_classes()):
         replace(kind, "__setattr__", _guarded_setattr(kind))
-    replace(Link, "__setattr__", _guarded_setattr(Link, Link.__slots__))
+    replace(PeerConnection, "__setattr__", _guarded_setattr(PeerConnection, PeerConnection.__slots__))
     for kind, name in ((Actor, "step"), (Actor, "finish"), (Server, "__init__")):
         replace(kind, name, _guard.within_step(getattr(kind, name)))
     _guard.is_on = True

@@ -13,7 +13,6 @@ zmq_socket.py         ZeroMQ under Trio and asyncio (scheduler, async client, na
 zmq_blocking.py       ZeroMQ without an event loop (worker, blocking client)
 zmq_socket_set.py     bound ZeroMQ sockets of any kind on one context, for fronts with another protocol
 zmq_admission.py      which connections to such sockets are admitted
-zmq_peer.py           plain connected sockets of any kind, for tests and benchmarks
 websocket.py          a WebSocket server on Trio
 websocket_meter.py    limits on what a WebSocket connection makes the scheduler read
 handshake_queue.py    a rate limit on WebSocket handshakes without a token

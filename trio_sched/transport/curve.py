@@ -13,7 +13,7 @@ import zmq
 from msgspec import Struct
 
 from trio_sched.errors import ConfigError
-from trio_sched.transport.connection import ROLES, Connection, Role
+from trio_sched.transport.connection_info import ROLES, ConnectionInfo, Role
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
@@ -70,7 +70,7 @@ def _pair() -> KeyPair:
     return KeyPair(public.decode("ascii"), secret.decode("ascii"))
 
 
-def be_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
+def set_server_options(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
     """Set the CURVE options of a router before it is bound. The ZAP handler must be bound on the same context."""
     socket.curve_server = True
     socket.curve_secretkey = keys.own.secret.encode("ascii")
@@ -79,7 +79,7 @@ def be_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
-def be_client(socket: zmq.Socket[bytes], connection: Connection) -> None:
+def set_client_options(socket: zmq.Socket[bytes], connection: ConnectionInfo) -> None:
     """Set the CURVE options of a dealer before it connects, if the connection has keys.
 
     :raises ConfigError: the address is TCP and the connection has no keys, or its keys are not valid.

@@ -16,8 +16,8 @@ import zmq
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection
-from trio_sched.transport.private import require_private
+from trio_sched.transport.connection_info import ConnectionInfo
+from trio_sched.transport.private_files import require_private_directory
 
 #: How long a socket that closes tries to send its queued messages. The event loop is blocked meanwhile.
 LINGER_MS = 100
@@ -48,7 +48,7 @@ def new_router(
     set_options(socket, address, max_message_bytes)
     socket.router_mandatory = True
     if keys:
-        curve.be_server(socket, keys)
+        curve.set_server_options(socket, keys)
     return socket
 
 
@@ -85,7 +85,7 @@ def _check_port(address: str) -> None:
 def _check_path(path: Path, address: str) -> None:
     if not path.is_absolute():
         raise ConfigError(f"address: {address!r} must name an absolute path")
-    require_private(path.parent)
+    require_private_directory(path.parent)
     if path.is_socket():
         with sockets.socket(sockets.AF_UNIX) as probe:
             probe.settimeout(_PROBE_TIMEOUT_S)
@@ -98,7 +98,9 @@ def _check_path(path: Path, address: str) -> None:
         raise ConfigError(f"address: {path} exists and is not a socket; remove it or choose another name")
 
 
-def connect_dealer(context: zmq.Context[Any], connection: Connection, max_message_bytes: int = 0) -> zmq.Socket[bytes]:
+def connect_dealer(
+    context: zmq.Context[Any], connection: ConnectionInfo, max_message_bytes: int = 0
+) -> zmq.Socket[bytes]:
     """Create a DEALER that connects to the scheduler, which may start later.
 
     The DEALER does not set a routing id: a ROUTER ignores a new connection that has the id of a former one.
@@ -114,7 +116,7 @@ def connect_dealer(context: zmq.Context[Any], connection: Connection, max_messag
     set_options(socket, address, max_message_bytes)
     socket.reconnect_ivl = _RECONNECT_MS
     socket.reconnect_ivl_max = _RECONNECT_MAX_MS
-    curve.be_client(socket, connection)
+    curve.set_client_options(socket, connection)
     try:
         socket.connect(address)
     except zmq.ZMQError as error:

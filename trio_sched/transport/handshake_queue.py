@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import trio
 
-from trio_sched.transport.websocket_meter import Budget
+from trio_sched.transport.websocket_meter import TokenBucket
 
 
 class _Request:
@@ -38,7 +38,7 @@ class HandshakeQueue:
     """
 
     def __init__(self, per_s: float, burst_s: float, max_wait_s: float) -> None:
-        self._budget = Budget(per_s, burst_s)
+        self._budget = TokenBucket(per_s, burst_s)
         self._max_waiting = max(1, int(per_s * max_wait_s))
         #: By address, in the order of their turns; the requests of an address from the oldest to the newest.
         self._waiting: OrderedDict[str, dict[_Request, None]] = OrderedDict()

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from trio_sched.errors import ConfigError
-from trio_sched.transport.private import private_directory
+from trio_sched.transport.private_files import open_private_directory
 
 LOCK_NAME = "lock"
 
@@ -28,7 +28,7 @@ class ScratchDirectory:
 
         :raises OSError: the directory cannot be created.
         """
-        sweep(prefix)
+        remove_abandoned(prefix)
         self.path = Path(tempfile.mkdtemp(prefix=prefix))
         #: Descriptor of the locked file, to be inherited by processes that use the directory too; -1: no lock.
         self.lock = _create_lock(self.path)
@@ -66,10 +66,10 @@ def _create_lock(directory: Path) -> int:
     return descriptor
 
 
-def sweep(prefix: str) -> None:
+def remove_abandoned(prefix: str) -> None:
     """Remove the scratch directories of this user whose owners have ended."""
     for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError, ConfigError), private_directory(path) as descriptor:
+        with suppress(OSError, ConfigError), open_private_directory(path) as descriptor:
             _remove_if_free(path, descriptor)
 
 

@@ -35,7 +35,7 @@ from wsproto.utilities import LocalProtocolError
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport.connection_limits import ConnectionLimits, Note, TrackedConnection, address_group
 from trio_sched.transport.handshake_queue import HandshakeQueue
-from trio_sched.transport.websocket_meter import PIECE_BYTES, FrameMeter, MeteredStream, PartialMessages, Rates
+from trio_sched.transport.websocket_meter import PIECE_BYTES, FrameMeter, MeteredStream, PartialMessages, ReceiveLimits
 
 #: Close codes of RFC 6455.
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, NOT_TEXT, POLICY, TOO_LARGE = 1000, 1001, 1002, 1007, 1008, 1009
@@ -77,18 +77,18 @@ class Handshake(Struct, frozen=True):
         return f"Handshake(path={self.path!r}, origin={self.origin!r})"
 
 
-class Refusal(Struct, frozen=True):
+class HandshakeRefusal(Struct, frozen=True):
     """Why a handshake is refused: an HTTP status and a line of text."""
 
     status: int
     text: str
 
 
-class Limits(Struct, frozen=True):
+class WebSocketLimits(Struct, frozen=True):
     """Limits of one server: on each peer, on all unfinished messages, and on the handshakes without a token."""
 
     window_bytes: int
-    rates: Rates
+    rates: ReceiveLimits
     ping_s: float = 2.0
     stall_s: float = 10.0
     handshake_s: float = 5.0
@@ -97,7 +97,7 @@ class Limits(Struct, frozen=True):
     handshakes_per_s: float = 50.0
 
 
-CheckHandshake: TypeAlias = Callable[[Handshake], Refusal | None]
+CheckHandshake: TypeAlias = Callable[[Handshake], HandshakeRefusal | None]
 Handle: TypeAlias = "Callable[[WebSocketPeer], Awaitable[None]]"
 
 
@@ -157,7 +157,7 @@ async def listen(host: str, port: int, tls: ssl.SSLContext | None = None) -> tup
 
 async def serve(
     listeners: list[Listener],
-    limits: Limits,
+    limits: WebSocketLimits,
     check: CheckHandshake,
     handle: Handle,
     note: Note,
@@ -183,7 +183,7 @@ class _Server:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: WebSocketLimits,
         check: CheckHandshake,
         handle: Handle,
         note: Note,
@@ -318,7 +318,7 @@ class TrackedStream(TrackedConnection):
             self._token.run_sync_soon(self.scope.cancel)
 
 
-def _no_handshake(limits: Limits) -> str:
+def _no_handshake(limits: WebSocketLimits) -> str:
     return f"no WebSocket handshake within {limits.handshake_s:g} s"
 
 
@@ -339,7 +339,7 @@ def _parse_request(request: bytes) -> Handshake:
     return Handshake(target.path, headers.get("origin"), token.strip())
 
 
-def _refusal_response(refusal: Refusal) -> bytes:
+def _refusal_response(refusal: HandshakeRefusal) -> bytes:
     body = refusal.text.encode() + b"\n"
     head = (
         f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n"
@@ -361,10 +361,15 @@ class WebSocketPeer:
     handshake: Handshake
 
     def __init__(
-        self, stream: Stream, limits: Limits, partial_messages: PartialMessages, note: Note, tracked: TrackedStream
+        self,
+        stream: Stream,
+        limits: WebSocketLimits,
+        partial_messages: PartialMessages,
+        note: Note,
+        tracked: TrackedStream,
     ) -> None:
         #: Why the connection was closed; empty while it is open.
-        self.closed_because = ""
+        self.close_reason = ""
         #: The reading side of `stream`.
         self.meter = FrameMeter(
             stream.receive_some,
@@ -421,7 +426,7 @@ class WebSocketPeer:
             nursery.cancel_scope.cancel()
         ended = connection.closed
         if ended is not None and ended.code in (PROTOCOL_ERROR, NOT_TEXT):
-            self._note("malformed", why=self.closed_because)
+            self._note("malformed", why=self.close_reason)
         elif self.stream.broken_because and not self._discards_queue:
             self._note("slow_reader", why=self.stream.broken_because)
 
@@ -437,13 +442,13 @@ class WebSocketPeer:
 
     # ---- for the handler --------------------------------------------------------------------------------------------
 
-    def admit(self) -> None:
+    def mark_authenticated(self) -> None:
         """Lift the limits of unauthenticated peers, and mark the connection as established."""
         self._is_authenticated = True
         self._tracked.establish()
         self.meter.mark_authenticated()
 
-    def on_life(self, callback: Callable[[], None]) -> None:
+    def on_activity(self, callback: Callable[[], None]) -> None:
         """Call `callback` at all activity other than messages: a pong, or bytes that the peer reads or sends."""
         self._on_activity = callback
 
@@ -456,7 +461,7 @@ class WebSocketPeer:
         if self._queued_bytes + counted > QUEUE_WINDOWS * window:
             self._discards_queue = True
             self.close(POLICY, f"the peer reads too slowly: {self._queued_bytes} bytes are queued for it")
-            self._note("slow_reader", why=self.closed_because)
+            self._note("slow_reader", why=self.close_reason)
             return False
         self._queued_bytes += counted
         self._queue.send_nowait(data)
@@ -466,7 +471,7 @@ class WebSocketPeer:
         """Close the connection when the queued messages are sent, or after `close_s`. Only the first call counts."""
         if self._closing is None:
             self._closing = (code, reason)
-            self.closed_because = self.closed_because or reason
+            self.close_reason = self.close_reason or reason
             self._send_scope.deadline = trio.current_time() + self._limits.close_s
             self._queue.close()
 
@@ -479,7 +484,7 @@ class WebSocketPeer:
         except trio_websocket.ConnectionClosed as closed:
             reason = closed.reason
             text = f"{reason.code} {reason.reason or reason.name}" if reason else "it broke the protocol"
-            self.closed_because = self.closed_because or self.stream.broken_because or text
+            self.close_reason = self.close_reason or self.stream.broken_because or text
             raise StopAsyncIteration from None
 
     # ---- events of the stream ---------------------------------------------------------------------------------------

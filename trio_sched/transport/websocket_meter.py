@@ -52,7 +52,7 @@ OnViolation: TypeAlias = Callable[[bool, str], None]
 OnActivity: TypeAlias = Callable[[], None]
 
 
-class Rates(Struct, frozen=True):
+class ReceiveLimits(Struct, frozen=True):
     """Limits on what a connection may send."""
 
     message_bytes: int
@@ -61,7 +61,7 @@ class Rates(Struct, frozen=True):
     bytes_per_s: float = 32 << 20
 
 
-class Budget:
+class TokenBucket:
     """A token bucket: `per_s` tokens a second, of which unused ones are kept for `burst_s` seconds."""
 
     __slots__ = ("_capacity", "_per_s", "_tokens", "_updated_at")
@@ -244,7 +244,7 @@ class FrameMeter:
     def __init__(
         self,
         receive: Receive,
-        rates: Rates,
+        rates: ReceiveLimits,
         partial_messages: PartialMessages,
         *,
         on_violation: OnViolation,
@@ -262,8 +262,8 @@ class FrameMeter:
         self._rates = rates
         self._partial_messages = partial_messages
         self._is_refused = False
-        self._frames = Budget(rates.frames_per_s)
-        self._bytes = Budget(rates.bytes_per_s)
+        self._frames = TokenBucket(rates.frames_per_s)
+        self._bytes = TokenBucket(rates.bytes_per_s)
         self._scanner = FrameScanner()
         self._data: bytes | bytearray = b""
         #: Number of bytes of `_data` that the parser got.

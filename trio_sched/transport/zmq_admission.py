@@ -45,7 +45,7 @@ SETTLE_S = 0.002
 #: After the end of a connection, a new one waits until the socket was idle this many times in a row. libzmq ignores a
 #: peer that is admitted too early, for good, and its thread may have to wait for a processor.
 SETTLE_ROUNDS = 10
-_LONGEST_SETTLE_ROUNDS = 250
+_MAX_SETTLE_ROUNDS = 250
 _TAKE_PERIOD_S = 1.0
 _ROOT = 0
 #: The other end should be on this machine, and no longer exists.
@@ -75,13 +75,13 @@ class WatchedSocket:
     """One bound socket with its monitor and connections."""
 
     def __init__(
-        self, name: str, socket: ZmqSocket, monitor: ConnectionMonitor, *, is_open: bool, must_settle: bool
+        self, name: str, socket: ZmqSocket, monitor: ConnectionMonitor, *, admits_any_address: bool, must_settle: bool
     ) -> None:
         self.name = name
         self.socket = socket
         self.monitor = monitor
         #: Connections from any address are admitted, because peers prove the key here.
-        self.is_open = is_open
+        self.admits_any_address = admits_any_address
         #: By descriptor.
         self.accepted: dict[int, AcceptedConnection] = {}
         #: New connections wait when a connection has ended. False for an XPUB: its peers would miss what is published
@@ -91,12 +91,12 @@ class WatchedSocket:
         self.is_settled = True
 
 
-class Admission:
+class AdmissionControl:
     """The admission of connections to the sockets of one `SocketSet`. Without `run`, no connection is admitted.
 
     `note` counts and logs refusals. `user_ids`: users of this machine that may connect; None: not checked, as with
     CURVE or on systems other than Linux. `proven_addresses_only`: refuse a connection from another machine unless
-    `prove` was called for its address.
+    `prove_address` was called for its address.
     """
 
     def __init__(self, note: Note, user_ids: Collection[int] | None, *, proven_addresses_only: bool = False) -> None:
@@ -123,16 +123,16 @@ class Admission:
         monitor: ConnectionMonitor,
         name: str,
         *,
-        is_open: bool,
+        admits_any_address: bool,
         must_settle: bool,
     ) -> None:
         """Decide about the connections of a bound socket, which has the ZAP domain `domain`.
 
         `monitor` must record its events. `name` is for log events.
-        `is_open`: admit connections from any address.
+        `admits_any_address`: admit connections from any address.
         `must_settle`: new connections wait when a connection has ended.
         """
-        watched = WatchedSocket(name, socket, monitor, is_open=is_open, must_settle=must_settle)
+        watched = WatchedSocket(name, socket, monitor, admits_any_address=admits_any_address, must_settle=must_settle)
         self._watched[domain] = self._of_socket[socket] = watched
 
     def count_rejected(self, socket: ZmqSocket, descriptor: int) -> None:
@@ -158,7 +158,7 @@ class Admission:
             if self._zap is not None:
                 await self._answer_requests(self._zap, nursery)
 
-    def prove(self, socket: ZmqSocket, index: int) -> None:
+    def prove_address(self, socket: ZmqSocket, index: int) -> None:
         """Admit connections from the address that message `index` of the last batch came from, because the message
         proved the key. The socket must record sources.
         """
@@ -227,12 +227,12 @@ class Admission:
         """Return the user at the other end; None: it is on another machine, or users are not checked."""
         if self._user_ids is None:
             return None
-        user = user_of_tcp(connection.getpeername(), connection.getsockname())
+        user = tcp_user_id(connection.getpeername(), connection.getsockname())
         return _UNKNOWN_USER if user is None and _is_loopback(host) else user
 
     def _is_proven(self, watched: WatchedSocket, address: str) -> bool:
         return (
-            watched.is_open
+            watched.admits_any_address
             or not self._proven_addresses_only
             or not address
             or _is_loopback(address)
@@ -244,7 +244,7 @@ class Admission:
         accepted.refused = True
         watched.socket.block(descriptor)
         self._note(reason, channel=watched.name, peer=accepted.peer, **context)
-        reset(descriptor)
+        reset_connection(descriptor)
 
     # ---- ZAP --------------------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class Admission:
         The ended one may be the former connection of the same peer, with messages that were not read yet.
         """
         idle_rounds = 0
-        for _ in range(_LONGEST_SETTLE_ROUNDS):
+        for _ in range(_MAX_SETTLE_ROUNDS):
             if watched.monitor.is_caught_up():
                 self._take_events(watched)
                 idle_rounds = idle_rounds + 1 if watched.socket.is_idle() else 0
@@ -293,12 +293,12 @@ class Admission:
         # else the peer is unknown, and libzmq closes the connection when its handshake times out
 
 
-def same_user() -> frozenset[int] | None:
+def allowed_user_ids() -> frozenset[int] | None:
     """Return the users that may connect on this machine: the user of this process, and root. None: not Linux."""
     return frozenset((os.geteuid(), _ROOT)) if sys.platform == "linux" else None
 
 
-def is_local(address: str) -> bool:
+def is_local_address(address: str) -> bool:
     """Whether only processes of this machine can connect to a bound address."""
     if address.startswith("tcp://"):
         return _is_loopback(address.removeprefix("tcp://").rpartition(":")[0].strip("[]"))
@@ -331,7 +331,7 @@ _REPLY_USER_AT = 16 + 4 + 48 + 12
 _REPLY_BYTES = _REPLY_USER_AT + 4
 
 
-def user_of_tcp(here: tuple[Any, ...], there: tuple[Any, ...]) -> int | None:
+def tcp_user_id(here: tuple[Any, ...], there: tuple[Any, ...]) -> int | None:
     """Return the user that owns the TCP socket on this machine that is bound to `here` and connected to `there`.
 
     Both are addresses as from `getsockname`. None: the socket does not exist, or its connection is being closed.
@@ -365,7 +365,7 @@ def _user_of_local(connection: sockets.socket) -> int:
     return int(struct.unpack("=iII", credentials)[1])
 
 
-def reset(descriptor: int) -> None:
+def reset_connection(descriptor: int) -> None:
     """Reset a connection that libzmq owns. What the peer has sent and libzmq has not read is dropped."""
     try:
         with sockets.socket(fileno=os.dup(descriptor)) as connection:

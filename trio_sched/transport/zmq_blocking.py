@@ -27,7 +27,7 @@ from typing import Any
 
 import zmq
 
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 from trio_sched.transport.endpoint import LINGER_MS, connect_dealer
 from trio_sched.transport.multipart import LARGE_BYTES, POLLIN, RECEIVE_LIMIT, SNDMORE, Frame, drain, methods
 
@@ -38,7 +38,7 @@ _ONE = (1).to_bytes(8, sys.byteorder)
 class BlockingDealer:
     """A DEALER connected to a scheduler, which may start later. All methods but `wake` belong to one thread."""
 
-    def __init__(self, connection: Connection, *, max_message_bytes: int = 0) -> None:
+    def __init__(self, connection: ConnectionInfo, *, max_message_bytes: int = 0) -> None:
         """Connect.
 
         :raises ConfigError: the address or the keys are not valid, or the address is TCP without keys.

@@ -32,7 +32,7 @@ import anyio.lowlevel
 import zmq
 
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection, Role
+from trio_sched.transport.connection_info import ConnectionInfo, Role
 from trio_sched.transport.connection_limits import ConnectionLimits
 from trio_sched.transport.endpoint import LINGER_MS, bind_socket, connect_dealer, new_router
 from trio_sched.transport.multipart import LARGE_BYTES, POLLIN, RECEIVE_LIMIT, SNDMORE, Frame, drain, methods
@@ -95,21 +95,20 @@ class ZmqSocket:
         roles: Mapping[bytes, Role] | None = None,
         authenticator: ZmqSocket | None = None,
         monitor: ConnectionMonitor | None = None,
-        traced: bool = False,
+        records_sources: bool = False,
         on_reject: OnReject | None = None,
     ) -> None:
         """Wrap a socket that is bound or connected to `address`.
 
         `roles`: the role of each public key; empty: peers prove no role. `authenticator`: the ZAP handler's socket.
-        `monitor` limits the connections; it is started here. `traced`: record the sources of every batch.
+        `monitor` limits the connections; it is started here. `records_sources`: record the sources of every batch.
         `on_reject` is called with this socket and the descriptor of the connection of each rejected message.
         """
         #: The address that the socket is bound or connected to, with the real port.
         self.address = address
         #: Handshakes refused because the key belongs to no role (R25).
         self.refused_key_count = 0
-        #: Whether `sources` is recorded for every batch.
-        self.traced = traced
+        self._records_sources = records_sources
         #: For each message of the last batch the descriptor of its connection; empty: not recorded.
         self.sources: list[int] = []
         self._context = context
@@ -174,7 +173,7 @@ class ZmqSocket:
         )
 
     @classmethod
-    def dealer(cls, connection: Connection, *, max_message_bytes: int = 0) -> ZmqSocket:
+    def dealer(cls, connection: ConnectionInfo, *, max_message_bytes: int = 0) -> ZmqSocket:
         """Create a DEALER that connects to a scheduler, which may start later.
 
         :raises ConfigError: the address or the keys are not valid, or the address is TCP without keys.
@@ -227,7 +226,7 @@ class ZmqSocket:
 
     def _drain(self, limit: int) -> list[list[Frame]]:
         monitor = self._monitor if self._monitor is not None and self._monitor.has_silent_connections else None
-        is_traced = self.traced or self._batches_to_trace or self._blocked
+        is_traced = self._records_sources or self._batches_to_trace or self._blocked
         if not (is_traced or monitor is not None):
             self.sources = _NO_SOURCES
             messages = drain(self._receive_frame, limit, routed=self._routed, marked=bool(self._roles))

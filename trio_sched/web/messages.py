@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from trio_sched.errors import WireError
 from trio_sched.wire import native
-from trio_sched.wire.native import Call, Frame, FromClient, Message, Results, Submit, TaskEnd
+from trio_sched.wire.native import Call, Frame, FromClient, Message, Results, Submit, TaskResult
 
 Data: TypeAlias = str | bytes
 #: Larger results are not converted to JSON, which would block the event loop.
@@ -135,9 +135,9 @@ def encode(message: Message, frames: Sequence[Frame], *, binary: bool) -> Data:
     return native.encode(message) if binary else _json.encode(message).decode()
 
 
-def _embed_frames(ends: list[TaskEnd], frames: Sequence[Frame], binary: bool) -> list[TaskEnd]:
+def _embed_frames(ends: list[TaskResult], frames: Sequence[Frame], binary: bool) -> list[TaskResult]:
     """Return the results with their frames inside. Changed ones are copies, because the originals may be sent again."""
-    inside: list[TaskEnd] = []
+    inside: list[TaskResult] = []
     at = 0
     for end in ends:
         if end.frames:
@@ -151,7 +151,7 @@ def _embed_frames(ends: list[TaskEnd], frames: Sequence[Frame], binary: bool) ->
     return inside
 
 
-def _with_value(end: TaskEnd) -> TaskEnd:
+def _with_value(end: TaskResult) -> TaskResult:
     if len(end.body) > VALUE_BYTES:
         return end
     try:

@@ -35,7 +35,7 @@ _SCHEME = "hmac-"
 
 Json: TypeAlias = dict[str, Any]
 #: The exceptions of decoding; RecursionError comes from a nesting of a thousand levels.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Head(Struct, gc=False):
@@ -53,7 +53,7 @@ class Parent(Struct, gc=False):
     session: str = ""
 
 
-class Fate(Struct, gc=False):
+class ReplyStatus(Struct, gc=False):
     """The fields in the metadata of an engine's reply that say how the task ended."""
 
     status: str = ""
@@ -64,11 +64,11 @@ class Fate(Struct, gc=False):
 _decode = msgspec.json.Decoder().decode
 _decode_head = msgspec.json.Decoder(Head).decode
 _decode_parent = msgspec.json.Decoder(Parent).decode
-_decode_fate = msgspec.json.Decoder(Fate).decode
+_decode_reply_status = msgspec.json.Decoder(ReplyStatus).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Parsed:
+class JupyterMessage:
     """A split message. Its parts are decoded when they are first read, which raises WireError if they are malformed.
 
     `frames` are those after the delimiter: signature, header, parent header, metadata, content, buffers.
@@ -91,7 +91,7 @@ class Parsed:
         if self._head is None:
             try:
                 self._head = _decode_head(self.frames[1])
-            except UNREADABLE as error:
+            except DECODE_ERRORS as error:
                 raise WireError(f"the header cannot be read: {error}") from None
         return self._head
 
@@ -100,15 +100,15 @@ class Parsed:
         """The parent header's main fields; empty without a parent."""
         try:
             return _decode_parent(self.frames[2])
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             raise WireError(f"the parent header cannot be read: {error}") from None
 
     @property
-    def fate(self) -> Fate:
+    def reply_status(self) -> ReplyStatus:
         """How the task ended to which this message is the reply."""
         try:
-            return _decode_fate(self.frames[3])
-        except UNREADABLE as error:
+            return _decode_reply_status(self.frames[3])
+        except DECODE_ERRORS as error:
             raise WireError(f"the metadata cannot be read: {error}") from None
 
     @property
@@ -148,14 +148,14 @@ class Parsed:
 def _dict(data: Frame, what: str) -> Json:
     try:
         value = _decode(data)
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise WireError(f"the {what} cannot be read: {error}") from None
     if type(value) is not dict:
         raise WireError(f"the {what} is not a dictionary")
     return value
 
 
-def split(frames: Sequence[Frame]) -> Parsed:
+def split(frames: Sequence[Frame]) -> JupyterMessage:
     """Find the parts of a message.
 
     :raises WireError: the message has no delimiter, or fewer than five frames behind it.
@@ -167,7 +167,7 @@ def split(frames: Sequence[Frame]) -> Parsed:
     parts = list(frames[at + 1 :])
     if len(parts) <= SIGNED_FRAMES:
         raise WireError(f"{len(parts)} frames follow the delimiter; at least 5 are needed")
-    return Parsed([bytes(frame) for frame in frames[:at]], parts)
+    return JupyterMessage([bytes(frame) for frame in frames[:at]], parts)
 
 
 class Codec:
@@ -190,7 +190,7 @@ class Codec:
 
     # ---- incoming ---------------------------------------------------------------------------------------------------
 
-    def read(self, frames: Sequence[Frame]) -> Parsed:
+    def read(self, frames: Sequence[Frame]) -> JupyterMessage:
         """Split and verify a message.
 
         :raises WireError: the message is malformed, unsigned, wrongly signed or a replay; `kind` says which.
@@ -200,7 +200,7 @@ class Codec:
             self.verify(message)
         return message
 
-    def verify(self, message: Parsed) -> None:
+    def verify(self, message: JupyterMessage) -> None:
         """Check that the message is signed with the key and is not a replay.
 
         :raises WireError: the signature is missing, wrong, or was received before; `kind` says which.
@@ -262,7 +262,7 @@ class Codec:
         ]  # fmt: skip
         return [DELIMITER, self._sign(parts) if self.key else b"", *parts, *buffers]
 
-    def resigned(self, parts: Sequence[Frame], buffers: Sequence[Frame] = ()) -> list[Frame]:
+    def sign_parts(self, parts: Sequence[Frame], buffers: Sequence[Frame] = ()) -> list[Frame]:
         """Sign encoded parts (header, parent header, metadata, content); returns the message from its delimiter on."""
         return [DELIMITER, self._sign(parts) if self.key else b"", *parts, *buffers]
 
@@ -275,7 +275,7 @@ def _jsonable(content: Mapping[str, Any]) -> bytes:
         return json.dumps(content, default=str).encode("utf-8", "replace")
 
 
-def failure(ename: str, evalue: str) -> Json:
+def error_content(ename: str, evalue: str) -> Json:
     """Build the content of a reply with an error of the scheduler.
 
     It has no `engine_info`, with which a client would wait for an engine's output.

@@ -29,7 +29,6 @@ import msgspec
 from msgspec import Struct
 
 from trio_sched.core.events import Outcome
-from trio_sched.core.ids import MAX_COUNTER
 from trio_sched.errors import WireError
 
 VERSION = 1
@@ -40,8 +39,6 @@ FUNCTION_DIGEST_BYTES = 16
 TASK_BYTES = 512
 #: What each task, engine or resource that the options of a call name counts in `credit_bytes`.
 NAMED_BYTES = 64
-#: Another name of `ids.MAX_COUNTER`.
-COUNTER_MASK = MAX_COUNTER
 
 T = TypeVar("T")
 Frame: TypeAlias = bytes | bytearray | memoryview
@@ -117,14 +114,14 @@ class Call(Struct, omit_defaults=True, gc=False):
 
 
 class Value(Struct, omit_defaults=True, gc=False):
-    """The value of a task as an input of another task. `codec` and `frames` are as in `TaskEnd`."""
+    """The value of a task as an input of another task. `codec` and `frames` are as in `TaskResult`."""
 
     body: bytes = b""
     frames: int = 0
     codec: Literal["pickle", "msgpack"] = "pickle"
 
 
-class TaskEnd(Struct, omit_defaults=True, gc=False):
+class TaskResult(Struct, omit_defaults=True, gc=False):
     """The end of a task, as an engine reports it (`outcome` "ok", "error" or "unmet") and as its client receives it."""
 
     id: int
@@ -255,7 +252,7 @@ class Stop(Struct, tag="stop", omit_defaults=True):
 class Finished(Struct, tag="finished", omit_defaults=True):
     """Results of an engine, in order; each counts one in `acked`."""
 
-    results: list[TaskEnd]
+    results: list[TaskResult]
 
 
 class Recalled(Struct, tag="recalled", omit_defaults=True):
@@ -273,7 +270,7 @@ class Draining(Struct, tag="draining", omit_defaults=True):
     reason: str = ""
 
 
-class Died(Struct, tag="died", omit_defaults=True):
+class WorkerDied(Struct, tag="died", omit_defaults=True):
     """A nanny's report that a worker died."""
 
     #: The engine's session number; 0: the nanny did not know it, and `pid` identifies the worker.
@@ -350,7 +347,7 @@ class Results(Struct, tag="results", omit_defaults=True):
 
     #: Counts these messages of the session, from 1.
     seq: int
-    results: list[TaskEnd]
+    results: list[TaskResult]
     accepted: int = 0
 
 
@@ -387,7 +384,7 @@ class Engines(Struct, tag="engines", omit_defaults=True):
     count: int = 0
 
 
-class Happened(Struct, omit_defaults=True):
+class MonitorEvent(Struct, omit_defaults=True):
     """One event for monitors, as in `core.effects.Publish`."""
 
     what: str
@@ -400,13 +397,13 @@ class Happened(Struct, omit_defaults=True):
 class Events(Struct, tag="events", omit_defaults=True):
     """Events, for clients that have sent `Watch`."""
 
-    events: list[Happened]
+    events: list[MonitorEvent]
 
 
 # ---- scheduler to engine --------------------------------------------------------------------------------------------
 
 
-class Place(Struct, omit_defaults=True):
+class ClientEnvironment(Struct, omit_defaults=True):
     """The working directory and the sys.path of a client, which its tasks get where these paths exist."""
 
     cwd: str = ""
@@ -422,7 +419,7 @@ class Assign(Struct, tag="assign", omit_defaults=True):
     #: Digests of functions that no later task needs.
     drop: list[bytes] = []
     #: By client session, the environments that the engine does not have.
-    places: dict[int, Place] = {}
+    places: dict[int, ClientEnvironment] = {}
     #: The count of this engine's results that have arrived.
     acked: int = 0
 
@@ -442,7 +439,7 @@ class Acked(Struct, tag="acked", omit_defaults=True):
 
 FromClient: TypeAlias = Hello | Ping | Bye | Submit | Cancel | Query | Watch | Stop
 FromPeer: TypeAlias = (
-    Hello | Ping | Bye | Submit | Cancel | Query | Watch | Stop | Finished | Recalled | Draining | Died
+    Hello | Ping | Bye | Submit | Cancel | Query | Watch | Stop | Finished | Recalled | Draining | WorkerDied
 )
 ToClient: TypeAlias = Welcome | Error | Pong | Closing | Results | Accepted | Refused | Reply | Engines | Events
 ToEngine: TypeAlias = Welcome | Error | Pong | Closing | Assign | Recall | Acked
@@ -505,14 +502,14 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: Frame, known_tags: frozen
 # ---- frames ---------------------------------------------------------------------------------------------------------
 
 
-class Attached(Struct, gc=False):
+class FramedRecord(Struct, gc=False):
     """A record with its frames: the form in which the core holds a payload or a result that has frames."""
 
-    record: Call | TaskEnd
+    record: Call | TaskResult
     frames: tuple[Frame, ...]
 
 
-def attach(records: Sequence[Call | TaskEnd], frames: Sequence[Frame]) -> list[Call | TaskEnd | Attached]:
+def attach(records: Sequence[Call | TaskResult], frames: Sequence[Frame]) -> list[Call | TaskResult | FramedRecord]:
     """Pair the records of a message with their frames; records without frames are returned as they are.
 
     :raises WireError: the records name another number of frames, or a negative one.
@@ -524,11 +521,11 @@ def attach(records: Sequence[Call | TaskEnd], frames: Sequence[Frame]) -> list[C
         raise WireError(f"{len(frames)} frames came with a message whose records name {sum(counts)}")
     if not frames:
         return list(records)
-    framed: list[Call | TaskEnd | Attached] = []
+    framed: list[Call | TaskResult | FramedRecord] = []
     at = 0
     for record in records:
         if record.frames:
-            framed.append(Attached(record, tuple(frames[at : at + record.frames])))
+            framed.append(FramedRecord(record, tuple(frames[at : at + record.frames])))
             at += record.frames
         else:
             framed.append(record)

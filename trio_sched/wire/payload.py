@@ -93,8 +93,8 @@ def dump_function(function: Callable[..., Any]) -> bytes:
 
 
 # ---- results as arguments (R9) --------------------------------------------------------------------------------------
-# A future pickles itself as a call of `input_value(index)`. The client pickles arguments inside `meeting`,
-# which collects their futures; the engine unpickles the arguments inside `providing`, which holds the values.
+# A future pickles itself as a call of `input_value(index)`. The client pickles arguments inside `collecting_futures`,
+# which collects their futures; the engine unpickles the arguments inside `provide_inputs`, which holds the values.
 
 _inputs: ContextVar[Sequence[Any] | None] = ContextVar("trio_sched_inputs", default=None)
 _collected: ContextVar[dict[Any, int] | None] = ContextVar("trio_sched_collected_futures", default=None)
@@ -112,7 +112,7 @@ def input_value(index: int) -> Any:
 
 
 @contextmanager
-def providing(values: Sequence[Any]) -> Iterator[None]:
+def provide_inputs(values: Sequence[Any]) -> Iterator[None]:
     """Provide, on the engine, the values that `input_value` returns inside the block."""
     token = _inputs.set(values)
     try:
@@ -121,7 +121,7 @@ def providing(values: Sequence[Any]) -> Iterator[None]:
         _inputs.reset(token)
 
 
-class meeting:  # noqa: N801  # a context manager, and a class because a generator would cost every submission 1 us
+class collecting_futures:  # noqa: N801  # a context manager, and a class because a generator would cost every submission 1 us
     """Collect, on the client, the futures that are pickled inside the block: a dict of each future's index."""
 
     __slots__ = ("_token",)
@@ -135,7 +135,7 @@ class meeting:  # noqa: N801  # a context manager, and a class because a generat
         _collected.reset(self._token)
 
 
-def met(future: Any) -> tuple[Callable[[int], Any], tuple[int]]:
+def collect(future: Any) -> tuple[Callable[[int], Any], tuple[int]]:
     """Collect a future as an input; the result of the future's `__reduce__`.
 
     :raises TypeError: no arguments of a submission are being pickled.

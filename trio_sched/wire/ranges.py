@@ -10,26 +10,24 @@ from collections.abc import Sized
 
 from msgspec import Struct
 
-from trio_sched.core.events import MOST_BACKOFF_S
+from trio_sched.core.events import MAX_BACKOFF_S
 from trio_sched.core.ids import MAX_ID
 
-#: Another name of `ids.MAX_ID`.
-MOST_ID = MAX_ID
-MOST_SECONDS = 1e12
+MAX_SECONDS = 1e12
 
 
 class Range(Struct, frozen=True):
     """An interval of numbers, both ends included."""
 
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
     def __contains__(self, value: float) -> bool:
         """Whether the number is in the interval; NaN is not."""
-        return self.least <= value <= self.most
+        return self.minimum <= value <= self.maximum
 
     def __str__(self) -> str:
-        return f"from {_format(self.least)} to {_format(self.most)}"
+        return f"from {_format(self.minimum)} to {_format(self.maximum)}"
 
 
 def _format(value: float) -> str:
@@ -38,16 +36,16 @@ def _format(value: float) -> str:
 
 #: By name. "resource" is an amount of a resource, "id" the id of a task, "received" a count of messages.
 RANGES: dict[str, Range] = {
-    "priority": Range(-MOST_ID, MOST_ID),
+    "priority": Range(-MAX_ID, MAX_ID),
     "retries": Range(0, 1_000_000),
-    "backoff_s": Range(0.0, MOST_BACKOFF_S),
-    "timeout_s": Range(0.0, MOST_SECONDS),
+    "backoff_s": Range(0.0, MAX_BACKOFF_S),
+    "timeout_s": Range(0.0, MAX_SECONDS),
     "resource": Range(0.0, 1e15),
     "weight": Range(0.001, 1000.0),
     "slots": Range(1, 100_000),
     "hwm": Range(0, 1_000_000),
-    "id": Range(1, MOST_ID),
-    "received": Range(0, MOST_ID),
+    "id": Range(1, MAX_ID),
+    "received": Range(0, MAX_ID),
 }
 
 #: The most characters of a text, or entries of a collection, by name. "path" is sys.path.
@@ -65,7 +63,7 @@ LENGTHS: dict[str, int] = {
     "scheduler": 1_000,
 }
 #: The most characters of all entries of sys.path together.
-MOST_PATH_CHARACTERS = 1 << 18
+MAX_PATH_CHARACTERS = 1 << 18
 
 
 def check(name: str, value: float, words: str = "") -> None:
@@ -87,7 +85,7 @@ def check_length(name: str, value: Sized, words: str = "") -> None:
     """
     if len(value) > LENGTHS[name]:
         unit = "characters" if isinstance(value, str) else "entries"
-        raise ValueError(f"{words or name + ' has'} {len(value):,} {unit}; the most is {LENGTHS[name]:,}")
+        raise ValueError(f"{words or name + ' has'} {len(value):,} {unit}; the limit is {LENGTHS[name]:,}")
 
 
 def quoted(value: object) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from trio_sched.testing import FakeClient, FakeEngine
-from trio_sched.transport.connection import Connection, read_connection_file
+from trio_sched.transport.connection_info import ConnectionInfo, read_connection_file
 from trio_sched.transport.endpoint import connect_dealer
 from trio_sched.transport.zmq_socket import SharedContext, ZmqSocket
 
@@ -30,7 +30,7 @@ class Crowd:
     def __init__(self) -> None:
         self.context = SharedContext(max_sockets=8192)
 
-    def connect(self, connection: Connection) -> ZmqSocket:
+    def connect(self, connection: ConnectionInfo) -> ZmqSocket:
         """Return a new dealer."""
         dealer = connect_dealer(self.context.context, connection)
         return ZmqSocket(self.context, dealer, address=connection.address, routed=False)
@@ -49,7 +49,7 @@ async def serve_all(clients: list[FakeClient], texts: list[str]) -> list[str]:
     async def one(client: FakeClient) -> None:
         last = await client.submit(*texts)
         for number, text in enumerate(texts):
-            end = await client.end_of(last - len(texts) + 1 + number)
+            end = await client.result_of(last - len(texts) + 1 + number)
             if (end.outcome, bytes(end.body)) != ("ok", text.encode()):
                 wrong.append(f"{end.outcome} {bytes(end.body)!r} for {text!r}")
 

@@ -14,8 +14,8 @@ import threading
 import time
 
 from trio_sched import Client
-from trio_sched.cli.asking import Conversation
-from trio_sched.transport.connection import read_connection_file
+from trio_sched.cli.admin_client import AdminClient
+from trio_sched.transport.connection_info import read_connection_file
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
 
@@ -46,7 +46,7 @@ def calls(path: str, count: int, size: int) -> None:
 
 def is_paused(path: str) -> bool:
     """Whether the scheduler has paused this client."""
-    with Conversation(path) as scheduler:
+    with AdminClient(path) as scheduler:
         return any(row.get("name") == "greedy" and row["paused"] for row in scheduler.query("status")["clients"])
 
 

@@ -10,7 +10,7 @@ import contextlib
 import select
 import sys
 
-from trio_sched.transport.connection import read_connection_file
+from trio_sched.transport.connection_info import read_connection_file
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
 

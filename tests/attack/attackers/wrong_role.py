@@ -13,20 +13,20 @@ import threading
 import zmq
 
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection, read_connection_file
+from trio_sched.transport.connection_info import ConnectionInfo, read_connection_file
 from trio_sched.wire import native
 
 ANSWER_MS = 1000
 
 
-def attempt(connection: Connection, token: str, number: int) -> list[object]:
+def attempt(connection: ConnectionInfo, token: str, number: int) -> list[object]:
     """Open one connection, and return the messages that it received."""
     messages: list[object] = []
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         if number % 2:
             socket.routing_id = b"\0" + number.to_bytes(4, "big")
-        curve.be_client(socket, connection)
+        curve.set_client_options(socket, connection)
         socket.connect(connection.address)
         for message in (native.Query(1, "status"), native.Hello(role="client", token=token), native.Query(2, "status")):
             socket.send(native.encode(message))

@@ -11,7 +11,7 @@ from trio_sched.cli.benchmarks.calls import echo, noop
 from trio_sched.cli.benchmarks.processes import cpu_times, fresh_engines, fresh_scheduler, memory_use
 from trio_sched.cli.tables import Row, Table
 from trio_sched.client.blocking import Client
-from trio_sched.transport.connection import connection_path, find, read_connection_file
+from trio_sched.transport.connection_info import connection_path, find_connection, read_connection_file
 
 PAYLOAD_BYTES = (1_000, 100_000, 1_000_000, 10_000_000)
 PAYLOAD_TOTAL_BYTES = 100_000_000
@@ -26,7 +26,7 @@ def connection_file(where: str) -> Path:
 
     :raises NoSchedulerError: no running scheduler has that name.
     """
-    connection = find(where, "client")
+    connection = find_connection(where, "client")
     return Path(where) if "/" in where or where.endswith(".json") else connection_path(connection.name, "client")
 
 

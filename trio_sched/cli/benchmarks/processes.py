@@ -73,7 +73,7 @@ def fresh_scheduler(engines: int, *options: str) -> Iterator[Path]:
 
     :raises NoSchedulerError: the scheduler exited, or wrote no connection file within 20 s.
     """
-    from trio_sched.transport.connection import connection_path
+    from trio_sched.transport.connection_info import connection_path
 
     name = f"bench-{os.getpid()}"
     command = [*TRIO_SCHED, "up", "--lifeline", "--log-level", "error", "-n", str(engines), "--name", name, *options]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from trio_sched.ipyparallel.records.finding import RecordQuery
+from trio_sched.ipyparallel.records.query import RecordQuery
 from trio_sched.ipyparallel.records.record import Record
 
 RECORD_LIMIT = 1024

@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 
 from trio_sched.errors import ConfigError
-from trio_sched.ipyparallel.records.finding import RecordQuery
+from trio_sched.ipyparallel.records.query import RecordQuery
 from trio_sched.ipyparallel.records.record import BUFFERS, DATES, Record, fail
 from trio_sched.logs import get_logger
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from trio_sched.errors import TrioSchedError
-from trio_sched.ipyparallel.records.finding import RecordQuery
+from trio_sched.ipyparallel.records.query import RecordQuery
 from trio_sched.ipyparallel.records.record import Record
 
 
