@@ -11,7 +11,9 @@ import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,7 @@ IMPURE = {
 }  # fmt: skip
 SOCKETS = {"zmq", "socket", "trio_websocket", "select"}
 LONG_FUNCTION_LINES, LONG_FILE_LINES = 60, 850
+MOST_IGNORED_TYPE_ERRORS = 25
 TOP_LEVEL = {
     ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "README.md", "docs", "examples", "noxfile.py", "pyproject.toml",
     "tests", "trio_sched",
@@ -110,6 +113,92 @@ def test_imports_follow_the_directions(path: Path) -> None:
 
 def test_every_part_has_a_row_in_the_table_of_imports() -> None:
     assert {part_of(path) for path in MODULES} <= set(MAY_IMPORT)
+
+
+def test_the_documentation_has_the_same_table_of_imports() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| [^|]+ \| ([^|]+) \|$", page, re.MULTILINE)
+    documented = {}
+    for parts, text in rows:
+        named = set(re.findall(r"`(\w+)`", text))
+        allowed = EVERYTHING - named if text.startswith("all") else named
+        if re.search(r"what (it|`\w+`) may import", text):
+            allowed = allowed.union(*(MAY_IMPORT[part] for part in named))
+        documented.update({part: allowed - {part} for part in re.findall(r"`(\w+)`", parts)})
+    assert documented == {part: MAY_IMPORT[part] - {part} for part in EVERYTHING}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Imports under TYPE_CHECKING and inside functions count.
+
+    The package itself is left out: its names are loaded when they are used (PEP 562).
+    """
+    modules = {module_of(path) for path in MODULES} - {PACKAGE}
+    graph: dict[str, set[str]] = {}
+    for path in MODULES:
+        imported = set()
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                submodules = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+                imported |= submodules or {node.module}
+        graph[module_of(path)] = imported & modules - {module_of(path)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
+
+
+def test_a_class_name_belongs_to_one_class() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in MODULES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{name_of(path)}:{node.lineno}")
+    assert {name: at for name, at in places.items() if len(at) > 1} == {}
+
+
+def test_ignored_type_errors_are_few_and_have_a_reason() -> None:
+    ignored = [
+        (f"{name_of(path)}:{number}", line)
+        for path in MODULES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if "# type: ignore" in line
+    ]
+    assert [place for place, line in ignored if not re.search(r"# type: ignore\[[a-z-, ]+\]  # \w", line)] == []
+    assert len(ignored) <= MOST_IGNORED_TYPE_ERRORS
+
+
+def callbacks(tree: ast.Module) -> Iterator[str]:
+    """Yield the names of attributes that are annotated as callables."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for part in ast.walk(node):
+                if isinstance(part, ast.AnnAssign) and re.match(r"(typing\.)?Callable\b", ast.unparse(part.annotation)):
+                    if isinstance(part.target, ast.Attribute):
+                        yield part.target.attr
+                    elif isinstance(part.target, ast.Name) and part in node.body:
+                        yield part.target.id
+
+
+def test_no_callback_is_assigned_from_outside() -> None:
+    """An object gets its callbacks when it is made. A class may change its own."""
+    names = {name for path in MODULES for name in callbacks(parsed(path))}
+    assigned = []
+    for path in MODULES:
+        for node in ast.walk(parsed(path)):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            for target in targets:
+                if isinstance(target, ast.Attribute) and ast.unparse(target.value) not in ("self", "cls"):
+                    value = node.value if isinstance(node, ast.Assign) else None
+                    if target.attr in names or isinstance(value, ast.Lambda):
+                        assigned.append(f"{name_of(path)}:{node.lineno}: {ast.unparse(target)}")
+    assert not assigned
 
 
 def test_core_uses_no_global_random_generator() -> None:
