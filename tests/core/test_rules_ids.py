@@ -78,4 +78,4 @@ def test_r01_a_refused_native_id_counts_as_seen() -> None:
 
 
 def test_r01_a_submission_of_an_unknown_client_is_refused() -> None:
-    assert Scenario().submit("a", client="stranger") == [refused("a", client="stranger")]
+    assert Scenario().submit("a", client="unknown") == [refused("a", client="unknown")]

@@ -567,7 +567,7 @@ def test_r22_a_forgotten_task_still_counts_for_its_dependents() -> None:
 def test_r22_only_a_result_that_was_not_received_is_delivered_again() -> None:
     scenario = running("a")
     scenario.ok("a")
-    scenario.received("a", client="stranger")
+    scenario.received("a", client="unknown")
     assert scenario.submit("a") == [accepted("a"), delivered("a", "ok", "E")]
     scenario.received("a")
     assert scenario.submit("a") == [refused("a")]

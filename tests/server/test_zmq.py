@@ -204,14 +204,16 @@ def test_a_peer_of_another_role_cannot_reuse_a_routing_id(directory: Path) -> No
             await answer(server.connection, hello, native.Welcome)
             [session] = server.server.sessions.clients.values()
             await answer(server.engine_connection, native.Query(1, "status"), native.Error)
-            assert session.connection is not None  # nobody has said good-bye for it
+            assert session.connection is not None  # the Query did not close the session
 
     trio.run(main)
 
 
 async def answer(connection: ConnectionInfo, message: Any, kind: type) -> None:
-    """Connect under a routing id of our own choice, and ask. Again as long as the router holds a former connection of
-    that id: it passes over the messages of another one."""
+    """Connect under a chosen routing id and send the message, until an answer of this kind arrives.
+
+    A ROUTER ignores a second connection with the same routing id while it holds the first.
+    """
     while True:
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0

@@ -197,7 +197,8 @@ shell, functions = InteractiveShell.instance(), FunctionRegistry()
 def write(source):
     with open("stamped_a.py", "w") as file:
         file.write(source)
-    shell.run_cell("digests.append(functions.register(stamped_a.f).digest); assert stamped_a.f() == expected").raise_error()
+    shell.run_cell("digests.append(functions.register(stamped_a.f).digest)").raise_error()
+    shell.run_cell("assert stamped_a.f() == expected").raise_error()
 open("stamped_a.py", "w").close()
 shell.run_cell("%load_ext autoreload").raise_error()
 shell.run_cell("%autoreload 2").raise_error()

@@ -25,7 +25,7 @@ Resources = tuple[tuple[str, float], ...]
 
 
 class RequestClasses:
-    """All request classes, all registered engines, and the choice of what goes next."""
+    """All request classes, all registered engines, and the choice of the task that is dispatched next."""
 
     __slots__ = ("_by_key", "_by_target", "_make_policy", "dispatchable", "engines", "unconstrained")
 

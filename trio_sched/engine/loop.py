@@ -10,7 +10,7 @@ from trio_sched.engine.scheduler_connection import SchedulerConnection
 BATCH_DELAY_S = 0.001
 
 
-class _Left(BaseException):
+class _WaitEnded(BaseException):
     """Raised by a signal handler in the main thread to end its wait."""
 
 
@@ -19,7 +19,7 @@ class WorkerLoop(ABC):
 
     def __init__(self, connection: SchedulerConnection) -> None:
         self._connection = connection
-        #: Whether the main thread is in `_wait`, where a signal handler may raise `_Left`.
+        #: Whether the main thread is in `_wait`, where a signal handler may raise `_WaitEnded`.
         self._waiting = False
 
     @abstractmethod
@@ -45,7 +45,7 @@ class WorkerLoop(ABC):
         self._connection.leave(reason)
         if self._waiting:
             self._waiting = False
-            raise _Left
+            raise _WaitEnded
         self._connection.wake()  # whichever thread waits, to send `Draining`
 
     def _wait(self) -> None:
@@ -55,5 +55,5 @@ class WorkerLoop(ABC):
             if not self._must_not_wait():
                 self._connection.wait()
             self._waiting = False
-        except _Left:
+        except _WaitEnded:
             pass

@@ -50,13 +50,13 @@ class Actor:
         self._scope = trio.CancelScope()
         self._core: Handler = guarded.scheduler.handle  # type: ignore[assignment]  # list is invariant
         self._handlers: Mapping[type, Handler] = {**manager.handlers, AuditDue: audit.handle}
-        #: What happens at once to what clients sent; all but submissions only waits for its turn.
+        #: Handlers of clients' messages before their slice: submissions are counted and checked when they arrive.
         self._admissions: Mapping[type, Handler] = {SubmissionsReceived: manager.handlers[SubmissionsReceived]}
 
     def turn(self, urgent: Sequence[Event], submissions: Sequence[Event], now: float) -> list[Effect]:
         """Handle events, all at the time `now`. Returns the effects in order.
 
-        `urgent` events come first, in order; then a bounded slice of what clients sent, `submissions` last (R31).
+        `urgent` events come first, in order; then a bounded slice of clients' messages, `submissions` last (R31).
         """
         effects = self._handle(urgent, self._handlers, self._core, now) if urgent else []
         if submissions:

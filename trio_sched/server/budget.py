@@ -151,7 +151,7 @@ class ByteBudget:
         self.task_bytes = tasks * TASK_BYTES
 
     def trim(self) -> None:
-        """Return free memory to the operating system, if most of what was held was released."""
+        """Return free memory to the operating system, if most of the held bytes were released."""
         released = self._peak_bytes - self.held_bytes
         if released >= TRIM_BYTES and released >= self.held_bytes:
             self._peak_bytes = self.held_bytes

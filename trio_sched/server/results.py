@@ -15,7 +15,7 @@ from trio_sched.server.reader import Reader, Validator, read_bye, read_ping
 from trio_sched.wire.native import Bye, Draining, Finished, Frame, Hello, Ping, Recalled, attach
 
 
-class Results(Reader):
+class ResultsReader(Reader):
     """Reads what engines sent."""
 
     who = "an engine"

@@ -36,7 +36,7 @@ from trio_sched.server.notifications import Notifications
 from trio_sched.server.outbox import Outbox
 from trio_sched.server.queries import QueryHandler
 from trio_sched.server.reader import Reader
-from trio_sched.server.results import Results
+from trio_sched.server.results import ResultsReader
 from trio_sched.server.session_manager import SessionManager
 from trio_sched.server.sessions import FunctionCache, Sessions
 from trio_sched.server.shutdown import Shutdown
@@ -140,7 +140,7 @@ class Server:
         self.inbox = Inbox()
         self.ingress = Ingress(self.inbox, identity, _bounds(config))
         notifications = Notifications(self.ingress, identity.tokens)
-        results = Results(self.ingress, notifications.read_hello)
+        results = ResultsReader(self.ingress, notifications.read_hello)
         intake = Intake(self.ingress, config, notifications.read_hello)
         self.readers: tuple[Reader, ...] = (results, notifications, intake)
         # the state

@@ -48,7 +48,7 @@ class Simulator:
         self._steps = steps
         self._config = Config(seed=seed, **{"hwm": self.rng.choice((1, 2, 10)), "credit": 50, **settings})
         tokens = {"client": "client's", "engine": "engine's"}
-        identity = Identity("simulated", str(seed), ADDRESS, Path(), tokens, None)  # type: ignore[arg-type]
+        identity = Identity("simulated", str(seed), ADDRESS, Path(), tokens, None)  # type: ignore[arg-type]  # dict is invariant in its keys
         self.server = Server(self._config, identity, self.now)
         self.server.scheduler.task_type = CheckedTask
         self.network = MemoryNetwork()

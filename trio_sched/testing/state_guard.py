@@ -111,7 +111,7 @@ def _guarded_setattr(kind: type, only: Container[str] | None = None) -> Callable
 
     def setattr_(self: Any, name: str, value: Any) -> None:
         if only is None or name in only:
-            former = getattr(self, name, self)  # a method or a default of the class is no former value
+            former = getattr(self, name, self)  # a method or a class default does not count
             if former is not self and not callable(former):
                 _guard.check(f"{type(self).__name__}.{name}")
             is_replaced = former is self or (replaces_later and isinstance(former, _GUARDED))

@@ -37,11 +37,11 @@ _FROM_CLIENT = get_args(FromClient)
 _TAGS = frozenset(str(type_.__struct_config__.tag) for type_ in _FROM_CLIENT)
 
 
-class _Tag(msgspec.Struct):
+class _JsonTag(msgspec.Struct):
     type: str = ""
 
 
-_tag = msgspec.json.Decoder(_Tag)
+_tag = msgspec.json.Decoder(_JsonTag)
 
 
 # ---- received messages ----------------------------------------------------------------------------------------------

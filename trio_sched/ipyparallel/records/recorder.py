@@ -216,7 +216,7 @@ class TaskRecorder:
         return history
 
     def _take_from_engine(self, msg_id: str) -> str | None:
-        """Remove an unfinished request from the history of its engine. Returns the engine; None: it has none."""
+        """Remove an unfinished request from the history of its engine. Returns the engine; None: no engine has it."""
         engine = self.pending[msg_id]
         if engine is not None and engine in self.engines:
             self.engines[engine].outstanding.pop(msg_id, None)
