@@ -68,3 +68,12 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TRIO_SCHED_RUNTIME_DIR", str(directory))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def check_transitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check each change of a task's state against the table of transitions."""
+    from trio_sched.core.records import CheckedTask
+    from trio_sched.core.scheduler import Scheduler
+
+    monkeypatch.setattr(Scheduler, "task_type", CheckedTask)

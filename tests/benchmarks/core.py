@@ -23,7 +23,6 @@ from trio_sched.cli.local_cluster import COLLECTOR_THRESHOLDS
 from trio_sched.cli.tables import Row, Table, as_json, print_tables
 from trio_sched.core.effects import AssignTask, Effect
 from trio_sched.core.events import (
-    SESSION_SHIFT,
     ClientJoined,
     Dependency,
     EngineJoined,
@@ -32,6 +31,7 @@ from trio_sched.core.events import (
     TaskSpec,
     TaskSubmitted,
 )
+from trio_sched.core.ids import make_task_id
 from trio_sched.core.scheduler import Scheduler, Settings
 from trio_sched.errors import ImpossibleDependency
 
@@ -57,7 +57,7 @@ class Driver:
     def submit(self, spec: TaskSpec = TaskSpec()) -> int:  # noqa: B008  # immutable
         """Submit one task and return its id."""
         self.submitted += 1
-        task = CLIENT << SESSION_SHIFT | self.submitted
+        task = make_task_id(CLIENT, self.submitted)
         self._record(self.scheduler.handle(TaskSubmitted(CLIENT, task, None, spec), 0.0))
         return task
 

@@ -13,12 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
-from trio_sched.core.ids import COUNTER_BITS, ClientId, EngineId
-from trio_sched.core.ids import TaskId as TaskId
-
-#: The name that modules outside of the core import until they use the functions of `ids`.
-SESSION_SHIFT = COUNTER_BITS
-
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 
 PayloadRef: TypeAlias = Any
 #: How a task ended (R24). "unreachable": a dependency or a target is impossible or invalid. All but "ok" are failures.

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from trio_sched.core.effects import Effect as CoreEffect
 from trio_sched.core.events import Event as CoreEvent
-from trio_sched.core.events import PayloadRef, TaskId
+from trio_sched.core.events import PayloadRef
+from trio_sched.core.ids import TaskId
 from trio_sched.server.peer_connection import PeerConnection
 from trio_sched.server.sessions import Session
 from trio_sched.wire.native import Call, Frame, FromPeer, Hello, Message, TaskResult
