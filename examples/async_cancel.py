@@ -1,7 +1,7 @@
-"""A task group that is cancelled half way: its tasks are gone on the engines, too.
+"""Cancel a task group half way: its tasks end on the engines, too.
 
-Forty searches are under way in a task group; the first that finds what it looks for cancels the group's scope. Those
-that waited never start, and leaving the block waits until the engines have let go of the rest.
+A task group runs forty searches; the first one that succeeds cancels the group's scope. Waiting searches never start,
+and the end of the block waits until the running ones have ended on their engines.
 
     trio-sched run examples/async_cancel.py
 """
@@ -20,7 +20,7 @@ LUCKY = 7
 
 
 def search(place: int) -> int | None:
-    """Look in one place for a while."""
+    """Search one place, which takes a while."""
     time.sleep(0.05)
     return place if place == LUCKY else None
 
@@ -41,13 +41,13 @@ async def main() -> int:
         status = await client.status()
 
     found = [place for place in ended.values() if place is not None]
-    print(f"found in place {found}, after {len(ended)} of {SEARCHES} searches; the rest was cancelled")
+    print(f"found in place {found}, after {len(ended)} of {SEARCHES} searches; the others were cancelled")
     left = {state: count for state, count in status["tasks"].items() if state in ("waiting", "ready")}
     print(f"still waiting in the scheduler: {sum(left.values())}")
     if found != [LUCKY] or len(ended) == SEARCHES or any(left.values()):
         print("WRONG")
         return 1
-    print("OK: the cancelled half never ran")
+    print("OK: the cancelled searches never ran")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Search the parameters of a classifier on scikit-learn's handwritten digits.
 
-The data is loaded once, on an engine; every trial gets that task's future as an argument, so the arrays reach the
-engines without passing through this script. Needs scikit-learn: `pip install 'trio_sched[examples]'`.
+One task loads the data on an engine, and every trial gets the future of that task as an argument, so the arrays reach
+the engines without passing through this script. The example needs scikit-learn: `pip install 'trio_sched[examples]'`.
 
     trio-sched run examples/digits_search.py
 """
@@ -20,7 +20,7 @@ WIDTHS = (0.0001, 0.001, 0.01)
 
 
 def load() -> tuple[Any, Any]:
-    """The images as rows of pixels, and the digits that they show."""
+    """Return the images as rows of pixels, and the digits that they show."""
     from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)
@@ -28,7 +28,7 @@ def load() -> tuple[Any, Any]:
 
 
 def score(data: tuple[Any, Any], penalty: float, width: float) -> float:
-    """The mean accuracy of a support vector classifier over three folds."""
+    """Return the mean accuracy of a support vector classifier over three folds."""
     from sklearn.model_selection import cross_val_score
     from sklearn.svm import SVC
 
@@ -50,9 +50,9 @@ def main() -> int:
     best, (penalty, width) = max(zip(results, trials, strict=True))
     print(f"best: {best:.4f} with penalty {penalty}, width {width}")
     if best != score(load(), penalty, width):
-        print("DIFFERENT from the same trial here")
+        print("DIFFERENT from the same trial without engines")
         return 1
-    print("OK: equal to the same trial here")
+    print("OK: equal to the same trial without engines")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Price European call options by simulation, with numpy arrays as arguments and results.
 
-Each task draws its own paths and returns the sums for all strikes at once; arrays travel out of band, uncopied where
-the socket allows. The prices are checked against the formula of Black and Scholes.
+Each task simulates its own paths and returns the sums for all strikes. Arrays travel out of band, without a copy where
+the socket allows that. The formula of Black and Scholes checks the prices.
 
     trio-sched run examples/option_price.py
 """
@@ -23,7 +23,7 @@ Prices = NDArray[np.float64]
 
 
 def simulate(seed: int, paths: int, strikes: Prices) -> tuple[Prices, Prices]:
-    """The sum and the sum of squares of the discounted payoffs over `paths` paths, for each strike."""
+    """Return the sum and the sum of squares of the discounted payoffs over `paths` paths, for each strike."""
     normal = np.random.default_rng(seed).standard_normal(paths)
     final = SPOT * np.exp((RATE - VOLATILITY**2 / 2) * YEARS + VOLATILITY * math.sqrt(YEARS) * normal)
     total, squares = np.empty_like(strikes), np.empty_like(strikes)
@@ -34,7 +34,7 @@ def simulate(seed: int, paths: int, strikes: Prices) -> tuple[Prices, Prices]:
 
 
 def black_scholes(strike: float) -> float:
-    """The exact price, to check against."""
+    """Return the exact price."""
     spread = VOLATILITY * math.sqrt(YEARS)
     upper = (math.log(SPOT / strike) + (RATE + VOLATILITY**2 / 2) * YEARS) / spread
     below = [(1 + math.erf(x / math.sqrt(2))) / 2 for x in (upper, upper - spread)]

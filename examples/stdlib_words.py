@@ -1,9 +1,10 @@
 """Count the identifiers in every source file of the running Python's standard library.
 
-One task a file, then a tree of merges: each merge gets the futures of sixteen counts as its arguments, so it waits
-for them, and their values travel to it without passing through this script. A plain loop checks the result.
+One task counts one file, then a tree of tasks merges the counts. Each merge gets the futures of sixteen counts as its
+arguments: it waits for them, and their values go to its engine without passing through this script. A plain loop checks
+the result.
 
-    trio-sched run examples/stdlib_words.py              # or: --limit 200 for a part of it
+    trio-sched run examples/stdlib_words.py              # or: --limit 200 for a part
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ FAN_IN = 16
 
 
 def count_identifiers(path: str) -> Counter[str]:
-    """How often each identifier stands in a source file. A broken one counts up to where it breaks."""
+    """Count the identifiers of a source file, up to its first syntax error."""
     counts: Counter[str] = Counter()
     source = io.BytesIO(Path(path).read_bytes())
     try:
@@ -39,7 +40,7 @@ def count_identifiers(path: str) -> Counter[str]:
 
 
 def merge(*counts: Counter[str]) -> Counter[str]:
-    """The sum of several counts."""
+    """Return the sum of several counts."""
     total: Counter[str] = Counter()
     for one in counts:
         total.update(one)
@@ -47,13 +48,13 @@ def merge(*counts: Counter[str]) -> Counter[str]:
 
 
 def source_files() -> list[str]:
-    """The standard library's source files; what was installed beside it does not count."""
+    """Return the source files of the standard library, without installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     return sorted(str(path) for path in root.rglob("*.py") if "site-packages" not in path.parts)
 
 
 def count_on_engines(client: Client, files: Sequence[str]) -> Counter[str]:
-    """One task a file, merges of sixteen until one is left."""
+    """Submit a task for each file, then merges of sixteen counts until one count is left."""
     level: list[Future[Counter[str]]] = [client.submit(count_identifiers, file) for file in files]
     while len(level) > 1:
         level = [client.submit(merge, *level[at : at + FAN_IN]) for at in range(0, len(level), FAN_IN)]
@@ -61,7 +62,7 @@ def count_on_engines(client: Client, files: Sequence[str]) -> Counter[str]:
 
 
 def count_in_a_loop(files: Sequence[str]) -> Counter[str]:
-    """The same, as anyone would write it first."""
+    """Count without engines."""
     total: Counter[str] = Counter()
     for file in files:
         total.update(count_identifiers(file))
@@ -70,7 +71,7 @@ def count_in_a_loop(files: Sequence[str]) -> Counter[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count identifiers in the standard library's source files.")
-    parser.add_argument("--limit", type=int, default=None, help="count only so many files")
+    parser.add_argument("--limit", type=int, default=None, help="number of files to count")
     files = source_files()[: parser.parse_args().limit]
 
     with Client() as client:

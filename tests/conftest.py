@@ -1,9 +1,8 @@
-"""What every test needs: a runtime directory of its own, no scheduler inherited from outside, Hypothesis profiles.
+"""The environment of every test: a runtime directory, no settings of the user, Hypothesis profiles.
 
-Warnings are errors and every test has a time limit (pyproject.toml, and a harder one here). The runtime directory
-lies directly below /tmp because an `ipc://` path may be at most 107 bytes long; it is set before anything of ours
-is imported, and inherited by every process that a test starts, so that no test finds (or disturbs) a scheduler of
-whoever runs it, or of a test beside it.
+Warnings are errors and every test has a time limit (pyproject.toml, and a hard limit here). The runtime directory is
+set before the package is imported, and every process that a test starts inherits it, so that no test finds or disturbs
+a scheduler of the user or of a parallel test. It is directly below /tmp because an `ipc://` path has at most 107 bytes.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from pathlib import Path
 import pytest
 
 HARD_LIMIT_S = 300 if os.environ.get("HYPOTHESIS_PROFILE") != "long" else 86_400
+#: A descriptor of the standard error that pytest does not capture.
 _stderr: list[int] = []
-"""What pytest does not capture, as a descriptor."""
 _SHORT_TMP = "/tmp" if sys.platform != "win32" and os.path.isdir("/tmp") else None
 _runtime_dir = Path(tempfile.mkdtemp(prefix="ts-", dir=_SHORT_TMP))
 
 for _name in [name for name in os.environ if name.startswith("TRIO_SCHED_")]:
     del os.environ[_name]
 os.environ["TRIO_SCHED_RUNTIME_DIR"] = str(_runtime_dir)
-os.environ["COLUMNS"] = "120"  # of the tables and help texts that tests read
+os.environ["COLUMNS"] = "120"  # width of the tables and help texts that tests read
 os.environ.pop("FORCE_COLOR", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose how long Hypothesis tries: HYPOTHESIS_PROFILE=long for minutes, else seconds."""
+    """Register the Hypothesis profiles: "default" takes seconds, HYPOTHESIS_PROFILE=long takes minutes."""
     from hypothesis import HealthCheck, settings
 
     _stderr.append(os.dup(2))
@@ -46,9 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """End the process, with the stacks of all threads, when a test is stuck for good.
+    """Print the stacks of all threads and exit if a test does not end.
 
-    pytest-timeout ends a test once; a teardown that waits for what the test left behind is beyond it.
+    pytest-timeout interrupts a test once, which does not end a teardown that blocks afterwards.
     """
     faulthandler.dump_traceback_later(HARD_LIMIT_S, exit=True, file=_stderr[0])
     try:
@@ -58,14 +57,23 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Leave nothing behind in /tmp."""
+    """Remove the runtime directory."""
     shutil.rmtree(_runtime_dir, ignore_errors=True)
 
 
 @pytest.fixture
 def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A runtime directory for one test alone, short enough for `ipc://`, also for the processes that it starts."""
+    """Make a runtime directory for one test and the processes that it starts, with a path short enough for `ipc://`."""
     directory = Path(tempfile.mkdtemp(prefix="ts-", dir=_SHORT_TMP))
     monkeypatch.setenv("TRIO_SCHED_RUNTIME_DIR", str(directory))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def check_transitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check each change of a task's state against the table of transitions."""
+    from trio_sched.core.records import CheckedTask
+    from trio_sched.core.scheduler import Scheduler
+
+    monkeypatch.setattr(Scheduler, "task_type", CheckedTask)

@@ -1,23 +1,25 @@
 """trio_sched: a task scheduler for Python work on one machine or many.
 
-    with trio_sched.Client() as client:                 # finds the running scheduler; Client(engines=4) brings one
+    with trio_sched.Client() as client:                 # finds the running scheduler; Client(engines=4) starts one
         future = client.submit(fit, data, depth=3)      # concurrent.futures.Executor, exactly
 
 A map of the package:
 
     errors.py    every error, under one root
-    core/        the scheduling rules: pure, synchronous, fed with events and time, answering with effects
-    wire/        bytes to messages and back; Python objects to bytes and back
-    transport/   the only files that touch sockets; connection files
+    logs.py      log events with fields, as records of `logging`
+    core/        the scheduling rules: pure and synchronous; events and times in, effects out
+    wire/        conversion of bytes to messages and back, and of Python objects to bytes and back
+    transport/   the only modules that touch sockets; connection files
     server/      the scheduler process: sockets to events, one actor that owns the state, effects to sockets
     web/         the WebSocket front
-    client/      Client (blocking) and open_client (trio, asyncio), on one protocol core without sockets
-    engine/      the worker, which runs calls, and the nanny, which looks after the workers of a machine
-    testing/     fakes and a simulator, for our tests and yours
+    ipyparallel/ the front for ipyparallel's clients and engines
+    client/      Client (blocking) and open_client (trio, asyncio), on one session without sockets
+    engine/      the worker, which runs calls, and the nanny, which starts and watches the workers of a host
+    testing/     fakes and a simulator, for the tests of this package and of its users
     cli/         the command line
 
-Names are imported when they are first used (PEP 562): a worker must not pay for the client, nor anybody for trio who
-does not use it.
+Names are imported at their first use (PEP 562): a worker does not load the client, and a process without asynchronous
+code does not load trio.
 """
 
 from __future__ import annotations
@@ -27,9 +29,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trio_sched.client.aio import AsyncClient, open_client
     from trio_sched.client.async_future import AsyncFuture
-    from trio_sched.client.blocking import Client
-    from trio_sched.client.current import current_client
-    from trio_sched.client.functional import depend, require
+    from trio_sched.client.blocking import Client, current_client
+    from trio_sched.client.conditions import depend, require
     from trio_sched.client.future import Future
     from trio_sched.client.group import AsyncTaskGroup
     from trio_sched.client.waiting import as_completed, wait
@@ -95,6 +96,7 @@ __all__ = [
     "wait",
 ]
 
+#: The module of each public name; all other names are in errors.
 _HOMES = {
     "AsyncClient": "client.aio",
     "AsyncFuture": "client.async_future",
@@ -102,13 +104,12 @@ _HOMES = {
     "Client": "client.blocking",
     "Future": "client.future",
     "as_completed": "client.waiting",
-    "current_client": "client.current",
-    "depend": "client.functional",
+    "current_client": "client.blocking",
+    "depend": "client.conditions",
     "open_client": "client.aio",
-    "require": "client.functional",
+    "require": "client.conditions",
     "wait": "client.waiting",
 }
-"""Where a public name lives; those that are not here, in errors."""
 
 
 def __getattr__(name: str) -> Any:

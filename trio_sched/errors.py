@@ -1,8 +1,8 @@
-"""Every error that trio_sched raises, under one root.
+"""All errors that trio_sched raises, under one root.
 
-Two families. What went wrong *here*: configuration, discovery, the wire, a call that cannot be sent. And how a
-*remote task* ended other than ok (R24): the classes below `TaskError`, whose names travel as the task's error name.
-An exception that the task itself raised arrives as its own type, with a `RemoteTraceback` as its cause.
+There are two families: errors of this process (configuration, discovery, the wire, a call that cannot be sent), and the
+classes below `TaskError` for tasks whose outcome is not ok (R24). The wire carries the names of the latter. An
+exception that a task raised arrives as its own type, with a `RemoteTraceback` as its cause.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ class TrioSchedError(Exception):
     """Root of all errors of this package."""
 
 
-# ---- what went wrong here -------------------------------------------------------------------------------------------
+# ---- errors of this process -----------------------------------------------------------------------------------------
 
 
 class ConfigError(TrioSchedError):
-    """A setting is wrong; the message names the setting, its value and what would do."""
+    """A setting is invalid. The message has the setting, its value, and the values that are valid."""
 
 
 class ConnectionFileError(TrioSchedError):
-    """A connection file is missing, stale, malformed, or readable by others."""
+    """A connection file is missing, stale, malformed, or readable by other users."""
 
 
 class NoSchedulerError(TrioSchedError):
-    """No running scheduler was found, or it does not answer, or engines that a client started did not join it."""
+    """No running scheduler was found, it does not answer, or engines that a client started did not join it."""
 
 
 class AddressInUseError(TrioSchedError):
@@ -32,9 +32,9 @@ class AddressInUseError(TrioSchedError):
 
 
 class WireError(TrioSchedError):
-    """A message that cannot be read: garbage, too large, of an unknown type or version (R25).
+    """A message is malformed, too large, or of an unknown type or version (R25).
 
-    `kind` is the counter under which the scheduler counts it: "malformed", "too_large", "unknown_type",
+    `kind` is the counter of the scheduler that counts it: "malformed", "too_large", "unknown_type",
     "unknown_version", "unauthenticated".
     """
 
@@ -44,38 +44,38 @@ class WireError(TrioSchedError):
 
 
 class SubmitError(TrioSchedError):
-    """A call cannot be sent, because its function or an argument cannot be pickled; the message names the object."""
+    """A call cannot be sent, because its function or an argument cannot be pickled. The message names the object."""
 
 
 class SubmissionRefused(TrioSchedError):
-    """The scheduler refused a submission (bad options, a limit, an id of another session, shutting down)."""
+    """The scheduler refused a submission: invalid options, a limit, an id of another session, or a shutdown."""
 
 
 class VersionMismatch(TrioSchedError):
-    """The client's Python differs from that of every engine, so that pickled calls could not be read there."""
+    """The client's Python version differs from that of every engine, which could not unpickle its calls."""
 
 
 class SchedulerClosed(TrioSchedError):
-    """The scheduler shut down, or was replaced by one that does not know this session."""
+    """The scheduler shut down, or another one took its place, which does not know this session."""
 
 
 class InvariantError(TrioSchedError, AssertionError):
-    """The scheduler's state contradicts itself: a bug in trio_sched. Raised by `core.invariants.check` only."""
+    """The scheduler's state contradicts itself: a bug in trio_sched. Only checks in tests and recovery raise it."""
 
 
-# ---- how a remote task ended, other than ok -------------------------------------------------------------------------
+# ---- outcomes of remote tasks other than ok -------------------------------------------------------------------------
 
 
 class TaskError(TrioSchedError):
-    """Root of the ends of a task that the scheduler or the engine decided, not the task's own code."""
+    """Root of the errors of a task that the scheduler or the engine decided, not the code of the task."""
 
 
 class ImpossibleDependency(TaskError):
-    """A dependency can no longer be met (R4, R6), or no target that would do is left (R7, R19)."""
+    """A dependency can no longer be met (R4, R6), or all targets are gone or excluded (R7, R19)."""
 
 
 class InvalidDependency(TaskError):
-    """A dependency names the task itself, or one that the scheduler does not know (any more) (R5)."""
+    """A dependency names the task itself, or a task that is unknown or forgotten (R5)."""
 
 
 class TaskTimeout(TaskError, TimeoutError):
@@ -87,7 +87,7 @@ class EngineError(TaskError):
 
 
 class TaskCancelled(TaskError):
-    """The task was cancelled before it ended by itself (R23)."""
+    """The task was cancelled (R23)."""
 
 
 class SchedulerError(TaskError):
@@ -95,7 +95,7 @@ class SchedulerError(TaskError):
 
 
 class ResultError(TaskError):
-    """The task ran, but its result (or the exception it raised) could not be pickled or unpickled."""
+    """The task ran, but its result, or the exception that it raised, could not be pickled or unpickled."""
 
 
 class CallError(TaskError):
@@ -103,7 +103,7 @@ class CallError(TaskError):
 
 
 class UnmetDependency(TaskError):
-    """Raised inside a task to say "not on this engine": the task goes elsewhere, without using up a retry (R19)."""
+    """Raise it in a task to decline this engine: the task goes to another engine, and no retry is used (R19)."""
 
 
 class RemoteTraceback(TrioSchedError):

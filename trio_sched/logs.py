@@ -1,9 +1,9 @@
 """Log events with fields, through the standard library's `logging`.
 
-`log.info("engine joined", number=3)` makes one record of the logger that `get_logger` names: its text is "engine joined
-number=3". The event and the fields are in `record.event` and `record.fields` as well, for formatters that show them
-apart (cli/logs.py). A program that embeds a scheduler or a nanny and configures nothing gets what `logging` does for
-every library: warnings and errors on standard error, and nothing below.
+`log.info("engine joined", number=3)` makes one record whose text is "engine joined number=3". The event and the fields
+are also in `record.event` and `record.fields`, for formatters that show them separately (cli/log_setup.py). Without any
+configuration of `logging`, a program that embeds a scheduler or a nanny gets what `logging` does for every library:
+warnings and errors on standard error, and nothing below.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+#: The name of the logger that is the parent of all loggers of this package.
 ROOT = "trio_sched"
-"""The logger above all of this package's."""
 
 
 class Logger:
-    """Makes records of events with fields."""
+    """Logs events with fields."""
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
     def debug(self, event: str, **fields: Any) -> None:
-        """Log an event that is of interest to those who look for a bug."""
+        """Log an event that helps to find a bug."""
         self._log(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: Any) -> None:
-        """Log an ordinary event."""
+        """Log an event of normal operation."""
         self._log(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
-        """Log an event that somebody may have to do something about."""
+        """Log an event that may need the user's attention."""
         self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
@@ -38,7 +38,7 @@ class Logger:
         self._log(logging.ERROR, event, fields)
 
     def exception(self, event: str, error: BaseException | None = None, **fields: Any) -> None:
-        """Log a failure with the traceback of `error`, else of the exception that is being handled."""
+        """Log a failure with the traceback of `error`; default: of the exception that is being handled."""
         self._log(logging.ERROR, event, fields, exc_info=error or True)
 
     def _log(self, level: int, event: str, fields: dict[str, Any], *, exc_info: bool | BaseException = False) -> None:
@@ -49,5 +49,8 @@ class Logger:
 
 
 def get_logger(name: str) -> Logger:
-    """The logger of a module; `name` begins with "trio_sched"."""
+    """Make a logger.
+
+    :param name: begins with "trio_sched".
+    """
     return Logger(name)

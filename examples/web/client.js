@@ -1,11 +1,11 @@
-// A client for trio_sched in a page's worth of JavaScript: calls of importable Python functions over a WebSocket.
+// A small client for trio_sched: calls of importable Python functions over a WebSocket.
 //
 //     const scheduler = await Scheduler.connect("ws://127.0.0.1:8787/", token);
 //     const value = await scheduler.submit("math:factorial", [20]);
 //     scheduler.close();
 //
-// The messages are those of the native protocol (docs/wire.md) as JSON text. A task's id is a counter of ours; the ids that
-// come back have the session's number above the lowest 32 bits. Runs in a browser, and in node (20: --experimental-websocket).
+// The messages are those of the native protocol (docs/wire.md) as JSON text. The client numbers its tasks; the ids in answers
+// have the session's number above the lowest 32 bits. Runs in a browser, and in node (20: --experimental-websocket).
 
 const COUNTER = 2 ** 32;
 const ACKNOWLEDGE_MS = 50;
@@ -36,7 +36,7 @@ export class Scheduler {
   constructor(socket, { onchange = () => {} } = {}) {
     this.socket = socket;
     this.session = 0;
-    this.tasks = new Map(); // our counter -> {resolve, reject}
+    this.tasks = new Map(); // number of a task -> {resolve, reject}
     this.queue = []; // calls that wait for credit
     this.onchange = onchange;
     this._counter = 0;

@@ -1,4 +1,4 @@
-// The page's client without a page: node --experimental-websocket examples/web/demo.mjs URL TOKEN
+// Use the client without a page: node --experimental-websocket examples/web/demo.mjs URL TOKEN
 import { RemoteError, Scheduler } from "./client.js";
 
 const [url, token] = process.argv.slice(2);

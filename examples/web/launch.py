@@ -1,6 +1,7 @@
-"""A scheduler with a WebSocket, and its page: `python examples/web/launch.py`, then open what it prints.
+"""Start a scheduler and serve a page for its WebSocket: `python examples/web/launch.py` prints the page's address.
 
-The page's origin is the only one let in, and the token travels behind the #, which browsers send to nobody.
+Only pages of this origin may connect. The token is in the fragment of the address (behind the #), which browsers do not
+send to servers.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ HERE = Path(__file__).resolve().parent
 
 
 def start_scheduler(name: str, origin: str, engines: int) -> tuple[subprocess.Popen[str], str, str]:
-    """(the process, the WebSocket's address, the token)."""
+    """Start a scheduler; return its process, the address of its WebSocket, and the token."""
     command = [sys.executable, "-m", "trio_sched", "up", "--name", name, "-n", str(engines), "--lifeline"]
     command += ["--websocket-port", "0", "--websocket-origin", origin, "--log-level", "warning"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    if not process.stdout.readline():  # it says so when it is up
+    if not process.stdout.readline():  # the line that a started scheduler prints
         sys.exit(process.wait())
-    from trio_sched.transport.connection import find
+    from trio_sched.transport.connection_info import find_connection
 
-    connection = find(name, "client")
+    connection = find_connection(name, "client")
     return process, connection.websocket, connection.token
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Serve the page, with a scheduler for it.")
-    parser.add_argument("--port", type=int, default=0, help="of the page; default: any")
-    parser.add_argument("--engines", type=int, default=2)
-    parser.add_argument("--demo", action="store_true", help="run demo.mjs with node instead, and exit as it does")
+    parser = argparse.ArgumentParser(description="Start a scheduler and serve a page for it.")
+    parser.add_argument("--port", type=int, default=0, help="port of the page; default: any")
+    parser.add_argument("--engines", type=int, default=2, help="number of engines")
+    parser.add_argument("--demo", action="store_true", help="run demo.mjs with node and exit with its code")
     given = parser.parse_args()
 
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(HERE))

@@ -1,13 +1,12 @@
-"""An attack on a real server process, with an honest client beside it.
+"""The harness of the attack tests: a server process, an attacker process, and an honest client that is measured.
 
     with Server("-n", "2", "--websocket-port", "0") as server, HonestClient(server) as honest:
         outcome = honest.during(Attacker("empty_fragments.py", server.connection.websocket))
     outcome.check(slowdown=5)
 
-The server runs as `trio-sched up` in a process of its own, with resource limits when asked for. An attacker is a script
-of `tests/attack/attackers/`, also in a process of its own, which prints one line when its attack is under way and stops
-when its standard input ends. The honest client does one task after the other, each with an answer that is known
-beforehand.
+The server runs as `trio-sched up` in its own process, with resource limits if required. An attacker is a script of
+`tests/attack/attackers/`, also in its own process, which prints one line when its attack has begun and stops when its
+standard input ends. The honest client runs one task after the other, each with a known result.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ import psutil
 
 from trio_sched import Client
 from trio_sched.errors import ConnectionFileError, TrioSchedError
-from trio_sched.transport.connection import ENV_DIRECTORY, Connection, connection_path, read_connection_file
+from trio_sched.transport.connection_info import ENV_DIRECTORY, ConnectionInfo, connection_path, read_connection_file
 
 ATTACKERS = Path(__file__).parent / "attackers"
 START_TIMEOUT_S = 60.0
 RESULT_TIMEOUT_S = 60.0
 MEASURE_S = 3.0
+#: How long a server may take to release memory.
 SETTLE_TIMEOUT_S = 30.0
-"""How long a server may take to give memory back."""
 MEMORY_SLACK = 1.2
 POLL_S = 0.02
 NAME = "attacked"
 
 
 def poll(condition: Callable[[], Any], what: str, timeout_s: float = START_TIMEOUT_S) -> Any:
-    """The first true value of `condition()`.
+    """Return the first true value of `condition()`.
 
-    :raises TimeoutError: there was none within `timeout_s`; the message names `what` was waited for.
+    :raises TimeoutError: there was none within `timeout_s`; the message begins with `what`.
     """
     until = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -57,7 +56,7 @@ def poll(condition: Callable[[], Any], what: str, timeout_s: float = START_TIMEO
 
 
 def wait_or_kill(process: subprocess.Popen[Any], timeout_s: float) -> None:
-    """Wait for the end of a process that was told to end; kill it when that takes longer than `timeout_s`."""
+    """Wait for the end of a process, and kill it after `timeout_s`."""
     try:
         process.wait(timeout_s)
     except subprocess.TimeoutExpired:
@@ -66,7 +65,7 @@ def wait_or_kill(process: subprocess.Popen[Any], timeout_s: float) -> None:
 
 
 class Server:
-    """`trio-sched up` (or another command) in a process and a runtime directory of its own.
+    """`trio-sched up` (or another command) in its own process and runtime directory.
 
     `limits`: (soft, hard) by resource, such as `{resource.RLIMIT_NOFILE: (1024, 1024)}`.
     """
@@ -89,10 +88,10 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
-                preexec_fn=self._set_limits if self._limits else None,  # nothing else runs yet
+                preexec_fn=self._set_limits if self._limits else None,  # safe: no other thread runs yet
             )
         try:
-            self.connection: Connection = poll(self._read_connection, f"start of {self._command}")
+            self.connection: ConnectionInfo = poll(self._read_connection, f"start of {self._command}")
         except BaseException:
             self.__exit__()
             raise
@@ -108,7 +107,7 @@ class Server:
         for number, limit in self._limits.items():
             resource.setrlimit(number, limit)
 
-    def _read_connection(self) -> Connection | None:
+    def _read_connection(self) -> ConnectionInfo | None:
         if self.process.poll() is not None:
             raise AssertionError(f"the server ended with code {self.process.returncode}:\n{self.log}")
         with contextlib.suppress(ConnectionFileError):
@@ -127,12 +126,12 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server printed."""
+        """The output of the server."""
         return self.log_path.read_text(errors="replace")
 
     @property
     def pid(self) -> int:
-        """The scheduler's process."""
+        """The process id of the scheduler."""
         return self.connection.pid
 
     @property
@@ -141,20 +140,20 @@ class Server:
         return self.process.poll() is None
 
     def rss_bytes(self) -> int:
-        """Resident memory of the scheduler's process."""
+        """Return the resident memory of the scheduler's process."""
         return int(psutil.Process(self.pid).memory_info().rss)
 
     def descriptor_count(self) -> int:
-        """Open file descriptors of the scheduler's process."""
+        """Return the number of open file descriptors of the scheduler's process."""
         return int(psutil.Process(self.pid).num_fds())
 
     def client(self, **options: Any) -> Client:
-        """A client of this server."""
+        """Connect a client to this server."""
         return Client(self.client_file, **options)
 
 
 class Attacker:
-    """A script of `tests/attack/attackers/` in a process of its own."""
+    """A script of `tests/attack/attackers/` in its own process."""
 
     def __init__(self, script: str, *arguments: object) -> None:
         self._command = [sys.executable, str(ATTACKERS / script), *map(str, arguments)]
@@ -180,20 +179,20 @@ class Attacker:
 
 @dataclass
 class Outcome:
-    """What an attack did to an honest client, and to the memory of the server."""
+    """The effect of an attack on an honest client and on the memory of the server."""
 
     idle_p50_s: float
     attacked_p50_s: float
     round_trips: int
+    #: Tasks without the right result, each with what the client got instead.
     lost: list[str] = field(default_factory=list)
-    """Tasks without their right answer, with what came instead."""
     rss_before: int = 0
     rss_peak: int = 0
     rss_after: int = 0
 
     @property
     def slowdown(self) -> float:
-        """Round trip under attack, in idle round trips."""
+        """The round trip under attack, relative to the idle one."""
         return self.attacked_p50_s / self.idle_p50_s
 
     def __str__(self) -> str:
@@ -204,7 +203,7 @@ class Outcome:
         )
 
     def check(self, slowdown: float = 5.0) -> None:
-        """No result was lost, round trips stayed below `slowdown` idle ones, and memory is back within 20%."""
+        """Check that no result was lost, that the slowdown is below `slowdown`, and that memory is within 20% again."""
         print(self)
         assert not self.lost, self.lost[:5]
         assert self.slowdown < slowdown, str(self)
@@ -212,7 +211,7 @@ class Outcome:
 
 
 class HonestClient:
-    """One client that does one task after the other."""
+    """A client that runs one task after the other."""
 
     def __init__(self, server: Server, **options: Any) -> None:
         self.server = server
@@ -229,25 +228,25 @@ class HonestClient:
         self.client.shutdown(cancel_futures=True)
 
     def round_trips(self, seconds: float = MEASURE_S) -> list[float]:
-        """Do tasks for so long, at least 5; seconds that each one took."""
-        taken: list[float] = []
+        """Run tasks for some seconds, at least 5. Return the seconds of each one."""
+        round_trips: list[float] = []
         until = time.monotonic() + seconds
-        while len(taken) < 5 or time.monotonic() < until:
+        while len(round_trips) < 5 or time.monotonic() < until:
             self._count += 1
-            began = time.perf_counter()
+            started = time.perf_counter()
             try:
                 answer: object = self.client.submit(pow, self._count, 3, 1_000_003).result(RESULT_TIMEOUT_S)
             except (TrioSchedError, TimeoutError) as error:
                 answer = error
-            taken.append(time.perf_counter() - began)
+            round_trips.append(time.perf_counter() - started)
             if answer != pow(self._count, 3, 1_000_003):
                 self.lost.append(f"task {self._count}: {answer!r}")
                 if len(self.lost) > 3:
                     break
-        return taken
+        return round_trips
 
     def during(self, *attackers: Attacker, seconds: float = MEASURE_S) -> Outcome:
-        """Measure idle, then while the attackers are at work, then wait for the server's memory to come back."""
+        """Measure without and with the attackers, then wait until the server has released memory."""
         rss_before = self.server.rss_bytes()
         idle = self.round_trips(seconds)
         with contextlib.ExitStack() as stack:

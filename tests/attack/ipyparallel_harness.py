@@ -1,4 +1,4 @@
-"""`trio-sched ipcontroller` in a process of its own, with real engines and an honest client of ipyparallel."""
+"""`trio-sched ipcontroller` in its own process, with real engines and an honest client of ipyparallel."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SECRETS = ("key", "curve_serverkey")
 
 
 class IppServer:
-    """The controller and its engines; the same interface as `harness.Server` for what `HonestClient` needs."""
+    """The controller and its engines, with the part of the interface of `harness.Server` that `HonestClient` needs."""
 
     def __init__(self, *arguments: str, engines: int = 2) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ipp-", dir="/tmp"))
-        self.directory.chmod(0o755)  # what is in it for engines and clients is not
+        self.directory.chmod(0o755)  # the connection files inside are private
         self.engine_count = engines
         self._arguments = arguments
 
@@ -77,7 +77,7 @@ class IppServer:
 
     @property
     def ports(self) -> str:
-        """All that an attacker is told, as JSON."""
+        """The connection files without secrets, which the attacker gets, as JSON."""
         files = {"client": self.client_file, "engine": self.engine_file}
         inside = {side: json.loads(path.read_text()) for side, path in files.items()}
         return json.dumps(
@@ -112,7 +112,7 @@ class _Result:
 
 
 class _View:
-    """A load-balanced view that looks like an executor to `HonestClient`."""
+    """A load-balanced view with the interface of an executor that `HonestClient` needs."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -126,12 +126,12 @@ class _View:
 
 
 class IppHonestClient(HonestClient):
-    """ipyparallel's own client, doing one task after the other."""
+    """ipyparallel's own client, which runs one task after the other."""
 
     server: Any
 
     def __init__(self, server: IppServer) -> None:
-        super().__init__(server)  # type: ignore[arg-type]
+        super().__init__(server)  # type: ignore[arg-type]  # an IppServer has the parts of a Server that are used here
 
     def __enter__(self) -> IppHonestClient:
         import ipyparallel

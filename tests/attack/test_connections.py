@@ -1,4 +1,4 @@
-"""More connections than there are descriptors, on every kind of listener, with honest peers beside them."""
+"""More connections than descriptors, on every kind of listener, while honest peers are served."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from tests.attack.harness import ATTACKERS, Attacker, HonestClient, Server, poll
 from trio_sched.errors import NoSchedulerError
-from trio_sched.transport.connection import ENV_DIRECTORY
+from trio_sched.transport.connection_info import ENV_DIRECTORY
 
 pytestmark = pytest.mark.attack
 FEW = {resource.RLIMIT_NOFILE: (1024, 1024)}
@@ -27,14 +27,14 @@ WEBSOCKET = ("--websocket-port", "0")
 
 
 def target_of(server: Server, arguments: tuple[str, ...]) -> str:
-    """What the attacker connects to: a path, or HOST:PORT."""
+    """Return the address that the attacker connects to: a path, or HOST:PORT."""
     if arguments == WEBSOCKET:
         return server.connection.websocket.removeprefix("ws://").split("/")[0]
     return server.connection.address.removeprefix("ipc://").removeprefix("tcp://")
 
 
 def status(server: Server) -> dict[str, Any]:
-    """What `trio-sched status --json` says."""
+    """Return the output of `trio-sched status --json`."""
     environment = {**os.environ, ENV_DIRECTORY: str(server.directory)}
     command = [sys.executable, "-m", "trio_sched", "status", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -43,7 +43,7 @@ def status(server: Server) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("arguments", [(), TCP, WEBSOCKET], ids=["ipc", "tcp", "websocket"])
-def test_silent_connections_beyond_the_descriptor_limit(arguments: tuple[str, ...]) -> None:
+def test_silent_connections_beyond_the_descriptor_limit_do_not_block_clients(arguments: tuple[str, ...]) -> None:
     with Server("-n", "2", *arguments, limits=FEW) as server, HonestClient(server) as honest:
         attacker = Attacker("silent_connections.py", target_of(server, arguments), ATTACK_COUNT)
         outcome = honest.during(attacker)
@@ -63,13 +63,13 @@ def test_silent_connections_beyond_the_descriptor_limit(arguments: tuple[str, ..
 
 
 @pytest.mark.parametrize("arguments", [(), TCP], ids=["ipc", "tcp"])
-def test_more_honest_engines_than_descriptors(arguments: tuple[str, ...]) -> None:
-    """Those within the limit are served, the others are refused, and a client is told so."""
-    more = [sys.executable, str(ATTACKERS / "crowd.py")]
+def test_engines_beyond_the_descriptor_limit_are_refused(arguments: tuple[str, ...]) -> None:
+    """Engines within the limit are served, others are refused, and the error of a client names the limit."""
+    crowd = [sys.executable, str(ATTACKERS / "crowd.py")]
     with Server("--max-clients", "2000", *arguments, command="serve", limits=FEW) as server:
         files = (server.client_file, server.engine_file)
         with Attacker("crowd.py", *files, 100) as inside:
-            outside = subprocess.Popen([*more, *files, "500"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            outside = subprocess.Popen([*crowd, *files, "500"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             try:
                 poll(lambda: "connection_refused" in server.log, "refusals in the log")
                 with pytest.raises(NoSchedulerError, match="max_connections"):
@@ -86,7 +86,7 @@ def test_more_honest_engines_than_descriptors(arguments: tuple[str, ...]) -> Non
 
 
 def connect_until_refused(server: Server) -> None:
-    """Somebody may leave a place for a moment, and at first all are busy with handshakes."""
+    """Connect until a client is refused. A connection may end meanwhile, and at first all peers are in handshakes."""
     for _ in range(20):
         try:
             server.client(connect_timeout=3).shutdown()
@@ -98,8 +98,8 @@ def connect_until_refused(server: Server) -> None:
 @pytest.mark.parametrize("arguments", [(), TCP], ids=["ipc", "tcp"])
 def test_a_thousand_clients_and_engines_are_served_while_ten_thousand_are_refused(arguments: tuple[str, ...]) -> None:
     """The soft limit of 1,024 is raised to the hard one."""
-    most = ("--max-clients", "2000", "--max-connections", "2500")
-    with Server(*most, *arguments, command="serve", limits=SOFT) as server:
+    limits = ("--max-clients", "2000", "--max-connections", "2500")
+    with Server(*limits, *arguments, command="serve", limits=SOFT) as server:
         crowd = Attacker("crowd.py", server.client_file, server.engine_file, 1000)
         with crowd:
             print(crowd.first_line)
@@ -117,7 +117,7 @@ def test_a_thousand_clients_and_engines_are_served_while_ten_thousand_are_refuse
 
 @contextlib.contextmanager
 def ipyparallel_engine(file: Path) -> Iterator[None]:
-    """An engine of ipyparallel."""
+    """Run an engine of ipyparallel."""
     command = [sys.executable, "-W", "ignore", "-m", "ipyparallel.engine", f"--file={file}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -127,7 +127,7 @@ def ipyparallel_engine(file: Path) -> Iterator[None]:
         process.wait()
 
 
-def test_silent_connections_to_every_port_of_the_ipyparallel_controller(tmp_path: Path) -> None:
+def test_silent_connections_to_the_ipyparallel_controller_do_not_block_clients(tmp_path: Path) -> None:
     ipyparallel = pytest.importorskip("ipyparallel")
     options = (f"--profile-dir={tmp_path}", "--native=attacked", "--log-level=info")
     with Server(*options, command="ipcontroller", limits=FEW) as server:

@@ -1,4 +1,4 @@
-"""The harness itself: what it measures beside an attacker that does nothing."""
+"""The harness itself, with an attacker that has no effect."""
 
 from __future__ import annotations
 

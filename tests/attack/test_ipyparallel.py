@@ -1,4 +1,4 @@
-"""Peers without the key at the ports of `trio-sched ipcontroller`, with ipyparallel's own client beside them."""
+"""Peers without the key at the ports of `trio-sched ipcontroller`, while ipyparallel's own client is measured."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.attack.ipyparallel_harness import IppHonestClient, IppServer
 
 pytestmark = [pytest.mark.attack, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
 NOBODY = 65534
+#: The server, its engines, its client, the attacker and other programs share one machine.
 SLOWDOWN = 10.0
-"""With one machine for the server, its engines, its client and the attacker, and other work beside them."""
 
 
 def attack(server: IppServer, honest: IppHonestClient, mode: str, *arguments: object) -> dict[str, Any]:
-    """What the attacker got."""
+    """Run an attack. Return the messages that the attacker got."""
     attacker = Attacker("ipyparallel_peer.py", mode, server.ports, *arguments)
     honest.during(attacker).check(SLOWDOWN)
     direct = honest.real[:]
@@ -32,7 +32,7 @@ def attack(server: IppServer, honest: IppHonestClient, mode: str, *arguments: ob
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start an attacker that is another user")
-def test_another_user_of_the_machine_learns_nothing_and_gets_nothing() -> None:
+def test_another_user_of_the_machine_receives_no_message() -> None:
     with IppServer() as server, IppHonestClient(server) as honest:
         uuids = [uuid for uuid in honest.real._engines.values() if isinstance(uuid, str)]
         got = attack(server, honest, "impersonate", "--as-user", NOBODY, *(f"--uuid={uuid}" for uuid in uuids))
@@ -40,7 +40,7 @@ def test_another_user_of_the_machine_learns_nothing_and_gets_nothing() -> None:
         assert "other_user" in server.log
 
 
-def test_a_process_that_knows_the_uuids_does_not_take_the_place_of_engines() -> None:
+def test_a_process_that_knows_the_uuids_cannot_impersonate_engines() -> None:
     with IppServer() as server, IppHonestClient(server) as honest:
         uuids = [uuid for uuid in honest.real._engines.values() if isinstance(uuid, str)]
         got = attack(server, honest, "impersonate", *(f"--uuid={uuid}" for uuid in uuids))

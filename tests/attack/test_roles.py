@@ -1,4 +1,4 @@
-"""The role of a peer is what its key proves, also where somebody tries again and again."""
+"""The role of a peer is the role that its key proves, also after many attempts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tests.attack.harness import Attacker, HonestClient, Server
 
 
 @pytest.mark.attack
-def test_an_engine_s_key_is_no_client_s() -> None:
+def test_the_key_of_an_engine_is_not_accepted_for_a_client() -> None:
     with Server("-n", "1", "--bind", "tcp://127.0.0.1:0") as server, HonestClient(server) as honest:
         attacker = Attacker("wrong_role.py", server.engine_file, server.client_file)
         outcome = honest.during(attacker)
         view = honest.client.status()
-    counted = re.fullmatch(r"refused (\d+) welcomed (\d+) answered (\d+)", attacker.output.strip())
-    assert counted is not None, attacker.output
-    refused, welcomed, answered = map(int, counted.groups())
+    match = re.fullmatch(r"refused (\d+) welcomed (\d+) answered (\d+)", attacker.output.strip())
+    assert match is not None, attacker.output
+    refused, welcomed, answered = map(int, match.groups())
     print(attacker.output)
     assert refused > 5
     assert (welcomed, answered) == (0, 0)

@@ -1,4 +1,4 @@
-"""Strangers, and clients without measure, on the WebSocket port, with an honest client beside them."""
+"""Floods of unauthenticated peers and of clients on the WebSocket port, while an honest client is measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from tests.attack.attackers.websocket import request
 from tests.attack.harness import Attacker, HonestClient, Outcome, Server
 
+#: Five is the goal; the rest is for other load on the machine.
 SLOWDOWN = 10.0
-"""Five is what is wanted; the rest is for other load on the machine."""
 
 
 def attacked(kind: str, count: int, *, with_token: bool) -> Outcome:
-    """What so many connections do to an honest client."""
+    """Attack with `count` connections, and measure an honest client."""
     with Server("-n", "1", "--websocket-port", "0", "--log-level", "error") as server, HonestClient(server) as honest:
         address = server.connection.websocket.removeprefix("ws://").strip("/")
         token = [server.connection.token] if with_token else []
@@ -36,13 +36,13 @@ def attacked(kind: str, count: int, *, with_token: bool) -> Outcome:
         ("requests", 4),
     ],
 )
-def test_strangers_slow_nobody_down_and_leave_nothing_behind(kind: str, count: int) -> None:
+def test_unauthenticated_peers_slow_no_client_and_leave_no_memory_in_use(kind: str, count: int) -> None:
     attacked(kind, count, with_token=False).check(SLOWDOWN)
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize(("kind", "count"), [("fragments", 4), ("pings", 4), ("json", 1), ("json", 4)])
-def test_a_client_without_measure_gets_its_share_and_no_more(kind: str, count: int) -> None:
+def test_a_flooding_client_gets_only_its_share(kind: str, count: int) -> None:
     outcome = attacked(kind, count, with_token=True)
     print(outcome)
     assert not outcome.lost
@@ -53,7 +53,7 @@ NEWCOMERS = 20
 
 
 def newcomer(address: str, token: str) -> bool:
-    """Whether a peer gets through the handshake."""
+    """Whether the handshake of a new peer succeeds."""
     host, port = address.rsplit(":", 1)
     try:
         with socket.create_connection((host, int(port)), 10) as connection:
@@ -65,11 +65,11 @@ def newcomer(address: str, token: str) -> bool:
 
 @pytest.mark.attack
 @pytest.mark.parametrize("kind", ["connects", "requests", "held"])
-def test_newcomers_get_in_beside_a_flood(kind: str) -> None:
+def test_new_peers_connect_during_a_flood(kind: str) -> None:
     with Server("-n", "1", "--websocket-port", "0", "--log-level", "error") as server:
         address = server.connection.websocket.removeprefix("ws://").strip("/")
         with HonestClient(server) as honest, Attacker("websocket.py", kind, address, 4):
-            honest.round_trips(6.0)  # until the handshakes that may be made at once are used up
+            honest.round_trips(6.0)  # until the burst of handshakes is used up
             assert not honest.lost
             assert all(newcomer(address, server.connection.token) for _ in range(NEWCOMERS))
             without_token = sum(newcomer(address, "") for _ in range(NEWCOMERS))

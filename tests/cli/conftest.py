@@ -1,4 +1,4 @@
-"""A scheduler and a script for the tests of the command line."""
+"""Fixtures of the tests of the command line: a running scheduler, and a script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.cli.processes import Foreground
 
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
-    """The name of a scheduler with two engines that offer gpu=1 each."""
+    """Run a scheduler with two engines, each with gpu=1; yield its name."""
     with Foreground("up", "-n", "2", "--name", "shared", "--resource", "gpu=1", "--log-level", "warning") as up:
         assert up.first_line.startswith("shared is up at ipc://")
         yield "shared"
@@ -20,7 +20,7 @@ def scheduler() -> Iterator[str]:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """A script that says what it was given, runs a task, and exits with 7."""
+    """Write a script that prints its arguments and the result of a task, and exits with 7."""
     path = tmp_path / "a script.py"
     path.write_text(
         "import os, sys, trio_sched\n"

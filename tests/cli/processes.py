@@ -1,4 +1,4 @@
-"""Commands as real processes, and what can be seen of them."""
+"""Commands as processes, their output, and their status."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 COMMAND = (sys.executable, "-m", "trio_sched")
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 class Foreground:
-    """A command that stays in the foreground: `up`, `serve`, `engine`."""
+    """A command that runs in the foreground, such as `up`, `serve` and `engine`."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -29,8 +29,8 @@ class Foreground:
         self.first_line = self.process.stdout.readline()
 
     def wait(self) -> tuple[int, str]:
-        """(exit code, standard error), after it has ended."""
-        _, errors = self.process.communicate(timeout=PATIENCE_S)
+        """Wait for the end; return the exit code and the standard error."""
+        _, errors = self.process.communicate(timeout=TIMEOUT_S)
         return self.process.returncode, errors
 
     def __enter__(self) -> Foreground:
@@ -43,19 +43,19 @@ class Foreground:
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end."""
+    """Run a command to its end."""
     return subprocess.run(
         [*COMMAND, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         env={**os.environ, **environment},
     )
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line on standard error; nothing else may be there."""
+    """Return the error message of a command that printed one line on standard error and nothing else."""
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("trio-sched: error: ")
@@ -64,15 +64,15 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def status_of(name: str) -> dict[str, Any]:
-    """What `status --json` says."""
+    """Return the output of `status --json`."""
     done = command("status", "-C", name, "--json")
     assert done.returncode == 0, done.stderr
-    view: dict[str, Any] = json.loads(done.stdout)
-    return view
+    status: dict[str, Any] = json.loads(done.stdout)
+    return status
 
 
 def children_of(pid: int) -> Sequence[Any]:
-    """The processes below that one."""
+    """Return the descendants of a process."""
     import psutil
 
     children: list[Any] = psutil.Process(pid).children(recursive=True)

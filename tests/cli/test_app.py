@@ -1,4 +1,4 @@
-"""The command line as a whole: help, completion, and how errors look: one line, an exit code, no traceback."""
+"""The command line as a whole: help, shell completion, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from trio_sched import errors
 from trio_sched.cli import app as app_module
 from trio_sched.cli.app import FAILURE, INTERRUPTED, USAGE, run_command_line
 
-COMMANDS = ("run", "up", "serve", "engine", "status", "explain", "cancel", "stop", "bench")
+COMMANDS = ("run", "up", "serve", "engine", "ipcontroller", "status", "explain", "cancel", "stop", "bench")
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
-    """The exit code when a command raises that."""
+    """Return the exit code of a command that raises `error`."""
 
     def fail(*args: object, **kwargs: object) -> None:
         raise error
@@ -32,7 +32,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
 
 
-def test_without_arguments_it_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_argument_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line([]) == 0
     assert "Commands:" in capsys.readouterr().out
 
@@ -43,7 +43,7 @@ def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
     assert f"Usage: trio-sched {name}" in capsys.readouterr().out
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["--version"]) == 0
     assert capsys.readouterr().out.startswith("trio-sched 0.")
 
@@ -74,7 +74,7 @@ def test_wrong_usage_is_one_line_and_code_2(arguments: list[str], capsys: pytest
         (
             ZeroDivisionError("oh"),
             FAILURE,
-            "ZeroDivisionError: oh (a bug in trio_sched; TRIO_SCHED_DEBUG=1 shows where)",
+            "ZeroDivisionError: oh (a bug in trio_sched; TRIO_SCHED_DEBUG=1 shows the traceback)",
         ),
     ],
 )
@@ -100,7 +100,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def complete(*words: str, **environment: str) -> list[str]:
-    """What bash would be offered for the last of the words."""
+    """Return the completions that bash shows for the last of the words."""
     done = subprocess.run(
         [sys.executable, "-m", "trio_sched"],
         env={
@@ -126,7 +126,7 @@ def test_shell_completion_offers_commands_options_and_values(runtime_dir: Path) 
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shell_completion_script(shell: str) -> None:
+def test_shell_completion_has_a_script_for_each_shell(shell: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trio_sched", "--show-completion", shell],
         env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
@@ -138,7 +138,7 @@ def test_shell_completion_script(shell: str) -> None:
 
 
 def test_help_imports_nothing_heavy_and_is_fast() -> None:
-    """0.1 s of CPU time on the machine this was written on; the limit leaves room for slower ones."""
+    """It takes 0.1 s of CPU time on a fast machine; the limit allows for slower ones."""
     script = (
         "import sys, time; from trio_sched.cli.app import run_command_line; code = run_command_line(['--help']);"
         "print(' '.join(sys.modules)); print(time.process_time()); sys.exit(code)"

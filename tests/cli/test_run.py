@@ -1,4 +1,4 @@
-"""`trio-sched run`: everything up, the script to its end, everything down, its exit code."""
+"""`trio-sched run`: a scheduler and engines for one script, its signals and its exit code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import PATIENCE_S, Foreground, children_of, command, error_line
+from tests.cli.processes import TIMEOUT_S, Foreground, children_of, command, error_line
 
 
-def test_the_script_runs_against_engines_and_its_exit_code_is_ours(script: Path, runtime_dir: Path) -> None:
+def test_run_exits_with_the_code_of_the_script_and_leaves_no_files(script: Path, runtime_dir: Path) -> None:
     done = command("run", "-n", "2", str(script), "-n", "--an option", "2")
     assert done.stderr == ""
     assert done.stdout == "['-n', '--an option', '2'] 1024\n"
@@ -21,20 +21,18 @@ def test_the_script_runs_against_engines_and_its_exit_code_is_ours(script: Path,
     assert list(runtime_dir.glob("*.json")) == [], "connection files are left behind"
 
 
-def test_a_runtime_directory_of_its_own(script: Path, runtime_dir: Path) -> None:
-    """The script finds the scheduler there, too."""
+def test_the_script_finds_a_scheduler_in_another_runtime_directory(script: Path, runtime_dir: Path) -> None:
     done = command("run", "-n", "1", "--runtime-dir", str(runtime_dir / "x"), str(script), TRIO_SCHED_RUNTIME_DIR="")
     assert (done.stderr, done.returncode) == ("", 7)
 
 
-def test_clients_of_the_script_wait_for_the_engines(tmp_path: Path) -> None:
-    """Else the first to join is given everything. One that does not join is not waited for longer than for the
-    scheduler."""
+def test_clients_of_the_script_wait_until_the_engines_have_joined(tmp_path: Path) -> None:
+    """Without the wait the first engine would get all tasks. The wait for an engine that does not join is bounded."""
     counting = tmp_path / "counting.py"
     counting.write_text(
         "import trio_sched\n"
         "with trio_sched.Client(connect_timeout=3) as client:\n"
-        "    print(client._line.session.engines_due, len(client.engines()))\n"
+        "    print(client._connection.session.expected_engine_count, len(client.engines()))\n"
     )
     assert command("run", "-n", "2", str(counting)).stdout == "2 2\n"
     done = command("run", "-n", "2", "--max-engines", "1", str(counting))
@@ -43,13 +41,13 @@ def test_clients_of_the_script_wait_for_the_engines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing.py", "."])
-def test_a_script_that_does_not_exist(what: str) -> None:
+def test_a_script_that_is_not_a_file_is_an_error(what: str) -> None:
     done = command("run", what)
     assert done.returncode == 1
     assert what in error_line(done)
 
 
-def test_a_script_that_fails_shows_its_own_traceback_only(tmp_path: Path) -> None:
+def test_a_failing_script_shows_only_its_own_traceback(tmp_path: Path) -> None:
     failing = tmp_path / "failing.py"
     failing.write_text("1 / 0\n")
     done = command("run", "-n", "1", str(failing))
@@ -59,7 +57,7 @@ def test_a_script_that_fails_shows_its_own_traceback_only(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_sigterm_goes_to_the_script_and_nothing_is_left(tmp_path: Path) -> None:
+def test_sigterm_goes_to_the_script_and_no_process_remains(tmp_path: Path) -> None:
     waiting = tmp_path / "waiting.py"
     waiting.write_text(
         "import sys, time, trio_sched\n"
@@ -79,17 +77,17 @@ def test_sigterm_goes_to_the_script_and_nothing_is_left(tmp_path: Path) -> None:
     assert [process for process in below if process.is_running()] == []
 
 
+#: A program that runs a command with a terminal, given as a descriptor, as its controlling terminal.
 IN_A_TERMINAL = (
     "import fcntl, os, sys, termios\n"
     "os.setsid()\n"
     "fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)\n"
     "os.execv(sys.executable, [sys.executable, '-m', 'trio_sched', *sys.argv[2:]])\n"
 )
-"""A command with the terminal behind a descriptor as its own."""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
-def test_ctrl_c_reaches_the_script_once_though_the_standard_input_is_no_terminal(tmp_path: Path) -> None:
+def test_ctrl_c_reaches_the_script_once_when_standard_input_is_not_the_terminal(tmp_path: Path) -> None:
     counting = tmp_path / "counting.py"
     counting.write_text(
         "import signal\n"
@@ -110,7 +108,7 @@ def test_ctrl_c_reaches_the_script_once_though_the_standard_input_is_no_terminal
         assert run.stdout is not None
         assert run.stdout.readline() == "ready\n"
         os.write(keyboard, b"\x03")
-        assert run.communicate(timeout=PATIENCE_S)[0] == "once\n"
+        assert run.communicate(timeout=TIMEOUT_S)[0] == "once\n"
     finally:
         run.kill()
         run.wait()

@@ -1,4 +1,4 @@
-"""Schedulers in the foreground, and the commands that talk to them: each as a real process."""
+"""`up`, `serve`, `engine`, and the commands that query and control a scheduler: each as a process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import trio_sched
-from tests.cli.processes import COMMAND, PATIENCE_S, Foreground, children_of, command, error_line, status_of
+from tests.cli.processes import COMMAND, TIMEOUT_S, Foreground, children_of, command, error_line, status_of
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def client(scheduler: str) -> Iterator[trio_sched.Client]:
         yield client
 
 
-# ---- looking and asking ---------------------------------------------------------------------------------------------
+# ---- query and control ----------------------------------------------------------------------------------------------
 
 
-def test_status_as_tables(client: trio_sched.Client) -> None:
+def test_status_shows_tables(client: trio_sched.Client) -> None:
     client.submit(len, "a").result()
     done = command("status")
     assert (done.returncode, done.stderr) == (0, "")
@@ -37,14 +37,14 @@ def test_status_as_tables(client: trio_sched.Client) -> None:
     assert "tasks:" in done.stdout
 
 
-def test_status_as_json(scheduler: str, client: trio_sched.Client) -> None:
+def test_status_prints_json(scheduler: str, client: trio_sched.Client) -> None:
     view = status_of(scheduler)
     assert view["scheme"] == "leastload"
     assert [engine["resources"] for engine in view["engines"]] == [{"gpu": 1.0}] * 2
     assert client.session in [row["client"] for row in view["clients"]]
 
 
-def test_status_again_and_again(client: trio_sched.Client) -> None:
+def test_status_repeats_until_ctrl_c(client: trio_sched.Client) -> None:
     with Foreground("status", "--watch", "--json", "--every", "0.1") as watch:
         assert json.loads(watch.first_line)["name"] == "shared"
         assert watch.process.stdout is not None
@@ -54,10 +54,10 @@ def test_status_again_and_again(client: trio_sched.Client) -> None:
     assert (code, errors) == (130, "")
 
 
-def test_explain_and_cancel(client: trio_sched.Client) -> None:
+def test_explain_shows_the_reason_and_the_story_and_cancel_ends_the_task(client: trio_sched.Client) -> None:
     stuck = client.options(resources={"gpu": 4}).submit(len, "a")
     behind = client.options(after=[stuck]).submit(len, "b")
-    client.status()  # answered behind the submissions
+    client.status()  # the answer follows the submissions
 
     why = command("explain", stuck.task_id)
     assert why.stdout == f"{stuck.task_id}: no engine has gpu=4 (the most that one offers: gpu=1)\n"
@@ -75,14 +75,14 @@ def test_explain_and_cancel(client: trio_sched.Client) -> None:
         behind.result(30)
 
 
-def test_a_task_that_is_not_known(client: trio_sched.Client) -> None:
+def test_an_unknown_task_is_an_error(client: trio_sched.Client) -> None:
     for verb in ("explain", "cancel"):
         done = command(verb, "999-1")
         assert done.returncode == 1
         assert "999-1" in error_line(done)
 
 
-def test_a_task_id_that_is_none(scheduler: str) -> None:
+def test_a_malformed_task_id_is_an_error(scheduler: str) -> None:
     done = command("cancel", "nonsense")
     assert done.returncode == 2
     assert "'nonsense' is not a task id" in error_line(done)
@@ -91,14 +91,14 @@ def test_a_task_id_that_is_none(scheduler: str) -> None:
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_is_taken(scheduler: str) -> None:
+def test_a_name_in_use_is_an_error_and_its_owner_continues(scheduler: str) -> None:
     done = command("serve", "--name", scheduler)
     assert done.returncode == 1
     assert "in use" in error_line(done)
-    assert status_of(scheduler)["name"] == scheduler, "the one that had it must not be harmed"
+    assert status_of(scheduler)["name"] == scheduler
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         done = command("serve", "--name", "port", "--bind", address)
@@ -106,7 +106,7 @@ def test_a_port_that_is_taken() -> None:
     assert address in error_line(done)
 
 
-def test_no_scheduler(runtime_dir: Path) -> None:
+def test_commands_without_a_scheduler_name_the_runtime_directory(runtime_dir: Path) -> None:
     for verb in (["status"], ["engine", "-n", "1"], ["stop"]):
         done = command(*verb)
         assert done.returncode == 1
@@ -114,7 +114,7 @@ def test_no_scheduler(runtime_dir: Path) -> None:
 
 
 def connection_file(directory: Path, mode: int, **changed: object) -> Path:
-    """A connection file of a scheduler that is gone."""
+    """Write the connection file of a scheduler that has exited."""
     path = directory / "gone-client.json"
     host = os.uname().nodename
     content = {"name": "gone", "role": "client", "address": f"ipc://{directory}/gone.sock", "token": "x", "pid": 1}
@@ -123,7 +123,7 @@ def connection_file(directory: Path, mode: int, **changed: object) -> Path:
     return path
 
 
-def test_connection_files_that_cannot_be_used(runtime_dir: Path) -> None:
+def test_each_unusable_connection_file_is_explained(runtime_dir: Path) -> None:
     missing = command("status", "-C", str(runtime_dir / "no.json"))
     assert "there is no connection file" in error_line(missing)
     stale = command("status", "-C", str(connection_file(runtime_dir, 0o600)))
@@ -135,11 +135,11 @@ def test_connection_files_that_cannot_be_used(runtime_dir: Path) -> None:
     assert {done.returncode for done in (missing, stale, malformed, open_to_others)} == {1}
 
 
-# ---- coming and going -----------------------------------------------------------------------------------------------
+# ---- start and stop -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGHUP", "lifeline", "stop"])
-def test_a_clean_shutdown(how: str, runtime_dir: Path) -> None:
+def test_a_shutdown_leaves_no_process_and_no_file(how: str, runtime_dir: Path) -> None:
     with Foreground("up", "-n", "1", "--lifeline") as up:
         below = children_of(up.process.pid)
         if how == "lifeline":
@@ -158,9 +158,8 @@ def test_a_clean_shutdown(how: str, runtime_dir: Path) -> None:
     assert list(runtime_dir.glob("*.json")) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no ipc there")
 def has_worker(pid: int) -> bool:
-    """Whether a worker is among the process's children; imports start other processes for a moment."""
+    """Whether a child of the process is a worker; some imports start other processes briefly."""
     commands = []
     for child in children_of(pid):
         with contextlib.suppress(psutil.Error):
@@ -168,6 +167,7 @@ def has_worker(pid: int) -> bool:
     return "trio_sched.engine.worker" in commands
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
 def test_engines_that_wait_for_a_suspended_scheduler_can_be_stopped() -> None:
     with Foreground("serve", "--name", "suspended") as serve:
         os.kill(serve.process.pid, signal.SIGSTOP)
@@ -176,17 +176,17 @@ def test_engines_that_wait_for_a_suspended_scheduler_can_be_stopped() -> None:
                 [*COMMAND, "engine", "-n", "1", "-C", "suspended"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
             with engine:
-                while not has_worker(engine.pid):  # nothing else shows that it waits, before 10 s have passed
+                while not has_worker(engine.pid):  # no other sign of the wait appears within 10 s
                     assert engine.poll() is None
                 engine.terminate()
-                output, _ = engine.communicate(timeout=PATIENCE_S)
+                output, _ = engine.communicate(timeout=TIMEOUT_S)
         finally:
             os.kill(serve.process.pid, signal.SIGCONT)
     assert (engine.returncode, output) == (0, b"ended: SIGTERM\n")
 
 
-def test_serve_with_curve_and_engines_apart(runtime_dir: Path) -> None:
-    """The parts on their own, over TCP, with logs as JSON; `serve` ends, and the engines with it."""
+def test_serve_and_engine_connect_over_tcp_with_curve(runtime_dir: Path) -> None:
+    """The logs are JSON, and the engines exit with the scheduler."""
     with Foreground("serve", "--name", "apart", "--bind", "tcp://127.0.0.1:0", "--log-format", "json") as serve:
         assert serve.first_line.startswith("apart is up at tcp://127.0.0.1:")
         assert (runtime_dir / "apart-client.json").stat().st_mode & 0o777 == 0o600

@@ -1,4 +1,4 @@
-"""A real scheduler with two engines, started once for all of these tests, and clients of it."""
+"""A real scheduler with two engines, started once for all tests of the client, and its clients."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import anyio
 import pytest
 
 from trio_sched import Client
-from trio_sched.client.own import OwnScheduler
-from trio_sched.transport.connection import Connection
+from trio_sched.client.local_cluster import LocalCluster
+from trio_sched.transport.connection_info import ConnectionInfo
 
+#: A generous limit: the tests run at the same time as others, on slow machines.
 LIMIT_S = 60.0
-"""Generous: these tests run beside others on slow machines."""
 
 
 @pytest.fixture(scope="session")
-def scheduler() -> Iterator[Connection]:
+def scheduler() -> Iterator[ConnectionInfo]:
     """The connection of a scheduler with two engines."""
-    own = OwnScheduler(2)
+    cluster = LocalCluster(2)
     try:
-        connection = own.connection(LIMIT_S)
+        connection = cluster.connection(LIMIT_S)
         with Client(connection, connect_timeout=LIMIT_S) as client:
             client.submit(int).result(LIMIT_S)
         yield connection
     finally:
-        own.close()
+        cluster.close()
 
 
 @pytest.fixture
-def client(scheduler: Connection) -> Iterator[Client]:
-    """A blocking client; what a failed test leaves unfinished is cancelled."""
+def client(scheduler: ConnectionInfo) -> Iterator[Client]:
+    """A blocking client; tasks that a failed test leaves unfinished are cancelled."""
     client = Client(scheduler, connect_timeout=LIMIT_S)
     yield client
     client.shutdown(cancel_futures=True)
@@ -39,7 +39,7 @@ def client(scheduler: Connection) -> Iterator[Client]:
 
 @pytest.fixture(params=["trio", "asyncio"])
 def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[Any]]], Any]:
-    """`run(main)` under each event loop in turn, with a time limit."""
+    """`run(main)` runs a coroutine function under each event loop in turn, with a time limit."""
 
     def run_it(main: Callable[[], Awaitable[Any]]) -> Any:
         async def limited() -> Any:

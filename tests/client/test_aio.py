@@ -14,16 +14,16 @@ import pytest
 
 import trio_sched
 from trio_sched import AsyncFuture, open_client
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 from trio_sched.wire import native
 
 Run: TypeAlias = Callable[[Callable[[], Awaitable[Any]]], Any]
 sleep = time.sleep
+#: Options of a task that no engine can run.
 NEVER: Any = {"resources": {"unobtainium": 1}}
-"""Options of a task that no engine can run."""
 
 
-def test_submit_await_and_map(run: Run, scheduler: Connection) -> None:
+def test_submit_await_and_map(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             future = client.submit(divmod, 17, 5)
@@ -41,7 +41,7 @@ def test_submit_await_and_map(run: Run, scheduler: Connection) -> None:
     run(main)
 
 
-def test_good_bye_is_the_last_word(run: Run, scheduler: Connection, client: trio_sched.Client) -> None:
+def test_bye_is_the_last_message_of_a_client(run: Run, scheduler: ConnectionInfo, client: trio_sched.Client) -> None:
     async def main() -> None:
         for _ in range(3):
             async with open_client(scheduler):
@@ -52,7 +52,7 @@ def test_good_bye_is_the_last_word(run: Run, scheduler: Connection, client: trio
     assert client.status()["counters"].get("unknown_peer", 0) == before
 
 
-def test_errors_are_raised_where_they_are_awaited(run: Run, scheduler: Connection) -> None:
+def test_an_error_is_raised_where_its_future_is_awaited(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             future = client.submit(operator.truediv, 1, 0)
@@ -75,7 +75,7 @@ def test_errors_are_raised_where_they_are_awaited(run: Run, scheduler: Connectio
     run(main)
 
 
-def test_r9_futures_as_arguments(run: Run, scheduler: Connection) -> None:
+def test_r9_futures_as_arguments_stand_for_their_results(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client, client.open_task_group() as group:
             one = group.submit(abs, -1)
@@ -86,7 +86,7 @@ def test_r9_futures_as_arguments(run: Run, scheduler: Connection) -> None:
     run(main)
 
 
-def test_looking_and_cancelling(run: Run, scheduler: Connection) -> None:
+def test_queries_and_r23_cancel(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             never = client.options(**NEVER).submit(abs, 1)
@@ -108,7 +108,7 @@ def test_looking_and_cancelling(run: Run, scheduler: Connection) -> None:
     run(main)
 
 
-def test_leaving_waits_for_the_tasks(run: Run, scheduler: Connection) -> None:
+def test_leaving_the_block_waits_for_the_tasks(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> list[AsyncFuture[None]]:
         async with open_client(scheduler) as client:
             return [client.submit(sleep, 0.02) for _ in range(5)]
@@ -116,7 +116,7 @@ def test_leaving_waits_for_the_tasks(run: Run, scheduler: Connection) -> None:
     assert all(future.succeeded for future in run(main))
 
 
-def test_an_error_in_the_block_comes_out_as_it_is_and_cancels(run: Run, scheduler: Connection) -> None:
+def test_an_error_of_the_block_is_raised_unwrapped_and_cancels_the_tasks(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             with pytest.raises(KeyError, match="body"):  # noqa: PT012  # the whole block is what is tested
@@ -132,10 +132,10 @@ def test_an_error_in_the_block_comes_out_as_it_is_and_cancels(run: Run, schedule
     run(main)
 
 
-# ---- errors that nobody has looked at ------------------------------------------------------------------------------
+# ---- errors that were not seen --------------------------------------------------------------------------------------
 
 
-def test_leaving_raises_the_error_that_nobody_has_looked_at(run: Run, scheduler: Connection) -> None:
+def test_leaving_raises_the_error_that_was_not_seen(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             client.submit(operator.truediv, 1, 0)
@@ -146,8 +146,8 @@ def test_leaving_raises_the_error_that_nobody_has_looked_at(run: Run, scheduler:
     assert isinstance(caught.value.__cause__, trio_sched.RemoteTraceback)
 
 
-def test_leaving_raises_several_errors_as_a_group_without_what_follows_from_them(
-    run: Run, scheduler: Connection
+def test_leaving_raises_several_unseen_errors_as_a_group_without_their_consequences(
+    run: Run, scheduler: ConnectionInfo
 ) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
@@ -155,13 +155,13 @@ def test_leaving_raises_several_errors_as_a_group_without_what_follows_from_them
             client.submit(abs, bad)
             client.map(int, ["1", "x", "2"])
 
-    with pytest.raises(ExceptionGroup, match="nobody looked at their errors") as caught:
+    with pytest.raises(ExceptionGroup, match="their errors were not looked at") as caught:
         run(main)
     assert {type(error) for error in caught.value.exceptions} == {ZeroDivisionError, ValueError}
     assert len(caught.value.exceptions) == 2
 
 
-def test_what_somebody_has_looked_at_is_not_raised_again(run: Run, scheduler: Connection) -> None:
+def test_an_error_that_was_seen_is_not_raised_again(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             bad = [client.submit(operator.truediv, 1, 0) for _ in range(4)]
@@ -182,7 +182,7 @@ def test_what_somebody_has_looked_at_is_not_raised_again(run: Run, scheduler: Co
     run(main)
 
 
-def test_gather_and_map_raise_the_first_error_in_place_of_the_others(run: Run, scheduler: Connection) -> None:
+def test_gather_and_map_raise_the_first_error_in_place_of_the_others(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             late = client.submit(sleep, 0.05)
@@ -197,7 +197,9 @@ def test_gather_and_map_raise_the_first_error_in_place_of_the_others(run: Run, s
     run(main)
 
 
-def test_an_error_that_is_awaited_elsewhere_while_the_block_is_left(run: Run, scheduler: Connection) -> None:
+def test_an_error_that_another_task_awaits_while_the_block_is_left_counts_as_seen(
+    run: Run, scheduler: ConnectionInfo
+) -> None:
     async def main() -> None:
         seen: list[type[BaseException]] = []
 
@@ -215,7 +217,7 @@ def test_an_error_that_is_awaited_elsewhere_while_the_block_is_left(run: Run, sc
     run(main)
 
 
-def test_the_blocks_own_error_comes_out_alone(run: Run, scheduler: Connection) -> None:
+def test_an_error_of_the_block_is_raised_without_unseen_errors(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             await client.submit(operator.truediv, 1, 0).wait()
@@ -225,10 +227,10 @@ def test_the_blocks_own_error_comes_out_alone(run: Run, scheduler: Connection) -
         run(main)
 
 
-def test_of_a_client_that_looks_at_nothing_the_first_failures_are_kept(
-    run: Run, scheduler: Connection, monkeypatch: pytest.MonkeyPatch
+def test_only_the_first_unseen_failures_are_kept(
+    run: Run, scheduler: ConnectionInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trio_sched.client.failures.KEPT_FAILURES", 3)
+    monkeypatch.setattr("trio_sched.client.async_future.MAX_UNSEEN_FAILURES", 3)
 
     async def main() -> None:
         async with open_client(scheduler) as client:
@@ -243,7 +245,7 @@ def test_of_a_client_that_looks_at_nothing_the_first_failures_are_kept(
 # ---- task groups ----------------------------------------------------------------------------------------------------
 
 
-def test_a_group_waits_and_then_takes_no_more(run: Run, scheduler: Connection) -> None:
+def test_a_group_waits_for_its_tasks_and_then_refuses_submissions(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             async with client.open_task_group() as group:
@@ -259,7 +261,7 @@ def test_a_group_waits_and_then_takes_no_more(run: Run, scheduler: Connection) -
     run(main)
 
 
-def test_an_error_cancels_the_group_on_the_scheduler(run: Run, scheduler: Connection) -> None:
+def test_an_error_cancels_the_group_on_the_scheduler(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             reached = False
@@ -279,7 +281,7 @@ def test_an_error_cancels_the_group_on_the_scheduler(run: Run, scheduler: Connec
     run(main)
 
 
-def test_an_awaited_error_comes_out_once(run: Run, scheduler: Connection) -> None:
+def test_an_error_awaited_in_the_group_is_raised_once(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             with pytest.raises(ExceptionGroup) as caught:  # the whole block is what is tested
@@ -295,7 +297,7 @@ def test_an_awaited_error_comes_out_once(run: Run, scheduler: Connection) -> Non
     run(main)
 
 
-def test_the_blocks_own_error_cancels_too(run: Run, scheduler: Connection) -> None:
+def test_an_error_of_the_group_s_block_cancels_its_tasks(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the whole block is what is tested
@@ -308,7 +310,7 @@ def test_the_blocks_own_error_cancels_too(run: Run, scheduler: Connection) -> No
     run(main)
 
 
-def test_a_cancelled_scope_cancels_the_group(run: Run, scheduler: Connection) -> None:
+def test_a_cancelled_scope_cancels_the_tasks_of_the_group(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             with anyio.CancelScope() as scope:
@@ -324,7 +326,7 @@ def test_a_cancelled_scope_cancels_the_group(run: Run, scheduler: Connection) ->
     run(main)
 
 
-def test_cancelling_a_group_on_purpose_raises_nothing(run: Run, scheduler: Connection) -> None:
+def test_cancelling_a_group_explicitly_raises_no_error(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             async with client.open_task_group() as group:
@@ -340,7 +342,9 @@ def test_cancelling_a_group_on_purpose_raises_nothing(run: Run, scheduler: Conne
     run(main)
 
 
-def test_leaving_does_not_wait_for_ever_for_a_running_call(run: Run, scheduler: Connection) -> None:
+def test_leaving_a_group_waits_for_a_running_call_only_until_cancel_timeout(
+    run: Run, scheduler: ConnectionInfo
+) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             with anyio.CancelScope() as scope:
@@ -354,28 +358,28 @@ def test_leaving_does_not_wait_for_ever_for_a_running_call(run: Run, scheduler: 
     run(main)
 
 
-# ---- trouble --------------------------------------------------------------------------------------------------------
+# ---- failures -------------------------------------------------------------------------------------------------------
 
 
-def test_a_broken_line_is_opened_anew_and_nothing_is_lost(run: Run, scheduler: Connection) -> None:
+def test_no_task_is_lost_when_the_connection_is_opened_again(run: Run, scheduler: ConnectionInfo) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             futures = [client.submit(sleep, 0.001) for _ in range(50)]
             await anyio.lowlevel.checkpoint()
-            client._line._reopen()
+            client._connection._reopen()
             futures += [client.submit(sleep, 0) for _ in range(50)]
             assert await client.gather(*futures) == [None] * 100
 
     run(main)
 
 
-def test_a_scheduler_that_goes_ends_every_future(run: Run) -> None:
+def test_the_shutdown_of_the_scheduler_ends_every_future(run: Run) -> None:
     async def main() -> None:
         async with open_client(engines=1) as client:
             never = client.options(**NEVER).submit(abs, 1)
             assert await client.submit(abs, -1) == 1
-            client._line.session.say(native.Stop("the test is over"))
-            client._line.wake()
+            client._connection.session.send(native.Stop("the test is over"))
+            client._connection.wake()
             with pytest.raises(trio_sched.SchedulerClosed):
                 await never
             with pytest.raises(trio_sched.SchedulerClosed):
@@ -386,9 +390,9 @@ def test_a_scheduler_that_goes_ends_every_future(run: Run) -> None:
     run(main)
 
 
-def test_nobody_there(run: Run, tmp_path: Any) -> None:
+def test_a_scheduler_that_does_not_answer_is_an_error(run: Run, tmp_path: Any) -> None:
     async def main() -> None:
-        nobody = Connection(name="nobody", role="client", address=f"ipc://{tmp_path}/none.sock", token="t")
+        nobody = ConnectionInfo(name="nobody", role="client", address=f"ipc://{tmp_path}/none.sock", token="t")
         with pytest.raises(trio_sched.NoSchedulerError, match="did not answer within"):
             async with open_client(nobody, connect_timeout=0.1):
                 pass

@@ -1,4 +1,4 @@
-"""The blocking client with a real scheduler and real engines: an executor like any other, and what goes beyond it."""
+"""The blocking client with a real scheduler and engines: the interface of executors, and its extensions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ import pytest
 
 import trio_sched
 from trio_sched import Client, Future
-from trio_sched.transport.connection import Connection
+from trio_sched.client.session import SessionUpdate
+from trio_sched.transport.connection_info import ConnectionInfo
 from trio_sched.wire import native
 
 LIMIT_S = 60.0
@@ -33,7 +34,7 @@ sleep = time.sleep  # importable on engines
 # ---- an executor ----------------------------------------------------------------------------------------------------
 
 
-def test_submit_and_result(client: Client) -> None:
+def test_submit_returns_a_future_with_the_result(client: Client) -> None:
     future = client.submit(divmod, 17, 5)
     assert isinstance(client, concurrent.futures.Executor)
     assert isinstance(future, concurrent.futures.Future)
@@ -60,7 +61,7 @@ def test_map_keeps_the_order(client: Client) -> None:
         client.map(abs, [1], chunksize=0)
 
 
-def test_map_raises_where_the_call_did_and_cancels_the_rest(client: Client) -> None:
+def test_map_raises_at_the_failed_call_and_ends(client: Client) -> None:
     results = client.map(operator.floordiv, [8, 8, 8, 8], [1, 2, 0, 4])
     assert next(results) == 8
     assert next(results) == 4
@@ -70,7 +71,7 @@ def test_map_raises_where_the_call_did_and_cancels_the_rest(client: Client) -> N
         next(results)
 
 
-def test_map_times_out(client: Client) -> None:
+def test_map_raises_timeout_error_in_time(client: Client) -> None:
     with pytest.raises(TimeoutError):
         list(client.map(sleep, [0.3, 0.3, 0.3], timeout=0.01))
 
@@ -82,7 +83,7 @@ def test_wait_and_as_completed(client: Client) -> None:
     assert not waited.not_done
 
 
-def test_callbacks_run_and_may_submit(client: Client) -> None:
+def test_callbacks_may_submit_but_not_wait(client: Client) -> None:
     ended = threading.Event()
     chained: list[Future[int]] = []
 
@@ -100,12 +101,12 @@ def test_callbacks_run_and_may_submit(client: Client) -> None:
 
 
 def after_gate(path: str, function: Any, *args: Any) -> Any:
-    """Call a function when somebody has opened the FIFO for writing."""
+    """Call a function after a writer has opened the FIFO."""
     open(path).close()
     return function(*args)
 
 
-after_gate.__module__ = "__main__"  # by value: engines cannot import the tests
+after_gate.__module__ = "__main__"  # pickled by value: engines cannot import the tests
 
 
 def test_a_callback_that_exits_does_not_end_the_client(
@@ -119,7 +120,7 @@ def test_a_callback_that_exits_does_not_end_the_client(
         sys.exit("from a callback")
 
     client.submit(after_gate, str(gate), abs, -1).add_done_callback(exits)
-    gate.write_text("")  # now it may end
+    gate.write_text("")  # now the call can run
     assert ended.wait(LIMIT_S)
     assert client.submit(abs, -1).result(LIMIT_S) == 1
     assert "exception calling callback" in caplog.text
@@ -127,7 +128,7 @@ def test_a_callback_that_exits_does_not_end_the_client(
 
 
 def test_a_task_that_exits_does_not_end_the_client(client: Client, tmp_path: Path) -> None:
-    """Its SystemExit comes out of the callback that asks for the result."""
+    """The task's SystemExit is raised in the callback that asks for the result."""
     os.mkfifo(gate := tmp_path / "gate")
     future = client.submit(after_gate, str(gate), sys.exit, 3)
     ended = threading.Event()
@@ -138,14 +139,14 @@ def test_a_task_that_exits_does_not_end_the_client(client: Client, tmp_path: Pat
     assert isinstance(future.exception(LIMIT_S), SystemExit)
 
 
-def test_in_an_asyncio_program(client: Client) -> None:
+def test_the_client_is_an_executor_of_an_asyncio_loop(client: Client) -> None:
     async def main() -> int:
         return await asyncio.get_running_loop().run_in_executor(client, abs, -3)
 
     assert asyncio.run(main()) == 3
 
 
-def test_exceptions_keep_their_type_and_bring_the_remote_traceback(client: Client) -> None:
+def test_exceptions_keep_their_type_and_have_the_remote_traceback_as_cause(client: Client) -> None:
     def fail() -> None:
         raise LookupError("not here")
 
@@ -156,7 +157,7 @@ def test_exceptions_keep_their_type_and_bring_the_remote_traceback(client: Clien
     assert isinstance(future.exception(), LookupError)
 
 
-def test_output_comes_back(client: Client) -> None:
+def test_the_output_of_a_task_is_returned(client: Client) -> None:
     def talk() -> None:
         import sys
 
@@ -168,7 +169,7 @@ def test_output_comes_back(client: Client) -> None:
     assert (future.stdout, future.stderr) == ("spoken\n", "grumbled\n")
 
 
-def test_leaving_waits_and_nothing_is_taken_afterwards(scheduler: Connection) -> None:
+def test_leaving_waits_for_tasks_and_later_submissions_are_refused(scheduler: ConnectionInfo) -> None:
     with Client(scheduler) as client:
         futures = [client.submit(sleep, 0.02) for _ in range(6)]
     assert all(future.done() for future in futures)
@@ -177,39 +178,39 @@ def test_leaving_waits_and_nothing_is_taken_afterwards(scheduler: Connection) ->
     client.shutdown()
 
 
-def test_shutdown_without_waiting_lets_tasks_end(scheduler: Connection) -> None:
+def test_shutdown_without_waiting_lets_tasks_end(scheduler: ConnectionInfo) -> None:
     client = Client(scheduler)
     future = client.submit(sleep, 0.05)
     client.shutdown(wait=False)
     assert future.result(LIMIT_S) is None
 
 
-def test_shutdown_can_cancel(scheduler: Connection) -> None:
+def test_shutdown_can_cancel(scheduler: ConnectionInfo) -> None:
     client = Client(scheduler)
     futures = [client.submit(sleep, 0.2) for _ in range(50)]
     client.shutdown(cancel_futures=True)
     assert all(future.cancelled() for future in futures)
 
 
-def test_a_client_that_is_collected_ends_when_its_tasks_have(scheduler: Connection) -> None:
+def test_a_garbage_collected_client_ends_when_its_tasks_have_ended(scheduler: ConnectionInfo) -> None:
     client = Client(scheduler)
-    line = client._line
+    connection = client._connection
     future = client.submit(sleep, 0.02)
     gone = weakref.ref(client)
     del client
     gc.collect()
     assert gone() is None
     future.result(LIMIT_S)
-    line.join(LIMIT_S)
-    assert not line._thread.is_alive()
+    connection.join(LIMIT_S)
+    assert not connection._thread.is_alive()
 
 
-def test_bursts_are_gathered_and_complete(client: Client) -> None:
+def test_every_call_of_a_burst_is_run(client: Client) -> None:
     futures = [client.submit(abs, -n) for n in range(5000)]
     assert sum(future.result(LIMIT_S) for future in futures) == 4999 * 2500
 
 
-def test_many_threads_submit(client: Client) -> None:
+def test_many_threads_can_submit_at_once(client: Client) -> None:
     sums: list[int] = []
 
     def work() -> None:
@@ -224,7 +225,7 @@ def test_many_threads_submit(client: Client) -> None:
     assert sums == [299 * 150] * 6
 
 
-def test_arguments_are_what_they_were_at_submit(client: Client) -> None:
+def test_arguments_are_sent_as_they_were_at_submit(client: Client) -> None:
     import numpy as np
 
     array = np.zeros(50_000)
@@ -234,14 +235,14 @@ def test_arguments_are_what_they_were_at_submit(client: Client) -> None:
         futures.append(client.submit(np.sum, array))
     assert [future.result(LIMIT_S) for future in futures] == [n * 50_000 for n in range(5)]
     result = client.submit(np.negative, array).result(LIMIT_S)
-    result += 1  # and results can be written to
+    result += 1  # results are writable
     assert result[0] == -3
 
 
 # ---- errors at submit -----------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_pickled_is_named(client: Client) -> None:
+def test_the_object_that_cannot_be_pickled_is_named(client: Client) -> None:
     with pytest.raises(trio_sched.SubmitError, match=r"argument 2 \(a lock\) cannot be pickled"):
         client.submit(print, 1, threading.Lock())
     with pytest.raises(trio_sched.SubmitError, match=r"argument 'file' \(a lock\)"):
@@ -252,28 +253,28 @@ def test_what_cannot_be_pickled_is_named(client: Client) -> None:
     assert client.submit(abs, -1).result(LIMIT_S) == 1
 
 
-def test_what_is_too_large_is_refused_at_once(client: Client) -> None:
-    client._line.session.max_message_bytes = 100_000
+def test_arguments_that_are_too_large_are_refused_at_once(client: Client) -> None:
+    client._connection.session.max_message_bytes = 100_000
     with pytest.raises(trio_sched.SubmitError, match=r"take 2\d\d,\d\d\d bytes, but the scheduler takes .* 100,000"):
         client.submit(len, b"x" * 200_000)
 
 
-def test_other_pythons_are_refused_or_warned_of(client: Client) -> None:
-    lookout = client._line.lookout
-    session = client._line.session
-    with client._line.lock:
+def test_engines_of_another_python_version_are_an_error_or_a_warning(client: Client) -> None:
+    watch = client._connection.watch
+    session = client._connection.session
+    with client._connection.lock:
         session.pythons = ["2.7.18"]
-        lookout.note(session, trio_sched.client.session.News(), begun=True)  # type: ignore[attr-defined]
+        watch.apply(session, SessionUpdate(), was_welcomed=True)
     with pytest.raises(trio_sched.VersionMismatch, match=r"the engines run Python 2\.7\.18"):
         client.submit(abs, 1)
     assert client.status()["name"] == "own"
     version = ".".join(map(str, sys.version_info[:2])) + ".99"
-    with client._line.lock:
+    with client._connection.lock:
         session.pythons = [version]
-        lookout.note(session, trio_sched.client.session.News(), begun=True)  # type: ignore[attr-defined]
+        watch.apply(session, SessionUpdate(), was_welcomed=True)
     with pytest.warns(RuntimeWarning, match=r"some engines run Python .*\.99"):
         future = client.submit(abs, 1)
-    client.submit(abs, 1).result(LIMIT_S)  # warned of once
+    client.submit(abs, 1).result(LIMIT_S)  # the warning is issued once
     assert future.result(LIMIT_S) == 1
 
 
@@ -286,10 +287,10 @@ def test_r9_futures_as_arguments_at_any_depth(client: Client) -> None:
     nested = client.submit(lambda rows: rows["a"][0] + rows["b"], {"a": (total,), "b": one})
     assert nested.result(LIMIT_S) == 14
     assert client.submit(divmod, 17, b := client.submit(abs, -5)).result(LIMIT_S) == (3, 2)
-    assert client.submit(divmod, 17, b).result(LIMIT_S) == (3, 2)  # by value now
+    assert client.submit(divmod, 17, b).result(LIMIT_S) == (3, 2)  # now by value
 
 
-def test_r9_racing_with_the_end_of_the_input(client: Client) -> None:
+def test_r9_an_input_may_end_during_submission(client: Client) -> None:
     futures = [client.submit(operator.add, client.submit(abs, -n), 1) for n in range(300)]
     assert [future.result(LIMIT_S) for future in futures] == list(range(1, 301))
     tail = client.submit(abs, 0)
@@ -307,23 +308,23 @@ def test_r9_a_failed_input_fails_the_task(client: Client) -> None:
         client.submit(abs, bad).result(LIMIT_S)
 
 
-def test_r9_a_future_of_another_client_is_refused(client: Client, scheduler: Connection) -> None:
+def test_r9_a_future_of_another_client_is_refused(client: Client, scheduler: ConnectionInfo) -> None:
     with Client(scheduler) as other:
         slow = other.submit(sleep, 0.1)
         with pytest.raises(trio_sched.SubmitError, match="belongs to another client"):
             client.submit(print, slow)
         slow.result(LIMIT_S)
-        assert client.submit(str, slow).result(LIMIT_S) == "None"  # it has ended: by value
+        assert client.submit(str, slow).result(LIMIT_S) == "None"  # the task has ended: its value is sent
 
 
-def test_r8_dependencies_on_tasks_of_another_client(client: Client, scheduler: Connection) -> None:
+def test_r8_dependencies_on_tasks_of_another_client(client: Client, scheduler: ConnectionInfo) -> None:
     with Client(scheduler) as other:
         done = other.submit(abs, 1)
         done.result(LIMIT_S)
         assert client.options(after=done.task_id, follow=done).submit(abs, -1).result(LIMIT_S) == 1
 
 
-def test_r2_after_and_its_flags(client: Client) -> None:
+def test_r2_after_waits_according_to_its_flags(client: Client) -> None:
     bad = client.submit(operator.truediv, 1, 0)
     good = client.submit(abs, 1)
     with pytest.raises(trio_sched.ImpossibleDependency):
@@ -333,13 +334,13 @@ def test_r2_after_and_its_flags(client: Client) -> None:
     assert client.options(after=good.task_id).submit(abs, -3).result(LIMIT_S) == 3
 
 
-def test_r6_follow(client: Client) -> None:
+def test_r6_a_task_runs_where_the_followed_task_ran(client: Client) -> None:
     first = client.submit(os.getpid)
     followers = [client.options(follow=first).submit(os.getpid) for _ in range(4)]
     assert {follower.result(LIMIT_S) for follower in followers} == {first.result(LIMIT_S)}
 
 
-def test_r7_targets(client: Client) -> None:
+def test_r7_a_task_runs_on_its_targets_only(client: Client) -> None:
     numbers = [engine["engine"] for engine in client.engines()]
     assert len(numbers) == 2
     for number in numbers:
@@ -350,7 +351,7 @@ def test_r7_targets(client: Client) -> None:
         client.options(targets=[123456]).submit(abs, 1).result(LIMIT_S)
 
 
-def test_r18_retries(client: Client, tmp_path: Path) -> None:
+def test_r18_a_failed_task_is_retried(client: Client, tmp_path: Path) -> None:
     def fail_once(path: str) -> str:
         import os
 
@@ -363,12 +364,12 @@ def test_r18_retries(client: Client, tmp_path: Path) -> None:
     assert future.result(LIMIT_S) == "the second time"
 
 
-def test_r21_timeout(client: Client) -> None:
+def test_r21_a_task_that_does_not_start_in_time_fails(client: Client) -> None:
     with pytest.raises(trio_sched.TaskTimeout):
         client.options(timeout=0.05, resources={"unobtainium": 1}).submit(abs, 1).result(LIMIT_S)
 
 
-def test_r19_functional_dependencies(client: Client) -> None:
+def test_r19_a_task_runs_where_its_condition_is_true(client: Client) -> None:
     assert client.submit(trio_sched.require("json", "os.path")(abs), -1).result(LIMIT_S) == 1
     one = client.engines()[0]["engine"]
     pid = client.options(targets=one).submit(os.getpid).result(LIMIT_S)
@@ -384,7 +385,7 @@ def test_r19_functional_dependencies(client: Client) -> None:
         client.options(targets=one).submit(picky).result(LIMIT_S)
 
 
-def test_options_views_stack_and_check(client: Client) -> None:
+def test_views_add_their_options_and_check_them(client: Client) -> None:
     view = client.options(priority=3).options(label="x", retries=1)
     assert view.submit(abs, -1).result(LIMIT_S) == 1
     assert list(view.map(abs, [-1, -2], chunksize=2)) == [1, 2]
@@ -416,13 +417,13 @@ NAN, INF = float("nan"), float("inf")
         *(("label", value) for value in (3, b"x")),
     ],
 )
-def test_an_option_that_makes_no_sense_is_found_where_it_is_written(client: Client, option: str, value: Any) -> None:
+def test_an_invalid_option_is_an_error_at_options(client: Client, option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=option if option not in ("after", "follow") else "task"):
         client.options(**{option: value})  # type: ignore[misc]  # the point of the test
     assert client.submit(abs, -1).result(LIMIT_S) == 1
 
 
-def test_options_take_what_can_be_meant(client: Client) -> None:
+def test_options_accept_numpy_scalars_and_none(client: Client) -> None:
     one, half = np.int64(1), np.float32(0.5)
     engines = np.array([engine["engine"] for engine in client.engines()])
     view = client.options(priority=one, retries=one, timeout=np.float64(60), backoff=half, same_engine=np.bool_(True))  # type: ignore[arg-type]  # numpy's types are not declared
@@ -430,7 +431,9 @@ def test_options_take_what_can_be_meant(client: Client) -> None:
     assert view.options(targets=engines[0], timeout=None, after=None).submit(abs, -1).result(LIMIT_S) == 1  # type: ignore[arg-type]  # nor is None
 
 
-def test_a_client_whose_place_has_odd_names(scheduler: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_utf8_cannot_hold_do_not_stop_a_client(
+    scheduler: ConnectionInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, os.fsdecode(b"/caf\xe9"), Path("/tmp")])
     monkeypatch.setattr(os, "getcwd", lambda: os.fsdecode(b"/caf\xe9"))
     with Client(scheduler, name=os.fsdecode(b"caf\xe9"), weight=np.float64(2)) as client:
@@ -442,7 +445,7 @@ def test_a_client_whose_place_has_odd_names(scheduler: Connection, monkeypatch: 
         Client(scheduler, name=3)  # type: ignore[arg-type]  # likewise
 
 
-def test_what_is_no_function_and_what_cannot_travel_is_said_at_once(client: Client) -> None:
+def test_an_object_that_is_not_callable_and_a_client_as_an_argument_are_errors_at_submit(client: Client) -> None:
     with pytest.raises(TypeError, match="'int' object is not callable"):
         client.submit(3)  # type: ignore[call-overload]  # the point of the test
     for mine in (client, client.options(priority=1)):
@@ -450,10 +453,10 @@ def test_what_is_no_function_and_what_cannot_travel_is_said_at_once(client: Clie
             client.submit(id, mine)
 
 
-# ---- looking and cancelling -----------------------------------------------------------------------------------------
+# ---- queries and cancellation ---------------------------------------------------------------------------------------
 
 
-def test_r23_cancel(client: Client) -> None:
+def test_r23_a_cancelled_task_ends_with_task_cancelled(client: Client) -> None:
     never = client.options(resources={"unobtainium": 1}).submit(abs, 1)
     assert "unobtainium" in client.explain(never)
     assert never.cancel()
@@ -466,7 +469,7 @@ def test_r23_cancel(client: Client) -> None:
         other.result(LIMIT_S)
 
 
-def test_status_explain_and_story(client: Client) -> None:
+def test_status_explain_and_story_answer(client: Client) -> None:
     future = client.submit(abs, -1)
     future.result(LIMIT_S)
     assert client.status()["tasks"]["ok"] >= 1
@@ -476,11 +479,11 @@ def test_status_explain_and_story(client: Client) -> None:
     assert repr(client) == f"<Client {client.session} of 'own'>"
 
 
-# ---- trouble --------------------------------------------------------------------------------------------------------
+# ---- failures -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of forking with threads
-def test_a_forked_client_says_so(client: Client) -> None:
+def test_a_client_in_a_forked_process_raises_an_error(client: Client) -> None:
     if not hasattr(os, "fork"):
         pytest.skip("no fork here")
     future = client.submit(sleep, 0.05)
@@ -500,7 +503,7 @@ def test_a_forked_client_says_so(client: Client) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of forking with threads
-def test_a_fork_after_a_client_with_engines_of_its_own_was_closed() -> None:
+def test_a_process_can_fork_after_its_local_cluster_was_closed() -> None:
     if not hasattr(os, "fork"):
         pytest.skip("no fork here")
     script = (
@@ -523,67 +526,67 @@ def test_a_fork_after_a_client_with_engines_of_its_own_was_closed() -> None:
     assert (ran.stderr, ran.returncode) == ("", 7)
 
 
-def test_a_broken_line_is_opened_anew_and_nothing_is_lost(client: Client) -> None:
+def test_no_task_is_lost_when_the_connection_is_opened_again(client: Client) -> None:
     futures = [client.submit(sleep, 0.001) for _ in range(50)]
-    line = client._line
+    connection = client._connection
     session = client.session
-    with line.lock:
-        line.session.liveness._heard_at = time.monotonic() - 1000  # as after a long silence
-    line.wake()
+    with connection.lock:
+        connection.session.heard_at = time.monotonic() - 1000  # as after a long silence
+    connection.wake()
     futures += [client.submit(abs, -n) for n in range(50)]
     assert [future.result(LIMIT_S) for future in futures[50:]] == list(range(50))
     assert not any(future.exception(LIMIT_S) for future in futures)
     assert client.session == session
 
 
-def test_nobody_there(tmp_path: Path) -> None:
-    nobody = Connection(name="nobody", role="client", address=f"ipc://{tmp_path}/none.sock", token="t")
+def test_a_scheduler_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
+    nobody = ConnectionInfo(name="nobody", role="client", address=f"ipc://{tmp_path}/none.sock", token="t")
     with pytest.raises(trio_sched.NoSchedulerError, match=r"'nobody' at ipc://.* did not answer within"):
         Client(nobody, connect_timeout=0.1)
     with pytest.raises(trio_sched.ConnectionFileError, match="there is no connection file"):
         Client(tmp_path / "missing.json")
 
 
-def test_a_wrong_token_is_refused(scheduler: Connection) -> None:
+def test_a_wrong_token_is_refused(scheduler: ConnectionInfo) -> None:
     import msgspec
 
-    with pytest.raises(trio_sched.NoSchedulerError, match="refuses us"):
+    with pytest.raises(trio_sched.NoSchedulerError, match="refuses this client"):
         Client(msgspec.structs.replace(scheduler, token="wrong"))
 
 
-def test_a_failure_of_our_own_leaves_nobody_waiting(
-    scheduler: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_defect_of_the_client_ends_every_future(
+    scheduler: ConnectionInfo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = Client(scheduler)
     future = client.submit(sleep, 0.05)
-    monkeypatch.setattr(client._line, "_take", None)
+    monkeypatch.setattr(client._connection, "_receive", None)
     with pytest.raises(trio_sched.SchedulerClosed, match="the client failed"):
         future.result(LIMIT_S)
     assert "the client's thread failed" in caplog.text
     client.shutdown()
 
 
-def test_an_unknown_kind_of_message_harms_nobody(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    line = client._line
-    assert line._take([b"\x81\xa4type\xa3new"]) is None
+def test_a_message_of_an_unknown_type_is_logged_and_ignored(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    connection = client._connection
+    assert connection._receive([b"\x81\xa4type\xa3new"]) is None
     assert "unknown message type 'new'" in caplog.text
-    assert line._take([native.encode(native.Error("malformed", "what was that?"))]) is None
+    assert connection._receive([native.encode(native.Error("malformed", "what was that?"))]) is None
     assert "what was that?" in caplog.text
     assert client.submit(abs, -1).result(LIMIT_S) == 1
 
 
-def test_a_submission_that_is_not_understood_ends_the_client(client: Client) -> None:
+def test_a_submission_that_the_scheduler_cannot_decode_ends_the_client(client: Client) -> None:
     client.submit(abs, -1).result(LIMIT_S)
-    line = client._line
-    line.session._unaccepted.append(line.session._unaccepted)  # type: ignore[arg-type]  # one under way for ever
-    why = line._take([native.encode(native.Error("too_large", "2000 tasks in one message"))])
+    connection = client._connection
+    connection.session._unaccepted.append(connection.session._unaccepted)  # type: ignore[arg-type]  # a Submit that is never accepted
+    why = connection._receive([native.encode(native.Error("too_large", "2000 tasks in one message"))])
     assert isinstance(why, trio_sched.SchedulerClosed)
     assert "did not take a message of this client: 2000 tasks" in str(why)
-    line.session._unaccepted.clear()
+    connection.session._unaccepted.clear()
 
 
-def test_at_exit_what_was_submitted_is_handed_over(scheduler: Connection, tmp_path: Path) -> None:
-    from trio_sched.transport.connection import write_connection_files
+def test_submitted_calls_are_sent_at_exit(scheduler: ConnectionInfo, tmp_path: Path) -> None:
+    from trio_sched.transport.connection_info import write_connection_files
 
     tmp_path.chmod(0o700)
     path, _ = write_connection_files(scheduler, scheduler, tmp_path)

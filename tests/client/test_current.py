@@ -1,4 +1,4 @@
-"""Clients inside of tasks: of the scheduler that runs the task, whatever other schedulers there are."""
+"""Clients in tasks: they belong to the scheduler that runs the task, whichever other schedulers run."""
 
 from __future__ import annotations
 
@@ -11,83 +11,83 @@ from typing import Any
 import pytest
 
 from trio_sched import Client, NoSchedulerError, current_client
-from trio_sched.client import current
-from trio_sched.client.own import OwnScheduler
-from trio_sched.transport.connection import ENV_CONNECTION, ENV_ENGINE_OF, Connection, to_json
+from trio_sched.client import blocking
+from trio_sched.client.local_cluster import LocalCluster
+from trio_sched.transport.connection_info import ENV_CONNECTION, ENV_ENGINE_OF, ConnectionInfo, to_json
 
 LIMIT_S = 60.0
 
 
-def whole(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a function pickled by value: engines cannot import the tests."""
+def by_value(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a function to be pickled by value: engines cannot import the tests."""
     function.__module__ = "__main__"
     return function
 
 
 @pytest.fixture
-def other() -> Iterator[OwnScheduler]:
+def other() -> Iterator[LocalCluster]:
     """A second scheduler."""
-    own = OwnScheduler(1)
-    yield own
-    own.close()
+    cluster = LocalCluster(1)
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture
-def in_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Connection], None]]:
-    """This process is as a worker: `in_task(connection)` writes the client file of its scheduler."""
+def in_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[ConnectionInfo], None]]:
+    """Set the environment of a worker: `in_task(connection)` writes the client file of its scheduler."""
     path = tmp_path / "there-client.json"
     monkeypatch.setenv(ENV_CONNECTION, str(path))
     monkeypatch.setenv(ENV_ENGINE_OF, "there on another")
 
-    def write(connection: Connection) -> None:
+    def write(connection: ConnectionInfo) -> None:
         path.write_text(to_json(connection))
         path.chmod(0o600)
 
     yield write
-    if current._current is not None:
-        current._current.shutdown()
-        current._current = None
+    if blocking._current_client is not None:
+        blocking._current_client.shutdown()
+        blocking._current_client = None
 
 
-def test_a_task_finds_its_own_scheduler(client: Client, other: OwnScheduler) -> None:
-    @whole
+def test_a_task_finds_the_scheduler_that_runs_it(client: Client, other: LocalCluster) -> None:
+    @by_value
     def find_it(number: int) -> tuple[str, int, bool]:
         import trio_sched
 
         with trio_sched.Client() as mine:
-            address = mine._line.connection.address
+            address = mine._connection.info.address
         mine = trio_sched.current_client()
         return address, mine.submit(abs, -number).result(60), mine is trio_sched.current_client()
 
-    @whole
+    @by_value
     def look() -> str:
         import trio_sched
 
         with trio_sched.Client() as mine:
-            return mine._line.connection.address
+            return mine._connection.info.address
 
     until = time.monotonic() + LIMIT_S
     while len(client.engines()) < 2:  # one for each of the two tasks
         assert time.monotonic() < until
-    assert client.submit(find_it, 1).result(LIMIT_S) == (client._line.connection.address, 1, True)
+    assert client.submit(find_it, 1).result(LIMIT_S) == (client._connection.info.address, 1, True)
     with Client(other.connection(LIMIT_S)) as elsewhere:
-        assert elsewhere.submit(look).result(LIMIT_S) == elsewhere._line.connection.address
+        assert elsewhere.submit(look).result(LIMIT_S) == elsewhere._connection.info.address
 
 
-def test_a_process_that_a_task_starts_finds_it_too(client: Client) -> None:
-    @whole
+def test_a_process_started_by_a_task_finds_the_same_scheduler(client: Client) -> None:
+    @by_value
     def ask() -> str:
         import subprocess
         import sys
 
-        code = "import trio_sched; print(trio_sched.Client()._line.connection.address)"
+        code = "import trio_sched; print(trio_sched.Client()._connection.info.address)"
         return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
-    assert client.submit(ask).result(LIMIT_S) == client._line.connection.address
+    assert client.submit(ask).result(LIMIT_S) == client._connection.info.address
 
 
-def test_a_process_that_a_task_forked_gets_one_of_its_own(client: Client) -> None:
-    @whole
+def test_a_process_forked_by_a_task_gets_another_client(client: Client) -> None:
+    @by_value
     def fork() -> tuple[int, int]:
         import os
 
@@ -109,13 +109,13 @@ def test_a_process_that_a_task_forked_gets_one_of_its_own(client: Client) -> Non
     assert mine != theirs
 
 
-def test_outside_of_a_task_there_is_none() -> None:
+def test_outside_of_a_task_current_client_is_an_error() -> None:
     with pytest.raises(NoSchedulerError, match=r"in a task; elsewhere use Client\(\)"):
         current_client()
 
 
-def test_it_is_kept_until_it_is_shut_down_or_the_scheduler_is_another(
-    scheduler: Connection, other: OwnScheduler, in_task: Callable[[Connection], None]
+def test_current_client_is_kept_until_it_is_shut_down_or_the_scheduler_changes(
+    scheduler: ConnectionInfo, other: LocalCluster, in_task: Callable[[ConnectionInfo], None]
 ) -> None:
     in_task(scheduler)
     first = current_client()
@@ -127,13 +127,13 @@ def test_it_is_kept_until_it_is_shut_down_or_the_scheduler_is_another(
     in_task(other.connection(LIMIT_S))
     third = current_client()
     assert third.submit(os.getpid).result(LIMIT_S) > 0
-    assert third._line.connection.address != second._line.connection.address
+    assert third._connection.info.address != second._connection.info.address
     with pytest.raises(RuntimeError, match="shutdown"):
         second.submit(abs, -1)
 
 
-def test_a_machine_without_the_client_s_file_says_which_one_to_copy(
-    in_task: Callable[[Connection], None], tmp_path: Path
+def test_the_error_on_a_host_without_a_client_file_names_the_file_to_copy(
+    in_task: Callable[[ConnectionInfo], None], tmp_path: Path
 ) -> None:
     for make in (current_client, Client):
         with pytest.raises(NoSchedulerError) as caught:

@@ -1,4 +1,4 @@
-"""The user edits a module and reloads it in the client: the engines run the version that the client has loaded."""
+"""Edited and reloaded modules: engines run the version that the client has loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from trio_sched import CallError, Client, Future, SubmitError
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 
 LIMIT_S = 60.0
 
 
 class Project:
-    """Modules of the user's own, in a directory that client and engines share."""
+    """Modules of the user, in a directory that the client and the engines share."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -48,14 +48,14 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of the client: what it reloads is what it was given
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # in the client: it must reload the source
     project = Project(tmp_path)
     yield project
     project.forget()
 
 
 class Engines:
-    """The two engines, each to be asked by itself."""
+    """The two engines, each of which can run a call alone."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -75,12 +75,12 @@ class Engines:
 
 
 @pytest.fixture
-def engines(scheduler: Connection, project: Project) -> Iterator[Engines]:
-    with Client(scheduler, connect_timeout=LIMIT_S) as client:  # which knows the project's sys.path entry
+def engines(scheduler: ConnectionInfo, project: Project) -> Iterator[Engines]:
+    with Client(scheduler, connect_timeout=LIMIT_S) as client:  # made after the project has extended sys.path
         yield Engines(client)
 
 
-def test_a_reloaded_module_is_what_every_engine_runs(engines: Engines, project: Project) -> None:
+def test_every_engine_runs_a_reloaded_module(engines: Engines, project: Project) -> None:
     project.write("a", "FACTOR = 2\ndef f(x): return FACTOR * x\n")
     module = project.load("a")
     assert engines.both(module.f, 10) == [20, 20]
@@ -89,18 +89,18 @@ def test_a_reloaded_module_is_what_every_engine_runs(engines: Engines, project: 
     assert engines.both(module.f, 10) == [module.f(10)] * 2 == [30, 30]
 
 
-def test_what_the_function_s_module_imports_counts_as_well(engines: Engines, project: Project) -> None:
+def test_modules_that_the_function_s_module_imports_are_reloaded_too(engines: Engines, project: Project) -> None:
     project.write("b", "def helper(): return 'old'\n")
     project.write("a", "from {b} import helper\nimport {b} as b\ndef f(): return helper(), b.helper()\n")
     module = project.load("a")
     assert engines.both(module.f) == [("old", "old")] * 2
     project.write("b", "def helper(): return 'newer'\n")
     importlib.reload(sys.modules[project.name("b")])
-    assert module.f() == ("old", "newer")  # as Python does it here
+    assert module.f() == ("old", "newer")  # as Python does in this process
     assert engines.both(module.f) == [("newer", "newer")] * 2  # all of the version that is loaded
 
 
-def test_a_function_by_value_takes_the_modules_that_it_names_along(engines: Engines, project: Project) -> None:
+def test_modules_named_by_a_function_pickled_by_value_are_reloaded(engines: Engines, project: Project) -> None:
     project.write("a", "def f(): return 'old'\n")
     module = project.load("a")
     namespace: dict[str, Any] = {"__name__": "__main__", "module": module}
@@ -124,7 +124,7 @@ def test_a_package_is_imported_again_as_a_whole(engines: Engines, project: Proje
     assert engines.run(0, module.f) == "newer"
 
 
-def test_what_is_queued_for_the_former_version_still_gets_it(engines: Engines, project: Project) -> None:
+def test_queued_calls_run_with_the_version_that_they_were_submitted_with(engines: Engines, project: Project) -> None:
     project.write("a", "SIZE = 1\ndef f(): return SIZE\n")
     module = project.load("a")
     assert engines.run(0, module.f) == 1
@@ -135,19 +135,19 @@ def test_what_is_queued_for_the_former_version_still_gets_it(engines: Engines, p
     assert [future.result(LIMIT_S) for future in queued] == [1] * 20 + [22] * 20
 
 
-def test_an_edit_without_reload_is_never_run_silently(engines: Engines, project: Project) -> None:
+def test_an_edited_module_without_reload_is_an_error_on_new_engines(engines: Engines, project: Project) -> None:
     project.write("a", "def f(): return 'old'\n")
     module = project.load("a")
     assert engines.run(0, module.f) == "old"
     project.write("a", "def f(): return 'newer'\n")
     assert engines.run(0, module.f) == module.f() == "old"
     with pytest.raises(CallError, match=rf"engine {engines.numbers[1]} at .*'{project.name('a')}'.* is not available"):
-        engines.run(1, module.f)  # which has only the file as it is now
+        engines.run(1, module.f)  # which can only load the edited file
     importlib.reload(module)
     assert engines.both(module.f) == ["newer"] * 2
 
 
-def test_an_edit_between_import_and_first_submission_is_an_error_here(engines: Engines, project: Project) -> None:
+def test_an_edit_between_import_and_first_submission_is_a_submit_error(engines: Engines, project: Project) -> None:
     project.write("a", "def f(): return 'old'\n")
     module = project.load("a")
     project.write("a", "def f(): return 'newer'\n")
@@ -157,7 +157,7 @@ def test_an_edit_between_import_and_first_submission_is_an_error_here(engines: E
     assert engines.run(0, module.f) == "newer"
 
 
-def test_a_file_that_has_vanished_keeps_nobody_from_what_is_loaded(engines: Engines, project: Project) -> None:
+def test_a_deleted_file_does_not_affect_engines_that_have_loaded_it(engines: Engines, project: Project) -> None:
     project.write("a", "def f(): return 'here'\n")
     module = project.load("a")
     assert engines.run(0, module.f) == "here"
@@ -167,7 +167,7 @@ def test_a_file_that_has_vanished_keeps_nobody_from_what_is_loaded(engines: Engi
         engines.run(1, module.f)
 
 
-def test_a_missing_module_is_named_with_the_engine_and_what_to_do(engines: Engines, project: Project) -> None:
+def test_the_error_of_a_missing_module_names_the_engine_and_the_remedy(engines: Engines, project: Project) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec("def f():\n    import not_installed_there", namespace)
     with pytest.raises(ModuleNotFoundError) as caught:

@@ -1,4 +1,4 @@
-"""`map` of both clients: what it keeps alive, how far it submits ahead, and what it cancels."""
+"""`map` of both clients: the references it keeps, how far it submits ahead, and what it cancels."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 
 from trio_sched import Client, Future, open_client
 from trio_sched.client.blocking import Submitter
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 
 Run: TypeAlias = Callable[[Callable[[], Awaitable[Any]]], Any]
 ROWS = 12
 SINGLES = [[number] for number in range(ROWS)]
 
 
-class Counted:
-    """An endless iterable that counts how many items were read."""
+class CountingIterable:
+    """An endless iterable that counts the items read."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -31,8 +31,8 @@ class Counted:
             yield number
 
 
-def recorded(view: Submitter) -> list[Future[Any]]:
-    """From now on the futures of whatever is submitted with this view."""
+def record_submissions(view: Submitter) -> list[Future[Any]]:
+    """Return a list that gets the future of each later submission of this view."""
     submitted: list[Future[Any]] = []
     submit = view._submit
 
@@ -40,12 +40,12 @@ def recorded(view: Submitter) -> list[Future[Any]]:
         submitted.append(submit(*call))
         return submitted[-1]
 
-    view._submit = record  # type: ignore[method-assign]
+    view._submit = record  # type: ignore[method-assign]  # only this view, for the test
     return submitted
 
 
-def freed(values: Iterable[Any]) -> bool:
-    """Whether each of these is freed when its consumer lets go of it, while the iterator is suspended."""
+def are_freed(values: Iterable[Any]) -> bool:
+    """Return whether each value is freed when its consumer drops it, while the iterator is suspended."""
     alive = []
     for one in values:
         reference = weakref.ref(one)
@@ -57,12 +57,12 @@ def freed(values: Iterable[Any]) -> bool:
 @pytest.mark.parametrize("chunksize", [1, 5])
 @pytest.mark.parametrize("buffersize", [None, 3])
 def test_the_iterator_keeps_no_value_that_it_yielded(client: Client, chunksize: int, buffersize: int | None) -> None:
-    assert freed(client.map(set, SINGLES, chunksize=chunksize, buffersize=buffersize))
+    assert are_freed(client.map(set, SINGLES, chunksize=chunksize, buffersize=buffersize))
 
 
 @pytest.mark.parametrize("chunksize", [1, 5])
 def test_the_asynchronous_iterator_keeps_no_value_that_it_returned(
-    run: Run, scheduler: Connection, chunksize: int
+    run: Run, scheduler: ConnectionInfo, chunksize: int
 ) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
@@ -80,7 +80,7 @@ def test_the_asynchronous_iterator_keeps_no_value_that_it_returned(
 @pytest.mark.parametrize("chunksize", [1, 4])
 @pytest.mark.parametrize("buffersize", [1, 3])
 def test_buffersize_bounds_what_is_submitted_ahead(client: Client, chunksize: int, buffersize: int) -> None:
-    numbers = Counted()
+    numbers = CountingIterable()
     results = client.map(operator.neg, numbers, chunksize=chunksize, buffersize=buffersize)
     assert numbers.read == buffersize * chunksize
     for taken in range(10):
@@ -94,10 +94,12 @@ def test_buffersize_bounds_what_is_submitted_ahead(client: Client, chunksize: in
 
 
 @pytest.mark.parametrize("chunksize", [1, 4])
-def test_buffersize_of_the_asynchronous_client(run: Run, scheduler: Connection, chunksize: int) -> None:
+def test_buffersize_bounds_what_the_asynchronous_client_submits_ahead(
+    run: Run, scheduler: ConnectionInfo, chunksize: int
+) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
-            numbers = Counted()
+            numbers = CountingIterable()
             results = client.map(operator.neg, numbers, chunksize=chunksize, buffersize=2)
             assert numbers.read == 2 * chunksize
             for taken in range(10):
@@ -114,9 +116,9 @@ def test_buffersize_of_the_asynchronous_client(run: Run, scheduler: Connection, 
 
 @pytest.mark.parametrize("chunksize", [1, 2])
 @pytest.mark.parametrize("buffersize", [None, 2])
-def test_what_is_left_is_cancelled(client: Client, chunksize: int, buffersize: int | None) -> None:
+def test_the_remaining_tasks_are_cancelled(client: Client, chunksize: int, buffersize: int | None) -> None:
     never = client.options(resources={"unobtainium": 1})
-    submitted = recorded(never)
+    submitted = record_submissions(never)
     results: Any = never.map(abs, range(6), timeout=0.01, chunksize=chunksize, buffersize=buffersize)
     with pytest.raises(TimeoutError):
         next(results)
@@ -125,7 +127,7 @@ def test_what_is_left_is_cancelled(client: Client, chunksize: int, buffersize: i
 
     blocked = never.submit(abs, 1)
     view = client.options()
-    submitted = recorded(view)
+    submitted = record_submissions(view)
     rows = [0] * chunksize + [blocked] * 5  # the first task can run, the others wait
     results = view.map(abs, rows, chunksize=chunksize, buffersize=buffersize)
     assert next(results) == 0
@@ -134,15 +136,15 @@ def test_what_is_left_is_cancelled(client: Client, chunksize: int, buffersize: i
     assert all(future.cancelled() for future in submitted[1:])
 
 
-def test_an_iterator_that_is_dropped_unused_cancels_nothing(client: Client) -> None:
-    """As with the standard pools: for the sake of what the calls do."""
+def test_an_iterator_that_is_dropped_unused_cancels_no_task(client: Client) -> None:
+    """As with the standard pools: the calls may have side effects."""
     view = client.options()
-    submitted = recorded(view)
+    submitted = record_submissions(view)
     view.map(abs, range(-5, 0))
     assert [future.result(60) for future in submitted] == [5, 4, 3, 2, 1]
 
 
-def test_an_iterable_that_fails_half_way_cancels_what_is_left(client: Client) -> None:
+def test_an_iterable_that_raises_ends_the_iterator(client: Client) -> None:
     def numbers() -> Iterator[int]:
         yield from range(3)
         raise LookupError("no more")
@@ -155,7 +157,7 @@ def test_an_iterable_that_fails_half_way_cancels_what_is_left(client: Client) ->
         next(results)
 
 
-def test_a_buffersize_that_makes_no_sense(client: Client) -> None:
+def test_an_invalid_buffersize_is_an_error(client: Client) -> None:
     for wrong in ("4", 2.0):
         with pytest.raises(TypeError, match="buffersize must be an integer or None"):
             client.map(abs, [1], buffersize=wrong)  # type: ignore[arg-type]  # the point of the test

@@ -1,4 +1,4 @@
-"""What is written by mistake: each message says what is wrong, and what to write instead."""
+"""Common mistakes: each error says what is wrong, and what to write instead."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ import pytest
 import trio_sched
 from trio_sched import Client, open_client
 from trio_sched.client import misuse
-from trio_sched.client.own import OwnScheduler
-from trio_sched.transport.connection import Connection
+from trio_sched.client.local_cluster import LocalCluster
+from trio_sched.transport.connection_info import ConnectionInfo
 
 
 def take(*args: Any, **kwargs: Any) -> Any:
     return args, kwargs
 
 
-def message(error: type[BaseException], what: Callable[[], Any]) -> str:
+def message(error: type[BaseException], action: Callable[[], Any]) -> str:
+    """Return the text of the exception that the action raises."""
     with pytest.raises(error) as caught:
-        what()
+        action()
     return str(caught.value)
 
 
-def opened(*args: Any, **kwargs: Any) -> None:
+def enter_open_client(*args: Any, **kwargs: Any) -> None:
     async def main() -> None:
         async with open_client(*args, **kwargs):
             pass
@@ -37,16 +38,16 @@ def opened(*args: Any, **kwargs: Any) -> None:
     anyio.run(main)
 
 
-@pytest.mark.parametrize("make", [Client, opened])
-def test_the_arguments_of_a_client(make: Any) -> None:
+@pytest.mark.parametrize("make", [Client, enter_open_client])
+def test_wrong_arguments_of_a_client_are_explained(make: Any) -> None:
     name = "Client" if make is Client else "open_client"
     assert message(TypeError, lambda: make(4)) == (
-        f"{name}(4): the first argument names a running scheduler; for a scheduler with 4 engines of its own write "
-        f"{name}(engines=4)"
+        f"{name}(4): the first argument names a running scheduler; to start a local cluster with 4 "
+        f"engines write {name}(engines=4)"
     )
     for word in ("max_workers", "n_workers", "processes"):
         assert message(TypeError, lambda word=word: make(**{word: 4})) == (
-            f"{name}() has no {word}; for a scheduler with 4 engines of its own write {name}(engines=4)"
+            f"{name}() has no {word}; to start a local cluster with 4 engines write {name}(engines=4)"
         )
     assert message(TypeError, lambda: make(processes=False)).endswith(f"write {name}(engines=N)")
     assert message(TypeError, lambda: make(connect_timout=4)).startswith(
@@ -58,14 +59,14 @@ def test_the_arguments_of_a_client(make: Any) -> None:
 
 
 @pytest.mark.parametrize("address", ["tcp://h:7077", "h:7077", "ipc:///tmp/x.sock", "ws://h:1/"])
-def test_an_address_is_no_connection(address: str) -> None:
+def test_an_address_in_place_of_a_connection_file_is_explained(address: str) -> None:
     assert message(trio_sched.ConnectionFileError, lambda: Client(address)) == (
         f"'{address}' is an address, which does not do without the keys of the scheduler there; copy its connection "
         "file NAME-client.json to here, and give the path of that"
     )
 
 
-def test_an_option_given_to_a_function_that_does_not_take_it(client: Client) -> None:
+def test_an_option_that_the_function_does_not_take_is_explained(client: Client) -> None:
     def fit(rows: int, *, timeout: float = 0.0) -> float:
         return rows + timeout
 
@@ -78,7 +79,7 @@ def test_an_option_given_to_a_function_that_does_not_take_it(client: Client) -> 
     )
     assert "functools.partial" in message(TypeError, lambda: client.map(fit, [1], depth=3))
     assert client.submit(take, priority=3).result(60) == ((), {"priority": 3})
-    assert client.submit(dict, priority=3).result(60) == {"priority": 3}  # it has no signature
+    assert client.submit(dict, priority=3).result(60) == {"priority": 3}  # `dict` has no signature
     assert client.submit(trio_sched.require("json")(fit), 1, timeout=2.0).result(60) == 3.0
     assert "has no parameter 'label'" in message(
         TypeError, lambda: client.options(priority=1).submit(trio_sched.require("json")(fit), 1, label="x")
@@ -86,7 +87,9 @@ def test_an_option_given_to_a_function_that_does_not_take_it(client: Client) -> 
     assert "has no parameter 'retries'" in message(TypeError, lambda: client.submit("".join, [], retries=3))
 
 
-def test_an_option_given_to_a_function_of_the_asynchronous_client(scheduler: Connection) -> None:
+def test_an_option_that_the_function_does_not_take_is_explained_by_the_asynchronous_client(
+    scheduler: ConnectionInfo,
+) -> None:
     async def main() -> None:
         async with open_client(scheduler) as client:
             with pytest.raises(TypeError, match=r"abs\(\) has no parameter 'priority'"):
@@ -99,8 +102,8 @@ def test_the_parameters_of_a_function_are_looked_up_once_and_keep_nothing_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looked = []
-    accepted = misuse._accepted
-    monkeypatch.setattr(misuse, "_accepted", lambda function: looked.append(1) or accepted(function))
+    find_keywords = misuse._find_keywords
+    monkeypatch.setattr(misuse, "_find_keywords", lambda function: looked.append(1) or find_keywords(function))
 
     def fit(timeout: float) -> float:
         return timeout
@@ -116,7 +119,7 @@ def test_the_parameters_of_a_function_are_looked_up_once_and_keep_nothing_alive(
     assert reference() is None
 
 
-def test_a_generator_as_an_argument(client: Client) -> None:
+def test_a_generator_as_an_argument_is_explained(client: Client) -> None:
     numbers = (number for number in range(3))
     assert message(trio_sched.SubmitError, lambda: client.submit(sum, numbers)) == (
         "argument 1 (a generator) cannot be pickled: TypeError: cannot pickle 'generator' object; "
@@ -128,7 +131,7 @@ def test_a_generator_as_an_argument(client: Client) -> None:
     )
 
 
-def test_what_is_awaited_elsewhere_as_an_argument(client: Client) -> None:
+def test_a_coroutine_or_another_executor_s_future_as_an_argument_is_explained(client: Client) -> None:
     async def work() -> None:
         pass
 
@@ -144,10 +147,12 @@ def test_what_is_awaited_elsewhere_as_an_argument(client: Client) -> None:
     loop.close()
 
 
-def test_a_future_of_another_client_of_the_scheduler(client: Client, scheduler: Connection) -> None:
+def test_a_future_of_another_client_is_explained_and_may_be_a_dependency(
+    client: Client, scheduler: ConnectionInfo
+) -> None:
     with Client(scheduler) as other:
         never = other.options(resources={"unobtainium": 1}).submit(abs, 1)
-        other.status()  # it has reached the scheduler by then
+        other.status()  # the scheduler has the task by then
         advice = f"(this client's session is {client.session}); wait for its result, and pass that"
         whose = f"task {never.task_id} belongs to another client {advice}"
         submit: Any = client.submit
@@ -159,11 +164,11 @@ def test_a_future_of_another_client_of_the_scheduler(client: Client, scheduler: 
         assert after.result(60) == 1
 
 
-def test_a_future_of_another_scheduler(client: Client) -> None:
-    """Its number may be that of a task here, too."""
-    own = OwnScheduler(1)
+def test_a_future_of_another_scheduler_is_explained(client: Client) -> None:
+    """A task of another scheduler may have the number of a task of this one."""
+    cluster = LocalCluster(1)
     try:
-        with Client(own.connection(), connect_timeout=60) as other:
+        with Client(cluster.connection(), connect_timeout=60) as other:
             foreign = other.options(resources={"unobtainium": 1}).submit(abs, 1)
             whose = f"task {foreign.task_id} belongs to another scheduler than this client's"
             for option in ("after", "follow"):
@@ -173,7 +178,7 @@ def test_a_future_of_another_scheduler(client: Client) -> None:
             assert message(ValueError, lambda: client.cancel(foreign)) == f"{whose}; cancel it with its own cancel()"
             for ask in (client.explain, client.story):
                 assert message(ValueError, lambda ask=ask: ask(foreign)) == f"{whose}; ask its own client"
-            foreign._origin.session = client.session  # as it may well be
+            foreign._session_ref.session = client.session  # sessions of several schedulers have the same numbers
             foreign.number = client.submit(abs, 1).number
             advice = f"(this client's session is {client.session}); wait for its result, and pass that"
             assert message(trio_sched.SubmitError, lambda: client.submit(take, foreign)) == (
@@ -181,4 +186,4 @@ def test_a_future_of_another_scheduler(client: Client) -> None:
             )
             other.shutdown(cancel_futures=True)
     finally:
-        own.close()
+        cluster.close()

@@ -1,11 +1,9 @@
-"""The progress bar: counted by futures as they end, drawn seldom, finished always."""
+"""The progress bar of `map`: it counts futures as they end, counts the failed ones, and is always closed."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-import types
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,76 +13,92 @@ from trio_sched import Client
 from trio_sched.client import progress
 
 
-class Drawn:
-    """A bar that remembers."""
+class RecordingBar:
+    """A bar in place of tqdm's that records what it would show."""
 
-    def __init__(self) -> None:
-        self.drawn: list[tuple[int, int]] = []
-        self.finished: list[tuple[int, int]] = []
+    def __init__(self, *, total: int, desc: str, unit: str) -> None:
+        self.n = 0
+        self.total = total
+        self.desc = desc
+        self.postfix: dict[str, Any] = {}
+        self.closed = False
 
-    def draw(self, done: int, failed: int) -> None:
-        self.drawn.append((done, failed))
+    def update(self) -> None:
+        assert not self.closed
+        self.n += 1
 
-    def finish(self, done: int, failed: int) -> None:
-        self.finished.append((done, failed))
+    def set_postfix(self, *, refresh: bool, **shown: Any) -> None:
+        assert not refresh, "a redraw for each failed task would cost what the task costs"
+        self.postfix = shown
+
+    def close(self) -> None:
+        self.closed = True
 
 
-def test_it_is_drawn_seldom_and_finished_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    bar = Drawn()
-    meter = progress.Meter(bar, 4)
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[RecordingBar]:
+    """The bars that are shown."""
+    shown: list[RecordingBar] = []
+
+    def make(**options: Any) -> RecordingBar:
+        shown.append(RecordingBar(**options))
+        return shown[-1]
+
+    monkeypatch.setattr(progress, "tqdm", make)
+    return shown
+
+
+def test_the_bar_counts_every_end_and_the_failures_and_is_closed_after_the_last(bars: list[RecordingBar]) -> None:
     futures: list[Future[int]] = [Future() for _ in range(4)]
-    for future in futures:
-        future.add_done_callback(meter.count)
+    progress.show_progress(futures, "a<b")
+    [bar] = bars
+    assert (bar.n, bar.total, bar.desc) == (0, 4, "a<b")
     futures[0].set_result(1)
+    assert (bar.n, bar.postfix) == (1, {})
     futures[1].set_exception(KeyError())
-    assert bar.drawn == [(1, 0)]
-    now += 0.2
+    assert (bar.n, bar.postfix) == (2, {"failed": 1})
     futures[2].cancel()
-    assert bar.drawn == [(1, 0), (3, 2)]
+    assert (bar.n, bar.postfix, bar.closed) == (3, {"failed": 2}, False)
     futures[3].set_result(1)
-    assert bar.finished == [(4, 2)]
+    assert (bar.n, bar.postfix, bar.closed) == (4, {"failed": 2}, True)
 
 
-def test_in_a_terminal(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_futures_that_are_done_count_at_once(bars: list[RecordingBar]) -> None:
+    done: Future[int] = Future()
+    done.set_result(1)
+    progress.show_progress([done], "done")
+    assert bars[0].closed
+
+
+def test_a_map_without_tasks_shows_no_bar(bars: list[RecordingBar]) -> None:
+    progress.show_progress([], "abs")
+    assert bars == []
+
+
+def test_futures_that_end_in_several_threads_are_all_counted(bars: list[RecordingBar]) -> None:
+    futures: list[Future[int]] = [Future() for _ in range(400)]
+    progress.show_progress(futures, "abs")
+    threads = [
+        threading.Thread(target=lambda part=part: [future.set_result(1) for future in futures[part::4]])
+        for part in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (bars[0].n, bars[0].closed) == (400, True)
+
+
+def test_the_bar_is_on_standard_error(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(client.map(abs, range(-30, 0), progress=True)) == list(range(30, 0, -1))
     assert list(client.map(abs, range(-30, 0), chunksize=7, progress=True)) == list(range(30, 0, -1))
     assert list(client.map(abs, [], progress=True)) == []
     out, error = capsys.readouterr()
-    until = time.monotonic() + 10.0  # the client's thread draws after it has handed over the last result
-    while "5/5" not in error and time.monotonic() < until:
+    deadline = time.monotonic() + 10.0  # the client's thread draws after it has resolved the last future
+    while "5/5" not in error and time.monotonic() < deadline:
         threading.Event().wait(0.01)
         error += capsys.readouterr().err
     assert out == ""
     assert "abs" in error
     assert "30/30" in error
     assert "5/5" in error
-
-
-def test_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[str] = []
-
-    class Handle:
-        def update(self, html: str) -> None:
-            shown.append(html)
-
-    def display(html: str, display_id: bool) -> Handle:
-        shown.append(html)
-        return Handle()
-
-    shell = types.SimpleNamespace(kernel=object())
-    ipython: Any = types.ModuleType("IPython")
-    ipython.get_ipython = lambda: shell
-    display_module: Any = types.ModuleType("IPython.display")
-    display_module.HTML, display_module.display = str, display
-    assert not progress.in_notebook()
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    monkeypatch.setitem(sys.modules, "IPython.display", display_module)
-    assert progress.in_notebook()
-    futures: list[Future[int]] = [Future() for _ in range(2)]
-    progress.show(futures, "a<b")
-    futures[0].set_result(1)
-    futures[1].set_exception(KeyError())
-    assert shown[0] == 'a&lt;b <progress value="0" max="2"></progress> 0/2'
-    assert shown[-1] == 'a&lt;b <progress value="2" max="2"></progress> 2/2 <span style="color:red">1 failed</span>'

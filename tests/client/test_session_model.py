@@ -1,7 +1,7 @@
 """Random walks of a session against a model of the scheduler, over connections that break at any moment.
 
-Whatever is lost on the way: every task runs once and ends once, in order of submission, within the credit, and no
-result that a task under way needs is forgotten before that task was accepted.
+Whichever messages are lost, every task runs once and ends once, in order of submission, within the credit; and the
+scheduler forgets no result that an unaccepted task needs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from trio_sched.client.functions import Function, Functions
-from trio_sched.client.session import Session
+from trio_sched.client.functions import Function, FunctionRegistry
+from trio_sched.client.session import SchedulerSession
 from trio_sched.wire import native
-from trio_sched.wire.native import Call, TaskEnd
+from trio_sched.wire.native import Call, TaskResult
 
 CREDIT = 3
 
@@ -26,39 +26,41 @@ class Handle:
 
 
 class Scheduler:
-    """The other side, as the wire's documentation tells it: one session, results kept until they are acknowledged."""
+    """A model of the scheduler: one session, whose results are kept until they are acknowledged."""
 
     def __init__(self) -> None:
+        #: Counters of the received submissions, in order; the first `answered` of them are accepted.
         self.arrived: list[int] = []
-        """Counters of the submissions received, in order; the first `answered` of them are accepted."""
         self.answered = 0
         self.running: list[int] = []
+        #: seq -> the tasks whose results it has; removed when it is acknowledged.
         self.results: dict[int, list[int]] = {}
-        """seq -> the tasks whose ends it carries, until acknowledged."""
         self.seq = 0
         self.functions: set[bytes] = set()
         self.forgotten: set[int] = set()
-        self.greeted = False
+        self.welcomed = False
         self.forgets_when_empty = False
 
     def is_empty(self) -> bool:
         return not self.running and not self.results and self.answered == len(self.arrived)
 
     def handle(self, message: Any) -> list[Any]:
-        """The answers to one message."""
+        """Return the answers to one message."""
         if isinstance(message, native.Hello):
-            again, self.greeted = message.session == 3, True
+            again, self.welcomed = message.session == 3, True
             self.acknowledge(message.received)
             renewed = again and self.forgets_when_empty and self.is_empty()
             if renewed:
                 self.functions.clear()
                 self.seq, self.answered = message.received, message.accepted
-                assert message.accepted == len(self.arrived), "nothing was left, so it knows of all that arrived"
+                assert message.accepted == len(self.arrived), (
+                    "the session was empty, so the client knows of all that arrived"
+                )
             welcome = native.Welcome(
                 3, "s", "i", resumed=again, renewed=renewed, accepted=len(self.arrived), credit=CREDIT
             )
             return [welcome, *(self.message(seq) for seq in self.results)]
-        if not self.greeted:
+        if not self.welcomed:
             return [native.Error("unknown_peer", "say hello")]
         if isinstance(message, native.Submit):
             self.acknowledge(message.received)
@@ -81,7 +83,7 @@ class Scheduler:
         self.arrived.append(call.id)
 
     def accept(self, count: int) -> list[Any]:
-        """Answer some of what has arrived, and let it run."""
+        """Accept some of the arrived tasks, and run them."""
         answered = self.arrived[self.answered : self.answered + count]
         self.running += answered
         self.answered += len(answered)
@@ -100,15 +102,15 @@ class Scheduler:
         return [self.message(self.seq)]
 
     def message(self, seq: int) -> native.Results:
-        ends = [TaskEnd(3 << 32 | task) for task in self.results[seq]]
-        return native.Results(seq, ends, accepted=self.answered)
+        results = [TaskResult(3 << 32 | task) for task in self.results[seq]]
+        return native.Results(seq, results, accepted=self.answered)
 
 
-class World:
-    """A session, a scheduler, and what is on its way between them."""
+class ModelHarness:
+    """A session, a model of the scheduler, and the messages between them."""
 
     def __init__(self) -> None:
-        self.session: Session[Handle] = Session(native.Hello(role="client"), Functions())
+        self.session: SchedulerSession[Handle] = SchedulerSession(native.Hello(role="client"), FunctionRegistry())
         self.functions = self.session._functions
         self.scheduler = Scheduler()
         self.now = 0.0
@@ -118,7 +120,7 @@ class World:
         self.ended: list[Handle] = []
 
     def submit(self, choice: int) -> None:
-        handle = Handle(self.functions.named(b"f%d" % (choice % 3)))
+        handle = Handle(self.functions.intern(b"f%d" % (choice % 3)))
         assert handle.function is not None
         unfinished = list(self.session.tasks)
         inputs = [unfinished[choice % len(unfinished)]] if unfinished and choice % 2 else []
@@ -129,27 +131,27 @@ class World:
     def send(self) -> None:
         self.now += 1.0
         self.to_scheduler.extend(message for message, _ in self.session.outgoing(self.now))
-        under_way = self.session.sent - self.session._accepted
-        assert under_way <= CREDIT
+        unaccepted = self.session.sent - self.session._accepted
+        assert unaccepted <= CREDIT
 
-    def carry(self, count: int) -> None:
+    def deliver(self, count: int) -> None:
         """Deliver some messages each way."""
         for _ in range(min(count, len(self.to_scheduler))):
             message = native.decode_from_peer(native.encode(self.to_scheduler.popleft()))
             self.to_client.extend(self.scheduler.handle(message))
         for _ in range(min(count, len(self.to_client))):
-            news = self.session.receive([native.encode(self.to_client.popleft())], self.now)
-            assert not news.lost
-            assert not news.rejected
-            self.ended += [handle for handle, _ in news.ended]
-            if news.rejoin:
-                self.broken()
+            update = self.session.receive([native.encode(self.to_client.popleft())], self.now)
+            assert not update.lost
+            assert not update.rejected
+            self.ended += [handle for handle, _ in update.ended]
+            if update.rejoin:
+                self.break_connection()
 
-    def broken(self) -> None:
-        """The connection is lost with everything on it."""
+    def break_connection(self) -> None:
+        """Lose the connection with all messages in transit."""
         self.to_scheduler.clear()
         self.to_client.clear()
-        self.scheduler.greeted = False
+        self.scheduler.welcomed = False
         self.session.opened(self.now)
 
     def step(self, action: str, number: int) -> None:
@@ -157,37 +159,37 @@ class World:
             self.submit(number)
         elif action == "send":
             self.send()
-        elif action == "carry":
-            self.carry(number)
+        elif action == "deliver":
+            self.deliver(number)
         elif action == "finish":
             messages = self.scheduler.accept(number // 2) + self.scheduler.finish(number)
-            self.to_client.extend(messages if self.scheduler.greeted else [])
+            self.to_client.extend(messages if self.scheduler.welcomed else [])
         else:
-            self.broken()
+            self.break_connection()
 
-    def settle(self) -> None:
-        """Without further mishaps everything comes to its end."""
+    def finish_all(self) -> None:
+        """Let every task end, without further broken connections."""
         for _ in range(20 + 4 * len(self.handles)):
             self.send()
-            self.carry(1000)
+            self.deliver(1000)
             self.step("finish", 1000)
 
 
-ACTIONS = ["submit"] * 4 + ["send"] * 5 + ["carry"] * 6 + ["finish"] * 3 + ["break"]
+ACTIONS = ["submit"] * 4 + ["send"] * 5 + ["deliver"] * 6 + ["finish"] * 3 + ["break"]
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_nothing_is_lost_and_nothing_runs_twice(seed: int) -> None:
+def test_no_task_is_lost_and_no_task_runs_twice(seed: int) -> None:
     rng = random.Random(seed)
-    world = World()
-    world.scheduler.forgets_when_empty = seed % 2 == 1
+    harness = ModelHarness()
+    harness.scheduler.forgets_when_empty = seed % 2 == 1
     for _ in range(200):
-        world.step(rng.choice(ACTIONS), rng.randint(1, 6))
-    world.settle()
-    assert world.ended == world.handles
-    assert not world.session.tasks
-    assert not world.session.unsent
-    world.now += 10.0
-    world.send()
-    world.carry(1000)
-    assert not world.scheduler.results, "everything is acknowledged in the end"
+        harness.step(rng.choice(ACTIONS), rng.randint(1, 6))
+    harness.finish_all()
+    assert harness.ended == harness.handles
+    assert not harness.session.tasks
+    assert not harness.session.has_unsent
+    harness.now += 10.0
+    harness.send()
+    harness.deliver(1000)
+    assert not harness.scheduler.results, "everything is acknowledged in the end"

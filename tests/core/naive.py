@@ -1,10 +1,12 @@
-"""docs/rules.md a second time: plainly and slowly, to be the oracle for the fast core.
+"""A naive model of the scheduler: docs/rules.md, plainly and slowly, as the oracle for the core.
 
-One list of tasks, one list of engines, and every question answered by looking at all of them. No queues, no heaps, no
-counts that must be kept right. Where the two disagree, read the rule; one of them is wrong.
+Rules:
 
-Schemes that draw at random cannot be computed twice: `handle` is told what the real scheduler did (`follow`), checks
-that each engine it chose was one it might choose (R11), and goes on from there.
+- The model has a list of tasks and a list of engines, and answers each question by a walk over them. It has no queues,
+  heaps or counts that must be kept consistent.
+- Where the model and the core disagree, docs/rules.md decides which one is wrong.
+- Schemes that draw at random cannot be computed twice. For them `handle` takes the effects of the core (`follow`),
+  checks that each engine is one that the scheme may choose (R11), and makes the same choice.
 """
 
 from __future__ import annotations
@@ -15,11 +17,19 @@ from typing import Any
 
 import msgspec
 
-from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Effect, Publish, RecallTask, Refuse
+from trio_sched.core.effects import (
+    Accept,
+    AssignTask,
+    DeliverResult,
+    Effect,
+    ForgetEngine,
+    ForgetSession,
+    Publish,
+    RecallTask,
+    Refuse,
+)
 from trio_sched.core.events import (
-    SESSION_SHIFT,
     CancelRequested,
-    ClientId,
     ClientJoined,
     ClientLeft,
     ClientPaused,
@@ -27,7 +37,6 @@ from trio_sched.core.events import (
     Dependency,
     DependencyUnmet,
     DrainRequested,
-    EngineId,
     EngineJoined,
     EngineLost,
     EngineReturned,
@@ -35,11 +44,11 @@ from trio_sched.core.events import (
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
-    TaskId,
     TaskSpec,
     TaskSubmitted,
     TimePassed,
 )
+from trio_sched.core.ids import ClientId, EngineId, TaskId, is_native, session_of
 
 RANDOM_SCHEMES = frozenset({"plainrandom", "twobin", "weighted"})
 
@@ -58,14 +67,14 @@ class NaiveClient:
 class NaiveEngine:
     id: EngineId
     slots: int
-    room: float
+    capacity: float
     offers: dict[str, float]
     kind: str
     number: int
     tasks: list[NaiveTask] = field(default_factory=list)  # outstanding, in the order of assignment
     running: list[NaiveTask] = field(default_factory=list)  # those that hold their resources (R16)
     draining: bool = False
-    gone_at: float | None = None  # while lost: the end of its grace period
+    lost_until: float | None = None  # while lost: the end of its grace period
     known_running: frozenset[TaskId] | None = None
 
     def free(self, name: str) -> float:
@@ -87,19 +96,19 @@ class NaiveTask:
     number: int
     retries_left: int
     deadline: float | None
-    owed: int = 1  # accepted submissions
+    submissions: int = 1  # accepted ones
     state: str = "waiting"  # "waiting", "assigned", "ended"
     queued: bool = False  # in the ready queues
     engine: NaiveEngine | None = None
     attempt: int = 0
-    failed_on: set[EngineId] = field(default_factory=set)
+    failed_at: set[EngineId] = field(default_factory=set)
     declined_by: set[EngineId] = field(default_factory=set)
     ran_on: EngineId | None = None  # its last attempt that ran and ended
     crashes: int = 0
-    held_until: float | None = None  # by its backoff
-    delayed: bool = False  # by nothing else; it goes on when time passes, not before
-    asked_back: str = ""  # while assigned: "cancelling", "recalling"
-    ends: dict[TaskId, tuple[str, EngineId | None]] = field(default_factory=dict)  # of what it depends on
+    backoff_until: float | None = None  # the end of its backoff
+    delayed: bool = False  # only by the backoff; ends when time passes, not before
+    recall: str = ""  # while assigned: "cancelling", "recalling"
+    ends: dict[TaskId, tuple[str, EngineId | None]] = field(default_factory=dict)  # of its dependencies
     end: DeliverResult | None = None
     received: bool = False
     dropped: bool = False
@@ -110,8 +119,8 @@ class NaiveTask:
         return {*after.tasks, *follow.tasks, *self.spec.inputs}
 
 
-class Naive:
-    """The rules as docs/rules.md has them; `monitored` and `handle` as `Scheduler` has them."""
+class NaiveScheduler:
+    """The rules of docs/rules.md. `monitored`, `handle` and `next_deadline` are like those of `Scheduler`."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -121,20 +130,20 @@ class Naive:
         self.clients: list[NaiveClient] = []
         self.engines: list[NaiveEngine] = []  # registered, in the order in which they joined
         self.engines_joined = 0
-        self.line: list[NaiveEngine] = []  # least recently used first
+        self.by_last_use: list[NaiveEngine] = []  # least recently used first
         self.tasks: list[NaiveTask] = []  # in submission order
         self.ended: list[NaiveTask] = []  # in the order in which they ended
         self.seen: dict[int, int] = {}  # session -> highest counter
-        self.numbers = 0
+        self.submission_count = 0
         self.last_sent = 0.0
-        self.last_dealt: dict[str, int] = {}  # by kind
+        self.last_in_turn: dict[str, int] = {}  # by kind
         self.to_settle: list[NaiveTask] = []
         self.effects: list[Effect] = []
-        self.real: list[Effect] = []
+        self.real_effects: list[Effect] = []
 
     def handle(self, event: Event, now: float, follow: Iterable[Effect] = ()) -> list[Effect]:
-        """The effects of `event`. `follow`: those of the real scheduler, for schemes that draw at random."""
-        self.now, self.effects, self.real = now, [], list(follow)
+        """Handle an event; return its effects. `follow`: the effects of the core, for schemes that draw at random."""
+        self.now, self.effects, self.real_effects = now, [], list(follow)
         getattr(self, HANDLERS[type(event)])(event)
         self.settle()
         self.send()
@@ -142,12 +151,12 @@ class Naive:
         return self.effects
 
     def next_deadline(self) -> float | None:
-        times = [engine.gone_at for engine in self.engines]
-        times += [task.held_until for task in self.waiting() if task.delayed]
+        times = [engine.lost_until for engine in self.engines]
+        times += [task.backoff_until for task in self.waiting() if task.delayed]
         times += [task.deadline for task in self.waiting()]
         return min((time for time in times if time is not None), default=None)
 
-    # ---- what can be asked ------------------------------------------------------------------------------------------
+    # ---- queries ----------------------------------------------------------------------------------------------------
 
     def find(self, task: TaskId) -> NaiveTask | None:
         return next((t for t in self.tasks if t.id == task), None)
@@ -177,7 +186,7 @@ class Naive:
         good = [name in task.ends and self.counts(dependency, task.ends[name][0]) for name in dependency.tasks]
         return not good or (all(good) if dependency.all else any(good))
 
-    def never(self, task: NaiveTask, dependency: Dependency) -> bool:
+    def is_impossible_dependency(self, task: NaiveTask, dependency: Dependency) -> bool:
         bad = [name in task.ends and not self.counts(dependency, task.ends[name][0]) for name in dependency.tasks]
         return bool(bad) and (any(bad) if dependency.all else all(bad))
 
@@ -208,7 +217,7 @@ class Naive:
         return len(ended) == len(follow.tasks) and not any(self.allows(task, engine) for engine in self.engines)
 
     def allows(self, task: NaiveTask, engine: NaiveEngine) -> bool:
-        """Registered, among the targets, where `follow` says, and not excluded for good."""
+        """Whether targets and `follow` allow the engine, and the task does not exclude it for good."""
         places, targets = self.places(task), task.spec.targets
         return (
             engine.id not in self.excluded_for_good(task)
@@ -218,7 +227,7 @@ class Naive:
 
     @staticmethod
     def excluded_for_good(task: NaiveTask) -> set[EngineId]:
-        return task.declined_by if task.spec.same_engine else task.declined_by | task.failed_on
+        return task.declined_by if task.spec.same_engine else task.declined_by | task.failed_at
 
     def no_target_left(self, task: NaiveTask) -> bool:
         gone = self.excluded_for_good(task)
@@ -228,8 +237,8 @@ class Naive:
     def impossible(self, task: NaiveTask) -> bool:
         after = task.spec.after or Dependency()
         return (
-            self.never(task, after)
-            or self.never(task, self.by_results(task))
+            self.is_impossible_dependency(task, after)
+            or self.is_impossible_dependency(task, self.by_results(task))
             or self.follow_broken(task)
             or self.no_target_left(task)
         )
@@ -245,7 +254,7 @@ class Naive:
         )
 
     def invalid(self, task: NaiveTask) -> bool:
-        """An id that is the task itself or not known, or an input whose result is no longer there."""
+        """Whether a dependency is the task itself or not known, or an input whose result was dropped (R5, R9)."""
         if any(name == task.id or self.find(name) is None for name in task.depends_on):
             return True
         inputs = [self.find(name) for name in task.spec.inputs]
@@ -253,32 +262,32 @@ class Naive:
 
     # ---- the four steps ---------------------------------------------------------------------------------------------
 
-    def look(self, task: NaiveTask) -> None:
-        """Something changed for this task: it may be impossible now, or runnable (or no longer)."""
+    def update_place(self, task: NaiveTask) -> None:
+        """End the task if it is impossible now, or make it ready or not ready."""
         if task.state == "waiting" and self.impossible(task):
             self.end(task, "unreachable", error="ImpossibleDependency")
         elif not self.ready(task):
             task.queued = task.delayed = False
-        elif task.delayed or (task.held_until is not None and task.held_until > self.now):
+        elif task.delayed or (task.backoff_until is not None and task.backoff_until > self.now):
             task.delayed = True
         elif not task.queued:
-            self.join(task)
+            self.make_ready(task)
 
     def settle(self) -> None:
-        """The cascade (R4): first ended, first settled."""
+        """The cascade, in the order of the ends (R4)."""
         while self.to_settle:
             ended = self.to_settle.pop(0)
             for task in self.unfinished():
                 if ended.id in task.depends_on and ended.id not in task.ends:
                     task.ends[ended.id] = (ended.end.outcome, ended.end.engine)
-                    self.look(task)
+                    self.update_place(task)
 
     def send(self) -> None:
         while self.send_one():
             pass
 
-    def join(self, task: NaiveTask) -> None:
-        """R15: a client that becomes active starts at the larger of its own virtual time and the current one."""
+    def make_ready(self, task: NaiveTask) -> None:
+        """Make a task ready; its client becomes active with its first ready task (R15)."""
         client = task.client
         if not client.paused and not any(t.queued and t.client is client for t in self.tasks):
             self.activate(client)
@@ -306,21 +315,21 @@ class Naive:
 
     def candidates(self, task: NaiveTask) -> list[NaiveEngine]:
         """The engines that may take the task, the least recently used first."""
-        return [engine for engine in self.line if self.may_take(engine, task)]
+        return [engine for engine in self.by_last_use if self.may_take(engine, task)]
 
     def may_take(self, engine: NaiveEngine, task: NaiveTask) -> bool:
-        if task.client.paused or engine.draining or engine.gone_at is not None or not self.allows(task, engine):
+        if task.client.paused or engine.draining or engine.lost_until is not None or not self.allows(task, engine):
             return False
-        if engine.id in task.failed_on and not self.may_go_back(task):
+        if engine.id in task.failed_at and not self.may_return(task):
             return False
         if self.settings.scheme == "pure":
             return engine.kind == task.spec.kind
-        return len(engine.tasks) < engine.room and engine.fits(task.spec)
+        return len(engine.tasks) < engine.capacity and engine.fits(task.spec)
 
-    def may_go_back(self, task: NaiveTask) -> bool:
-        """R18: no registered engine on which it has not failed matches."""
+    def may_return(self, task: NaiveTask) -> bool:
+        """Whether the task may return to engines where it failed: no other registered engine matches (R18)."""
         return task.spec.same_engine and not any(
-            self.allows(task, engine) and engine.could_fit(task.spec) and engine.id not in task.failed_on
+            self.allows(task, engine) and engine.could_fit(task.spec) and engine.id not in task.failed_at
             for engine in self.engines
         )
 
@@ -331,13 +340,13 @@ class Naive:
         if scheme == "lru":
             return engines[0]
         if scheme == "pure":
-            last = self.last_dealt.get(task.spec.kind, -1)
+            last = self.last_in_turn.get(task.spec.kind, -1)
             turn = sorted(engines, key=lambda engine: (engine.number <= last, engine.number))
-            self.last_dealt[task.spec.kind] = turn[0].number
+            self.last_in_turn[task.spec.kind] = turn[0].number
             return turn[0]
         assert scheme in RANDOM_SCHEMES, scheme
         attempt = (task.id, task.attempt + 1)
-        sent = [e.engine for e in self.real if isinstance(e, AssignTask) and (e.task, e.attempt) == attempt]
+        sent = [e.engine for e in self.real_effects if isinstance(e, AssignTask) and (e.task, e.attempt) == attempt]
         chosen = [engine for engine in engines if engine.id in sent]
         assert len(chosen) == 1, f"{task.id} may go to {[e.id for e in engines]}, was sent to {sent}"
         return chosen[0]
@@ -346,11 +355,11 @@ class Naive:
         client = task.client
         self.last_sent = max(self.last_sent, client.virtual_time)
         client.virtual_time += 1 / client.weight
-        self.line.remove(engine)
-        self.line.append(engine)
+        self.by_last_use.remove(engine)
+        self.by_last_use.append(engine)
         task.state, task.queued, task.engine = "assigned", False, engine
         task.attempt += 1
-        task.asked_back = ""
+        task.recall = ""
         engine.tasks.append(task)
         if len(engine.running) < engine.slots:
             engine.running.append(task)
@@ -364,21 +373,22 @@ class Naive:
     # ---- ends -------------------------------------------------------------------------------------------------------
 
     def end(self, task: NaiveTask, outcome: str, on: Any = None, result: Any = None, error: str = "") -> None:
-        """The task ends, perhaps on an engine; what depends on it is settled in its turn."""
+        """End a task; the cascade settles its dependents. `on`: the engine on which it ran."""
         task.state, task.queued = "ended", False
         on = task.ran_on if on is None else on
         task.end = DeliverResult(task.client.id, task.id, outcome, on, result, error)
         if task.client.left:
             task.received = True
         else:
-            self.effects += [task.end] * task.owed
+            self.effects += [task.end] * task.submissions
         self.publish("finished", task, on, outcome)
+        self.forget_session(task.client.id)
         self.ended.append(task)
         self.to_settle.append(task)
-        self.forget()
+        self.forget_oldest()
 
-    def take_back(self, task: NaiveTask) -> NaiveEngine:
-        """The engine no longer has the task; the longest waiting of its others that fits takes its place (R16)."""
+    def release(self, task: NaiveTask) -> NaiveEngine:
+        """Take a task off its engine; the longest waiting other task that fits becomes running (R16)."""
         engine = task.engine
         task.state, task.engine = "waiting", None
         engine.tasks.remove(task)
@@ -390,23 +400,23 @@ class Naive:
         return engine
 
     def fail(self, task: NaiveTask, outcome: str, on: EngineId, result: Any = None, error: str = "") -> None:
-        """R18: again, if retries are left."""
+        """Retry a failed task if retries are left (R18), else end it."""
         if task.retries_left <= 0:
             self.end(task, outcome, on, result, error)
             return
         task.retries_left -= 1
         task.ran_on = on
         if outcome == "error":
-            task.failed_on.add(on)
+            task.failed_at.add(on)
         if task.spec.timeout_s:
             task.deadline = self.now + task.spec.timeout_s
         if task.spec.backoff_s:
             nth = task.spec.retries - task.retries_left
-            task.held_until = self.now + min(task.spec.backoff_s * 2.0 ** min(nth - 1, 64), 86_400.0)
-        self.look(task)
+            task.backoff_until = self.now + min(task.spec.backoff_s * 2.0 ** min(nth - 1, 64), 86_400.0)
+        self.update_place(task)
 
-    def forget(self) -> None:
-        """R22, at the end of a task: the two oldest are looked at."""
+    def forget_oldest(self) -> None:
+        """Forget old tasks at the end of a task: the two oldest are examined (R22)."""
         for _ in range(2):
             if len(self.ended) <= self.settings.keep_finished:
                 return
@@ -417,7 +427,7 @@ class Naive:
                 self.tasks.remove(oldest)
 
     def drop_results(self) -> None:
-        """R22, R9: those that were received and that nobody needs any more."""
+        """Drop results that were received and are not an input of an unfinished task (R9, R22)."""
         for task in self.ended:
             if task.received and not self.needed(task):
                 task.dropped = True
@@ -439,11 +449,17 @@ class Naive:
             return
         self.resume(client)
         client.left = True
+        self.forget_session(client.id)
         for task in list(self.tasks):
             if task.client is client:
                 task.received = task.received or task.state == "ended"
                 if event.cancel:
                     self.cancel(task)
+
+    def forget_session(self, client: ClientId) -> None:
+        """Emit `ForgetSession` if no session of this id is open and all of its tasks have ended."""
+        if self.find_client(client) is None and not any(task.client.id == client for task in self.unfinished()):
+            self.effects.append(ForgetSession(client))
 
     def client_paused(self, event: ClientPaused) -> None:
         client = self.find_client(event.client)
@@ -456,7 +472,7 @@ class Naive:
             self.resume(client)
 
     def resume(self, client: NaiveClient) -> None:
-        """R34: it becomes active anew."""
+        """Resume a client, which becomes active (R34)."""
         if client.paused and any(t.queued and t.client is client for t in self.tasks):
             self.activate(client)
         client.paused = False
@@ -464,22 +480,22 @@ class Naive:
     def task_submitted(self, event: TaskSubmitted) -> None:
         client, task = self.find_client(event.client), self.find(event.task)
         refused = self.why_refused(event)
-        if client is not None and isinstance(event.task, int) and event.task >> SESSION_SHIFT == event.client:
-            session = event.task >> SESSION_SHIFT
+        if client is not None and is_native(event.task) and session_of(event.task) == event.client:
+            session = session_of(event.task)
             self.seen[session] = max(self.seen.get(session, -1), event.task)
         if refused:
             self.effects.append(Refuse(event.client, event.task, refused))
             return
         self.effects.append(Accept(event.client, event.task))
         if task is not None:
-            task.owed += 1
+            task.submissions += 1
             if task.end is not None:
                 self.effects.append(task.end)
             return
         spec = event.spec
         deadline = self.now + spec.timeout_s if spec.timeout_s else None
-        task = NaiveTask(event.task, client, event.payload, spec, self.numbers, spec.retries, deadline)
-        self.numbers += 1
+        task = NaiveTask(event.task, client, event.payload, spec, self.submission_count, spec.retries, deadline)
+        self.submission_count += 1
         invalid = self.invalid(task)
         self.tasks.append(task)
         self.publish("submitted", task)
@@ -490,7 +506,7 @@ class Naive:
             other = self.find(name)
             if other.end is not None and other not in self.to_settle:
                 task.ends[name] = (other.end.outcome, other.end.engine)
-        self.look(task)
+        self.update_place(task)
 
     def why_refused(self, event: TaskSubmitted) -> str:
         spec, task = event.spec, self.find(event.task)
@@ -500,8 +516,8 @@ class Naive:
             if task.client.id != event.client:
                 return "another session's"
             return "received and dropped" if task.dropped else ""
-        if isinstance(event.task, int) and isinstance(event.client, int):
-            session = event.task >> SESSION_SHIFT
+        if is_native(event.task) and is_native(event.client):
+            session = session_of(event.task)
             if session != event.client:
                 return "another session's"
             if event.task <= self.seen.get(session, -1):
@@ -536,14 +552,14 @@ class Naive:
         if task.state == "waiting":
             self.end(task, "cancelled", error="TaskCancelled")
         elif task.state == "assigned":
-            self.ask_back(task, "cancelling")
+            self.recall_task(task, "cancelling")
 
-    def ask_back(self, task: NaiveTask, why: str) -> None:
-        """Once; while the engine is lost it is not asked."""
-        if not task.asked_back and task.engine.gone_at is None:
+    def recall_task(self, task: NaiveTask, why: str) -> None:
+        """Recall a task once; no recall is sent to a lost engine (R20, R23, R29)."""
+        if not task.recall and task.engine.lost_until is None:
             self.effects.append(RecallTask(task.engine.id, task.id, task.attempt))
-        if task.asked_back != "cancelling":
-            task.asked_back = why
+        if task.recall != "cancelling":
+            task.recall = why
 
     # ---- engines ----------------------------------------------------------------------------------------------------
 
@@ -552,10 +568,11 @@ class Naive:
             return
         self.engines_joined += 1
         hwm = self.settings.hwm if event.hwm is None else event.hwm
-        room = hwm * event.slots if hwm else float("inf")
-        engine = NaiveEngine(event.engine, event.slots, room, dict(event.resources), event.kind, self.engines_joined)
+        capacity = hwm * event.slots if hwm else float("inf")
+        number, resources = self.engines_joined, dict(event.resources)
+        engine = NaiveEngine(event.engine, event.slots, capacity, resources, event.kind, number)
         self.engines.append(engine)
-        self.line.insert(0, engine)
+        self.by_last_use.insert(0, engine)
         self.publish("engine_joined", engine=engine.id)
 
     def drain_requested(self, event: DrainRequested) -> None:
@@ -566,10 +583,10 @@ class Naive:
                 engine.draining = True
                 for task in engine.tasks:
                     if task not in engine.running:
-                        self.ask_back(task, "recalling")
+                        self.recall_task(task, "recalling")
 
     def assigned(self, event: TaskFinished | DependencyUnmet | RecallAnswered) -> NaiveTask | None:
-        """R17: the task, if it is this engine and this attempt that it is assigned to."""
+        """The task, if it is assigned to this engine for this attempt (R17)."""
         task = self.find(event.task)
         if task is None or task.engine is None or task.engine.id != event.engine:
             return None
@@ -579,8 +596,8 @@ class Naive:
         task = self.assigned(event)
         if task is None:
             return
-        self.take_back(task)
-        if task.asked_back == "cancelling":
+        self.release(task)
+        if task.recall == "cancelling":
             self.end(task, "cancelled", event.engine, error="TaskCancelled")
         elif event.outcome == "error":
             self.fail(task, "error", event.engine, event.result)
@@ -590,91 +607,92 @@ class Naive:
     def dependency_unmet(self, event: DependencyUnmet) -> None:
         task = self.assigned(event)
         if task is not None:
-            self.take_back(task)
+            self.release(task)
             task.declined_by.add(event.engine)
-            self.back(task, event.engine)
+            self.requeue(task, event.engine)
 
     def recall_answered(self, event: RecallAnswered) -> None:
         task = self.assigned(event)
         if task is None:
             return
         if event.recalled:
-            self.take_back(task)
-            self.back(task)
-        elif task.asked_back == "recalling":
-            task.asked_back = ""
+            self.release(task)
+            self.requeue(task)
+        elif task.recall == "recalling":
+            task.recall = ""
 
-    def back(self, task: NaiveTask, on: EngineId | None = None) -> None:
-        """Unblamed, to its old place and its old clock; a cancelled one ends."""
-        if task.asked_back == "cancelling":
+    def requeue(self, task: NaiveTask, on: EngineId | None = None) -> None:
+        """Queue a released task again with its old place and deadline; a cancelled one ends."""
+        if task.recall == "cancelling":
             self.end(task, "cancelled", on, error="TaskCancelled")
         else:
-            self.look(task)
+            self.update_place(task)
 
     def engine_returned(self, event: EngineReturned) -> None:
         engine = self.find_engine(event.engine)
         if engine is None:
             return
-        engine.gone_at = engine.known_running = None
+        engine.lost_until = engine.known_running = None
         never_begun = []
         for task in engine.tasks:
-            if task.asked_back and task.id not in event.holding:
+            if task.recall and task.id not in event.holding:
                 never_begun.append(task)
-            elif task.asked_back:
+            elif task.recall:
                 self.effects.append(RecallTask(engine.id, task.id, task.attempt))
             elif task.id not in event.holding:
                 self.effects.append(self.assignment(task))
         for task in never_begun:
-            self.take_back(task)
-            self.back(task)
+            self.release(task)
+            self.requeue(task)
 
     def engine_lost(self, event: EngineLost) -> None:
         engine = self.find_engine(event.engine)
-        if engine is None or (engine.gone_at is not None and not event.confirmed):
+        if engine is None or (engine.lost_until is not None and not event.confirmed):
             return
         if event.running is not None:
             engine.known_running = frozenset(event.running)
         if event.confirmed or not self.settings.grace_s:
             self.unregister(engine)
         else:
-            engine.gone_at = self.now + self.settings.grace_s
+            engine.lost_until = self.now + self.settings.grace_s
 
     def unregister(self, engine: NaiveEngine) -> None:
-        """R20: its tasks in the order of assignment; then those that needed this engine (R6, R7)."""
+        """Remove an engine: its tasks in the order of assignment (R20), then those that need it (R6, R7)."""
         self.engines.remove(engine)
-        self.line.remove(engine)
+        self.by_last_use.remove(engine)
+        self.effects.append(ForgetEngine(engine.id))
         self.publish("engine_lost", engine=engine.id)
         known = engine.known_running
         ran = {task.id for task in engine.running} if known is None else known
         for task in engine.tasks:
             task.state, task.engine = "waiting", None
-            self.orphaned(task, engine, task.id in ran)
+            self.requeue_orphan(task, engine, task.id in ran)
         for task in self.waiting():
-            self.look(task)
+            self.update_place(task)
 
-    def orphaned(self, task: NaiveTask, engine: NaiveEngine, running: bool) -> None:
+    def requeue_orphan(self, task: NaiveTask, engine: NaiveEngine, running: bool) -> None:
         limit = task.spec.crash_limit
         task.crashes += running
-        if running or (limit is None and task.asked_back != "cancelling"):
+        if running or (limit is None and task.recall != "cancelling"):
             task.ran_on = engine.id
-        if task.asked_back == "cancelling":
+        if task.recall == "cancelling":
             self.end(task, "cancelled", error="TaskCancelled")
         elif limit is None or (running and task.crashes > limit):
             self.fail(task, "lost", engine.id, error="EngineError")
         else:
-            self.look(task)
+            self.update_place(task)
 
     # ---- time (R21) -------------------------------------------------------------------------------------------------
 
     def time_passed(self, event: TimePassed) -> None:
-        over = [engine for engine in self.engines if engine.gone_at is not None and engine.gone_at <= self.now]
-        for engine in sorted(over, key=lambda engine: engine.gone_at):
+        over = [engine for engine in self.engines if engine.lost_until is not None and engine.lost_until <= self.now]
+        for engine in sorted(over, key=lambda engine: engine.lost_until):
             self.unregister(engine)
         self.settle()
-        held = [task for task in self.waiting() if task.delayed and task.held_until <= self.now]
-        for task in sorted(held, key=lambda task: (task.held_until, task.number)):
+        held = [task for task in self.waiting() if task.delayed and task.backoff_until <= self.now]
+        for task in sorted(held, key=lambda task: (task.backoff_until, task.number)):
             task.delayed = False
-            self.look(task)
+            self.update_place(task)
         self.send()
         due = [task for task in self.waiting() if task.deadline is not None and task.deadline <= self.now]
         for task in sorted(due, key=lambda task: (task.deadline, task.number)):
@@ -700,8 +718,8 @@ HANDLERS = {
 }
 
 
-def without_words(effects: Iterable[Effect]) -> list[Effect]:
-    """What two schedulers must agree on: all but the reasons, and but what monitors are told."""
+def without_reasons(effects: Iterable[Effect]) -> list[Effect]:
+    """The effects on which core and model must agree: without reasons, and without `Publish`."""
     plain: list[Effect] = []
     for effect in effects:
         if isinstance(effect, Refuse):

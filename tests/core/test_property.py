@@ -1,7 +1,8 @@
-"""The fast core against the naive model: random events, and after each one the same effects from both.
+"""The core against the naive model: random events, with the same effects from both after each.
 
-Twice the same outside world (`outside.py`): Hypothesis looks for a short story in which the two differ, and random
-walks go far, to where much waits, ran and failed. `HYPOTHESIS_PROFILE=long` (nox -s property) tries for minutes.
+The driver (`model_driver.py`) is used twice. Hypothesis looks for a short sequence of events for which the two differ.
+Random walks reach states in which many tasks wait, have run and have failed. `HYPOTHESIS_PROFILE=long`
+(nox -s property) runs for minutes.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from trio_sched.core import deadlines, pools, ready
+from trio_sched.core import deadlines, records, request_classes
 
-from .outside import ACTIONS, Choose, Outside
+from .model_driver import ACTIONS, Choose, ModelDriver
 
 LONG = settings.default.max_examples > 1000
 pytestmark = pytest.mark.timeout(0 if LONG else 900)  # a failure takes minutes to shrink
@@ -27,52 +28,52 @@ def by_hypothesis(data: st.DataObject) -> Choose:
 
 
 class Rules(RuleBasedStateMachine):
-    """The world with Hypothesis choosing: fewer steps, but it finds the story again with nothing in it to spare."""
+    """The driver with the choices of Hypothesis: fewer steps, but failures are reduced to short sequences."""
 
-    outside: Outside
+    driver: ModelDriver
 
-    def does(self, action: str, data: st.DataObject) -> None:
-        self.outside.choose = by_hypothesis(data)
-        getattr(self.outside, action)()
+    def act(self, action: str, data: st.DataObject) -> None:
+        self.driver.choose = by_hypothesis(data)
+        getattr(self.driver, action)()
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
-        self.outside = Outside(by_hypothesis(data))
+        self.driver = ModelDriver(by_hypothesis(data))
 
     @rule(data=st.data(), action=st.sampled_from(["plain_tasks", "careful_task", "careful_task"]))
     def client_submits(self, data: st.DataObject, action: str) -> None:
-        self.does("plain_tasks" if self.outside.plain_only else action, data)
+        self.act("plain_tasks" if self.driver.plain_only else action, data)
 
-    @precondition(lambda self: not self.outside.plain_only)
+    @precondition(lambda self: not self.driver.plain_only)
     @rule(data=st.data())
     def client_submits_dependent(self, data: st.DataObject) -> None:
-        self.does("dependent_task", data)
+        self.act("dependent_task", data)
 
     @rule(data=st.data(), action=st.sampled_from(["submission_again", "cancel", "results_received"]))
-    def client_speaks(self, data: st.DataObject, action: str) -> None:
-        self.does(action, data)
+    def client_acts(self, data: st.DataObject, action: str) -> None:
+        self.act(action, data)
 
-    @precondition(lambda self: self.outside.open)
+    @precondition(lambda self: self.driver.open)
     @rule(data=st.data())
     def engines_answer(self, data: st.DataObject) -> None:
-        self.does("engines_answer", data)
+        self.act("engines_answer", data)
 
-    @precondition(lambda self: self.outside.recalls)
+    @precondition(lambda self: self.driver.recalls)
     @rule(data=st.data())
     def recalls_answered(self, data: st.DataObject) -> None:
-        self.does("recalls_answered", data)
+        self.act("recalls_answered", data)
 
     @rule(data=st.data(), action=st.sampled_from(["engine_joins", "engine_lost", "engine_returns"]))
     def engines_come_and_go(self, data: st.DataObject, action: str) -> None:
-        self.does(action, data)
+        self.act(action, data)
 
-    @rule(data=st.data(), action=st.sampled_from(["answer_out_of_turn", "seldom"]))
-    def something_odd(self, data: st.DataObject, action: str) -> None:
-        self.does(action, data)
+    @rule(data=st.data(), action=st.sampled_from(["answer_out_of_turn", "rare_event"]))
+    def rare_events(self, data: st.DataObject, action: str) -> None:
+        self.act(action, data)
 
     @rule(data=st.data(), action=st.sampled_from(["auditor_wakes", "time_passes"]))
     def time_goes_on(self, data: st.DataObject, action: str) -> None:
-        self.does(action, data)
+        self.act(action, data)
 
 
 TestRules = Rules.TestCase
@@ -85,25 +86,25 @@ TestRules.settings = settings(  # a profile may ask for more
 
 def check_walk(seed: int, steps: int) -> None:
     rng = random.Random(seed)
-    outside = Outside(rng.choice)
+    driver = ModelDriver(rng.choice)
     often = {action: weight * rng.choice([0, 1, 1, 1, 3]) for action, weight in ACTIONS.items()}
-    if outside.plain_only:
+    if driver.plain_only:
         often["careful_task"] = often["dependent_task"] = 0
     often["plain_tasks"] += 1
     often["engines_answer"] += 4
     for action in rng.choices(list(often), list(often.values()), k=steps):
-        getattr(outside, action)()
+        getattr(driver, action)()
 
 
 @pytest.mark.parametrize("block", range(10))
 def test_random_walks_agree(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens often differs from walk to walk, so that each goes somewhere else; in every other block what is
-    swept now and then is swept all the time.
+    """The frequencies of actions differ from walk to walk, to reach different states. In every other block, what is
+    swept occasionally is swept all the time.
     """
     if block % 2:
-        monkeypatch.setattr(ready, "_SWEEP", 1)
+        monkeypatch.setattr(records, "_SWEEP", 1)
         monkeypatch.setattr(deadlines, "_SWEEP", 1)
-        monkeypatch.setattr(pools, "_IDLE_POOLS", 1)
+        monkeypatch.setattr(request_classes, "_MAX_IDLE_CLASSES", 1)
     for seed in range(block, WALKS, 10):
         try:
             check_walk(seed, STEPS)

@@ -1,7 +1,7 @@
-"""Run the Python blocks of one page of the documentation, in order, as one script: `python run_page.py PAGE`.
+"""Run the Python blocks of one page of the documentation in order: `python run_page.py PAGE`.
 
-A line `print(...) # text` promises that it prints this text; an ellipsis in it stands for anything. Run as a script
-of its own, so that what the blocks define lives in `__main__`, as it does for whoever copies them.
+A line `print(...)  # text` promises that it prints this text; an ellipsis in the text matches any characters. The page
+runs in a process of its own, so that its functions are in `__main__`, as in a script that is made from the page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PROMISE = re.compile(r"^\s*print\(.*\)\s+# (.+)$")
 
 
 def blocks(page: str) -> list[tuple[int, str]]:
-    """(line number, code) of the Python blocks that are to be run."""
+    """(line number, code) of the Python blocks without a `skip` or `run by` comment."""
     found = []
     pattern = re.compile(r"(<!--[^\n]*-->\n)?```python\n(.*?)\n```", re.DOTALL)
     for match in pattern.finditer(page):
@@ -26,7 +26,7 @@ def blocks(page: str) -> list[tuple[int, str]]:
 
 
 def kept(promise: str, line: str) -> bool:
-    """Whether the line that was printed is the one promised."""
+    """Whether the printed line matches the promised text."""
     return re.fullmatch(".*".join(re.escape(part) for part in promise.split("...")), line) is not None
 
 

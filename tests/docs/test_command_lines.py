@@ -1,6 +1,6 @@
-"""Every `trio-sched ...` line of the documentation is one that the command line takes: parsed by it, and not run.
+"""Each `trio-sched ...` line of the documentation parses. The lines are not run.
 
-That holds for blocks that are skipped as well: what needs a second machine can still be spelled wrongly.
+Skipped blocks are parsed as well: a command for a second machine can have a wrong option, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHELL_WORDS = re.compile(r"^(&|&&|\|\|?|;|>|2>|>>|#.*)$")
 
 
 def command_lines() -> Iterator[object]:
-    """The arguments of each, as parameters named by page and line."""
+    """The arguments of each command line, as parameters named by page and line."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for block in BLOCK.finditer(text):
@@ -34,7 +34,7 @@ def command_lines() -> Iterator[object]:
 
 
 def arguments(rest: str) -> list[str]:
-    """The words of one command: up to a comment, or what is the shell's."""
+    """The arguments of one command, up to a comment or a word of the shell."""
     words: list[str] = []
     for word in shlex.split(rest, comments=True):
         if SHELL_WORDS.match(word):
@@ -45,30 +45,34 @@ def arguments(rest: str) -> list[str]:
     return words
 
 
-def parse(words: list[str]) -> None:
-    """As the command line does, without running the command. Errors are click's."""
+def parse(words: list[str]) -> str:
+    """Parse the arguments as the command line does, without running the command; returns the name of the command.
+
+    :raises click.ClickException: the command line does not accept them.
+    """
     group = get_command(app)
     context = group.make_context(PROGRAM, list(words))
     with context:
         rest = [*context._protected_args, *context.args]
         name, command, rest = group.resolve_command(context, rest)  # type: ignore[attr-defined]  # click's Group
         command.make_context(name, rest, parent=context)
+    return str(name)
 
 
 LINES = list(command_lines())
 
 
-def test_there_are_some() -> None:
+def test_the_documentation_has_command_lines() -> None:
     assert len(LINES) > 10
 
 
 @pytest.mark.parametrize("words", LINES)
-def test_a_command_line_of_the_docs_is_taken(words: list[str]) -> None:
-    parse(words)
+def test_each_command_line_of_the_documentation_parses(words: list[str]) -> None:
+    assert parse(words) in words
 
 
 @pytest.mark.parametrize("words", [["engine", "lab-engine.json"], ["up", "--no-such-option"], ["no-such-command"]])
-def test_one_that_is_wrong_is_found(words: list[str]) -> None:
+def test_a_wrong_command_line_is_an_error(words: list[str]) -> None:
     with pytest.raises(Exception, match=r"unexpected extra argument|No such option|No such command"):
         parse(words)
     assert run_command_line(words) == 2

@@ -1,4 +1,4 @@
-"""The drawn documentation says what the code says: the pictures and docs/states.md are as docs/draw.py makes them."""
+"""The diagrams and generated tables in docs/ are those that docs/draw.py makes from the code."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def draw() -> ModuleType:
 
 
 @pytest.mark.parametrize("picture", ["states.svg", "life.svg"])
-def test_pictures_are_drawn_from_the_code(draw: ModuleType, picture: str) -> None:
+def test_each_diagram_is_the_one_made_from_the_code(draw: ModuleType, picture: str) -> None:
     assert (DOCS / picture).read_text(encoding="utf-8") == draw.PICTURES[picture](), "run: python docs/draw.py"
 
 
 @pytest.mark.parametrize("page", ["states.md", "configuration.md"])
-def test_tables_are_drawn_from_the_code(draw: ModuleType, page: str) -> None:
+def test_each_table_is_the_one_made_from_the_code(draw: ModuleType, page: str) -> None:
     _, drawn, _ = draw.split((DOCS / page).read_text(encoding="utf-8"))
     assert drawn == draw.TABLES[page](), "run: python docs/draw.py"
 
 
-def test_states_page_explains_every_state(draw: ModuleType) -> None:
+def test_the_states_page_explains_each_state(draw: ModuleType) -> None:
     page = (DOCS / "states.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^(\w+)\n: ", page, re.MULTILINE))
     assert explained == {state.value for state in draw.State}

@@ -2,7 +2,7 @@
 
     python tests/downstream/executor_suite.py [options of unittest, or names of tests]
 
-They are imported from the installation that runs this (`test.test_concurrent_futures`); some are installed without.
+The tests are imported from the running Python (`test.test_concurrent_futures`). Some installations do not have them.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import unittest
 from typing import Any
 
 from trio_sched import Client
-from trio_sched.client.own import OwnScheduler
-from trio_sched.transport.connection import Connection
+from trio_sched.client.local_cluster import LocalCluster
+from trio_sched.transport.connection_info import ConnectionInfo
 
 SUITE = "test.test_concurrent_futures"
+#: A single module up to Python 3.11, a package since 3.12.
 MODULES = [SUITE, *(f"{SUITE}.{name}" for name in ("util", "executor", "test_wait", "test_as_completed"))]
-"""A single module up to Python 3.11, a package from 3.12 on."""
 MIXINS = ("ExecutorTest", "WaitTests", "AsCompletedTests")
+#: The smallest plausible number of tests; with fewer, the suite was not found as expected.
 LEAST = 20
-"""How many tests there are at least: fewer were found by mistake."""
-connection: Connection
+connection: ConnectionInfo
 
 
 def definitions() -> dict[str, Any]:
-    """All names that the suite's modules define.
+    """Return all names that the modules of the suite define.
 
     :raises SystemExit: this Python was installed without its tests.
     """
@@ -41,14 +41,14 @@ def definitions() -> dict[str, Any]:
 
 
 def executor(max_workers: int) -> Client:
-    """A client, made with the words of the standard pools."""
+    """Make a client with the parameters of the standard executors."""
     if max_workers < 1:
         raise ValueError("max_workers must be greater than 0")
     return Client(connection)
 
 
 def load_tests(loader: unittest.TestLoader, _tests: unittest.TestSuite, _pattern: str | None) -> unittest.TestSuite:
-    """unittest's hook: one test case for each of the mixins."""
+    """Load one test case for each mixin; unittest calls this."""
     found = definitions()
     suite = unittest.TestSuite()
     for name in MIXINS:
@@ -61,9 +61,9 @@ def load_tests(loader: unittest.TestLoader, _tests: unittest.TestSuite, _pattern
 
 
 def main() -> None:
-    """Run them on a scheduler with as many engines as the suite wants workers."""
+    """Run the tests on a scheduler with as many engines as the suite has workers."""
     global connection
-    cluster = OwnScheduler(definitions()["ExecutorMixin"].worker_count)
+    cluster = LocalCluster(definitions()["ExecutorMixin"].worker_count)
     try:
         connection = cluster.connection()
         unittest.main(verbosity=2)

@@ -1,9 +1,8 @@
-"""Puts our controller in the place of ipyparallel's own, and changes nothing else.
+"""Replaces ipyparallel's controller with the one of trio_sched, and changes nothing else.
 
-Every way of ipyparallel to start a controller ends in `python -m ipyparallel.controller ARGUMENTS`, in a process of its
-own. With this directory in PYTHONPATH that process becomes `python -m trio_sched ipcontroller ARGUMENTS`: with the
-same process number, environment and file descriptors, before anything of ipyparallel is imported. Only the question
-for its version is left to ipyparallel's controller.
+ipyparallel starts each controller as a process `python -m ipyparallel.controller ARGUMENTS`. With this directory in
+PYTHONPATH that process becomes `python -m trio_sched ipcontroller ARGUMENTS`, with the same process number, environment
+and file descriptors, before it imports ipyparallel. Only `--version` is answered by ipyparallel's controller.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""One scripted scheduler and one worker for all tests that need no process of their own."""
+"""A scripted scheduler and a worker that tests share unless they need their own."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from trio_sched.engine.orders import Start
+from trio_sched.engine.control_messages import StartWorker
 
-from .scripted import Gate, Peer, Scripted, Worker, address_in
+from .scripted_scheduler import Gate, Peer, ScriptedScheduler, Worker, address_in
 
 
 @dataclass
-class Line:
-    """A worker at its scheduler's."""
+class ConnectedWorker:
+    """A worker that has joined a scripted scheduler."""
 
-    scheduler: Scripted
+    scheduler: ScriptedScheduler
     worker: Worker
     peer: Peer
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_worker_is_left() -> Iterator[None]:
-    """Of tests that failed in the middle."""
+def stop_workers() -> Iterator[None]:
+    """Stop the workers of tests that failed."""
     yield
     for worker in Worker.started:
         worker.stop()
@@ -37,8 +37,8 @@ def short_dir() -> Path:
 
 
 @pytest.fixture
-def scheduler(short_dir: Path) -> Iterator[Scripted]:
-    scheduler = Scripted(address_in(short_dir))
+def scheduler(short_dir: Path) -> Iterator[ScriptedScheduler]:
+    scheduler = ScriptedScheduler(address_in(short_dir))
     yield scheduler
     scheduler.close()
 
@@ -49,25 +49,25 @@ def gate(short_dir: Path) -> Gate:
 
 
 @pytest.fixture(scope="package")
-def shared(short_dir: Path) -> Iterator[Line]:
-    scheduler = Scripted(address_in(short_dir), heartbeat_s=2.0)
-    worker = Worker(Start(scheduler.connection, name="shared"))
-    yield Line(scheduler, worker, scheduler.engine())
-    said = worker.stop()
+def shared(short_dir: Path) -> Iterator[ConnectedWorker]:
+    scheduler = ScriptedScheduler(address_in(short_dir), heartbeat_s=2.0)
+    worker = Worker(StartWorker(scheduler.connection, name="shared"))
+    yield ConnectedWorker(scheduler, worker, scheduler.engine())
+    stderr = worker.stop()
     scheduler.close()
-    assert said == ""
+    assert stderr == ""
 
 
 @pytest.fixture
-def own(scheduler: Scripted) -> Iterator[Line]:
-    """A worker of the test's own, which it may end."""
-    worker = Worker(Start(scheduler.connection, name="own"))
-    yield Line(scheduler, worker, scheduler.engine())
+def own(scheduler: ScriptedScheduler) -> Iterator[ConnectedWorker]:
+    """A worker of this test, which the test may end."""
+    worker = Worker(StartWorker(scheduler.connection, name="own"))
+    yield ConnectedWorker(scheduler, worker, scheduler.engine())
     worker.stop()
 
 
 @pytest.fixture
-def line(shared: Line) -> Iterator[Line]:
-    """The shared one, which must be left with nothing pending."""
+def connected(shared: ConnectedWorker) -> Iterator[ConnectedWorker]:
+    """The shared worker; the test must leave no message unread."""
     yield shared
-    assert shared.scheduler.nothing_came()
+    assert shared.scheduler.has_no_messages()

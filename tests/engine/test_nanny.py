@@ -1,4 +1,4 @@
-"""A nanny with real workers, at a scripted scheduler; each in a thread of its own, so that the tests are straight."""
+"""A nanny with real workers and a scripted scheduler, each in a thread, so that the tests are plain functions."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ import msgspec
 import pytest
 import trio
 
-from trio_sched.engine import nanny as nanny_module
-from trio_sched.engine import ward
-from trio_sched.engine.board import Board
 from trio_sched.engine.nanny import Nanny, run_nanny
+from trio_sched.engine.worker_status import WorkerStatus
+from trio_sched.engine.worker_supervisor import WorkerExit, delay_before_restart_s
 from trio_sched.errors import NoSchedulerError
-from trio_sched.transport.connection import write_connection_files
-from trio_sched.wire.native import Bye, Closing, Died
+from trio_sched.transport.connection_info import write_connection_files
+from trio_sched.wire.native import Bye, Closing, WorkerDied
 
-from .scripted import WAIT_S, Gate, Scripted, address_in, pass_gate, whole
+from .scripted_scheduler import WAIT_S, Gate, ScriptedScheduler, address_in, by_value, pass_gate
 
 
 class NannyThread:
-    """run_nanny in a thread; `nanny` once it has started, `outcome` when it has ended."""
+    """`run_nanny` in a thread; `nanny` is set when it has started, `outcome` when it has ended."""
 
-    def __init__(self, scheduler: Scripted, **options: Any) -> None:
+    def __init__(self, scheduler: ScriptedScheduler, **options: Any) -> None:
         self._connection = scheduler.connection
         self._options = options
         self._started = threading.Event()
@@ -74,7 +73,7 @@ class NannyThread:
 
 
 @contextmanager
-def nanny_at(scheduler: Scripted, **options: Any) -> Iterator[NannyThread]:
+def nanny_at(scheduler: ScriptedScheduler, **options: Any) -> Iterator[NannyThread]:
     thread = NannyThread(scheduler, **options)
     try:
         thread.started()
@@ -91,7 +90,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_workers_join_under_their_nanny_and_leave_with_it(scheduler: Scripted) -> None:
+def test_workers_join_with_the_session_of_their_nanny_and_exit_with_it(scheduler: ScriptedScheduler) -> None:
     with nanny_at(scheduler, workers=2, slots=1, hwm=3, resources={"gpu": 1}, name="here") as thread:
         nanny = thread.started()
         me = scheduler.engine("nanny")
@@ -110,26 +109,26 @@ def test_workers_join_under_their_nanny_and_leave_with_it(scheduler: Scripted) -
     assert {scheduler.expect_from(Bye)[0].session for _ in range(3)} == {me.session, *(p.session for p in engines)}
 
 
-@whole
+@by_value
 def by_exit() -> None:
     os._exit(3)
 
 
-@whole
+@by_value
 def by_segfault() -> None:
     ctypes.string_at(0)
 
 
-@whole
+@by_value
 def by_kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_r20_a_death_is_reported_with_its_cause_and_the_task_that_ran(scheduler: Scripted) -> None:
-    scheduler.acking = False
+def test_r20_a_death_is_reported_with_its_reason_and_the_running_task(scheduler: ScriptedScheduler) -> None:
+    scheduler.sends_acks = False
     with nanny_at(scheduler, workers=1) as thread:
         peer = scheduler.engine()
-        for number, (deed, words) in enumerate(
+        for number, (action, words) in enumerate(
             [
                 (by_exit, "exit code 3, as os._exit(3) does"),
                 (by_segfault, "signal SIGSEGV (a segmentation fault"),
@@ -137,12 +136,12 @@ def test_r20_a_death_is_reported_with_its_cause_and_the_task_that_ran(scheduler:
             ]
         ):
             harmless = scheduler.call(int)
-            _, running, _ = scheduler.assign(peer, harmless, scheduler.call(deed), scheduler.call(int))
-            died = scheduler.expect(Died)
+            _, running, _ = scheduler.assign(peer, harmless, scheduler.call(action), scheduler.call(int))
+            died = scheduler.expect(WorkerDied)
             assert died.engine == peer.session
             assert words in died.reason
             assert died.running == [running]
-            if deed is by_segfault:
+            if action is by_segfault:
                 assert "in string_at (" in died.reason
                 assert "< by_segfault (" in died.reason
             following = scheduler.engine()
@@ -152,17 +151,17 @@ def test_r20_a_death_is_reported_with_its_cause_and_the_task_that_ran(scheduler:
         assert scheduler.run(peer, int, "5").value == 5
 
 
-def test_no_process_is_left_of_what_tasks_started(scheduler: Scripted, gate: Gate) -> None:
+def test_processes_that_tasks_started_end_with_the_worker(scheduler: ScriptedScheduler, gate: Gate) -> None:
     with nanny_at(scheduler, workers=1):
         peer = scheduler.engine()
         pipe = gate.pipes[0]
         scheduler.run(peer, lambda: subprocess.Popen(f"exec sleep 100 >{pipe}", shell=True).pid)
         with open(pipe) as held_by_child:
             os.kill(peer.hello.pid, signal.SIGKILL)
-            assert held_by_child.read() == ""  # not before the child has ended
+            assert held_by_child.read() == ""  # at the end of the child
 
 
-def test_running_tasks_may_end_within_the_grace_period(scheduler: Scripted, gate: Gate) -> None:
+def test_running_tasks_end_within_the_grace_period(scheduler: ScriptedScheduler, gate: Gate) -> None:
     with nanny_at(scheduler, workers=1, grace_s=30.0) as thread:
         peer = scheduler.engine()
         (task,) = scheduler.assign(peer, scheduler.call(pass_gate, *gate.pipes))
@@ -173,18 +172,18 @@ def test_running_tasks_may_end_within_the_grace_period(scheduler: Scripted, gate
     assert scheduler.expect(Bye, peer).reason == "it was asked to end (SIGTERM)"
 
 
-def test_a_task_that_does_not_end_in_the_grace_period_is_killed(scheduler: Scripted, gate: Gate) -> None:
+def test_a_task_that_does_not_end_in_the_grace_period_is_killed(scheduler: ScriptedScheduler, gate: Gate) -> None:
     with nanny_at(scheduler, workers=1, grace_s=0.2):
         peer = scheduler.engine()
         (task,) = scheduler.assign(peer, scheduler.call(pass_gate, *gate.pipes))
         gate.entered()
     assert gone(peer.hello.pid)
-    died = scheduler.expect(Died)
+    died = scheduler.expect(WorkerDied)
     assert (died.engine, died.running) == (peer.session, [task])
     assert died.reason == "it was stopped, and its tasks did not end within 0.2 s"
 
 
-def test_r29_closing_ends_it(scheduler: Scripted) -> None:
+def test_r29_closing_ends_the_nanny(scheduler: ScriptedScheduler) -> None:
     thread = NannyThread(scheduler, workers=1)
     thread.started()
     me = scheduler.engine("nanny")
@@ -194,61 +193,63 @@ def test_r29_closing_ends_it(scheduler: Scripted) -> None:
     assert gone(peer.hello.pid)
 
 
-def test_a_nanny_that_nobody_answers_says_so(scheduler: Scripted) -> None:
-    scheduler.deaf = True
+def test_a_nanny_without_an_answer_fails_after_its_start_timeout(scheduler: ScriptedScheduler) -> None:
+    scheduler.is_silent = True
     thread = NannyThread(scheduler, workers=0, start_timeout_s=0.2)
     error = thread.ended()
     assert isinstance(error, NoSchedulerError)
     assert "did not answer within 0.2 s" in str(error)
 
 
-class Heard(logging.Handler):
-    """Counts what the nanny logs, and lets a test wait for it."""
+class LogRecorder(logging.Handler):
+    """Records the log events of a nanny, and lets a test wait for them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.events: list[str] = []
-        self.came = threading.Semaphore(0)
+        self.arrived = threading.Semaphore(0)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.events.append(record.getMessage())
-        self.came.release()
+        self.arrived.release()
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
-    """What nannies log; they lose patience quickly."""
-    monkeypatch.setattr(nanny_module, "FIRST_HEARTBEAT_S", 0.02)
-    handler = Heard()
+def nanny_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[LogRecorder]:
+    """The log events of nannies, whose first heartbeats are short."""
+    monkeypatch.setattr("trio_sched.engine.nanny.FIRST_PERIOD_S", 0.02)
+    handler = LogRecorder()
     logger = logging.getLogger("trio_sched.engine")
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)
 
 
-def test_a_scheduler_that_is_suspended_is_waited_for(scheduler: Scripted, runtime_dir: Path, heard: Heard) -> None:
+def test_the_nanny_waits_for_a_suspended_scheduler(
+    scheduler: ScriptedScheduler, runtime_dir: Path, nanny_log: LogRecorder
+) -> None:
     write_connection_files(msgspec.structs.replace(scheduler.connection, role="client"), scheduler.connection)
-    scheduler.deaf = True
+    scheduler.is_silent = True
     thread = NannyThread(scheduler, workers=1, start_timeout_s=None)
-    for _ in range(3):  # which are ever further apart
-        assert heard.came.acquire(timeout=WAIT_S)
-    assert set(heard.events) == {
-        f"the scheduler does not answer; we keep trying address={scheduler.connection.address!r}"
+    for _ in range(3):  # at growing intervals
+        assert nanny_log.arrived.acquire(timeout=WAIT_S)
+    assert set(nanny_log.events) == {
+        f"the scheduler does not answer; the nanny keeps trying address={scheduler.connection.address!r}"
     }
-    scheduler.deaf = False
+    scheduler.is_silent = False
     thread.started()
     peer = scheduler.engine()
     assert scheduler.run(peer, int, "5").value == 5
     thread.cancel()
 
 
-def test_a_scheduler_that_never_answered_and_whose_file_is_gone_is_not_waited_for(
-    scheduler: Scripted, runtime_dir: Path, heard: Heard
+def test_the_nanny_does_not_wait_for_a_scheduler_without_an_answer_and_without_a_file(
+    scheduler: ScriptedScheduler, runtime_dir: Path, nanny_log: LogRecorder
 ) -> None:
     files = write_connection_files(msgspec.structs.replace(scheduler.connection, role="client"), scheduler.connection)
-    scheduler.deaf = True
+    scheduler.is_silent = True
     thread = NannyThread(scheduler, workers=0, start_timeout_s=None)
-    assert heard.came.acquire(timeout=WAIT_S)
+    assert nanny_log.arrived.acquire(timeout=WAIT_S)
     for file in files:
         file.unlink()
     error = thread.ended()
@@ -256,14 +257,14 @@ def test_a_scheduler_that_never_answered_and_whose_file_is_gone_is_not_waited_fo
     assert "no scheduler named 'scripted'" in str(error)
 
 
-def test_what_a_killed_nanny_left_is_removed_by_the_next(
-    scheduler: Scripted, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_of_a_killed_nanny_are_removed_by_the_next_one(
+    scheduler: ScriptedScheduler, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = msgspec.structs.replace(scheduler.connection, role="client")
     _, path = write_connection_files(client, scheduler.connection)
     code = (
         "import sys, trio; from trio_sched.engine.nanny import run_nanny; "
-        "from trio_sched.transport.connection import read_connection_file; "
+        "from trio_sched.transport.connection_info import read_connection_file; "
         "trio.run(lambda: run_nanny(read_connection_file(sys.argv[1]), workers=1))"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -271,30 +272,30 @@ def test_what_a_killed_nanny_left_is_removed_by_the_next(
         peer = scheduler.engine()
         process.kill()
     scheduler.expect(Bye, peer)
-    (left,) = tmp_path.iterdir()
+    (leftover,) = tmp_path.iterdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with nanny_at(scheduler, workers=0):
         (mine,) = tmp_path.iterdir()
-        assert mine != left
+        assert mine != leftover
     assert not list(tmp_path.iterdir())
 
 
-def test_a_nanny_that_is_refused_says_so(short_dir: Path) -> None:
-    scheduler = Scripted(address_in(short_dir), refusing=True)
+def test_a_refused_nanny_fails_with_the_reason(short_dir: Path) -> None:
+    scheduler = ScriptedScheduler(address_in(short_dir), refusing=True)
     error = NannyThread(scheduler, workers=0).ended()
     scheduler.close()
     assert isinstance(error, NoSchedulerError)
-    assert "refuses us: the token is wrong" in str(error)
+    assert "refuses the nanny: the token is wrong" in str(error)
 
 
-def test_a_restarted_scheduler_with_new_secrets_is_found_by_its_file(short_dir: Path, runtime_dir: Path) -> None:
+def test_a_restarted_scheduler_with_a_new_token_is_found_by_its_file(short_dir: Path, runtime_dir: Path) -> None:
     address = address_in(short_dir)
-    first = Scripted(address)
+    first = ScriptedScheduler(address)
     thread = NannyThread(first, workers=1)
     thread.started()
     pid = first.engine().hello.pid
     first.close()
-    second = Scripted(address, instance="two", first_session=50, token="another")
+    second = ScriptedScheduler(address, instance="two", first_session=50, token="another")
     write_connection_files(msgspec.structs.replace(second.connection, role="client"), second.connection)
     try:
         me, engine = second.engine("nanny"), second.engine()
@@ -309,76 +310,78 @@ def test_a_restarted_scheduler_with_new_secrets_is_found_by_its_file(short_dir: 
         second.close()
 
 
-def test_nanny_and_workers_come_back_to_another_scheduler(short_dir: Path, gate: Gate) -> None:
+def test_nanny_and_workers_reconnect_to_another_scheduler(short_dir: Path, gate: Gate) -> None:
     address = f"ipc://{short_dir}/nanny.sock"
-    first = Scripted(address)
+    first = ScriptedScheduler(address)
     thread = NannyThread(first, workers=1)
     nanny = thread.started()
     peer = first.engine()
     first.assign(peer, first.call(pass_gate, *gate.pipes))
     gate.entered()
     first.close()
-    second = Scripted(address, instance="two", first_session=50)
+    second = ScriptedScheduler(address, instance="two", first_session=50)
     try:
         me = second.engine("nanny")
         again = second.engine()
-        while again.hello.nanny != me.session:  # it was back before its nanny: it says hello once more
+        while again.hello.nanny != me.session:  # the worker joined before its nanny, and sends another hello
             again = second.engine()
         gate.release()
-        got = second.run(again, os.getpid)
-        assert got.value == peer.hello.pid
+        answer = second.run(again, os.getpid)
+        assert answer.value == peer.hello.pid
         assert nanny.workers[0].engine == again.session
         os.kill(peer.hello.pid, signal.SIGKILL)
-        died = second.expect(Died)
+        died = second.expect(WorkerDied)
         assert (died.engine, died.pid) == (again.session, peer.hello.pid)
-        assert died.running in ([], [got.end.id])  # whose answer was sent just now
+        assert died.running in ([], [answer.result.id])  # whose result was just sent
     finally:
         thread.cancel()
         second.close()
 
 
-def test_a_death_in_the_scheduler_s_absence_is_reported_when_it_is_back(scheduler: Scripted) -> None:
+def test_a_death_while_the_connection_is_broken_is_reported_after_the_reconnection(
+    scheduler: ScriptedScheduler,
+) -> None:
     with nanny_at(scheduler, workers=1):
         me = scheduler.engine("nanny")
         peer = scheduler.engine()
-        scheduler.deaf_to.add(me.address)
+        scheduler.ignored_addresses.add(me.address)
         os.kill(peer.hello.pid, signal.SIGKILL)
-        assert scheduler.expect(Died).pid == peer.hello.pid
+        assert scheduler.expect(WorkerDied).pid == peer.hello.pid
         assert scheduler.engine("nanny").session == me.session
 
 
-def test_workers_end_when_their_nanny_is_killed(scheduler: Scripted, runtime_dir: Path) -> None:
+def test_workers_exit_when_their_nanny_is_killed(scheduler: ScriptedScheduler, runtime_dir: Path) -> None:
     client = msgspec.structs.replace(scheduler.connection, role="client")
     _, path = write_connection_files(client, scheduler.connection)
     code = (
         "import sys, trio; from trio_sched.engine.nanny import run_nanny; "
-        "from trio_sched.transport.connection import read_connection_file; "
+        "from trio_sched.transport.connection_info import read_connection_file; "
         "trio.run(lambda: run_nanny(read_connection_file(sys.argv[1]), workers=2))"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(path)]) as process:
         engines = [scheduler.engine() for _ in range(2)]
         process.kill()
     for peer in engines:
-        assert scheduler.expect(Bye, peer).reason == "its nanny is gone"
+        assert scheduler.expect(Bye, peer).reason == "its nanny has exited"
 
 
-def test_a_worker_that_cannot_start_is_tried_again_ever_more_slowly(
-    scheduler: Scripted, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_cannot_start_is_restarted_with_growing_delays(
+    scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ward, "_COMMAND", (sys.executable, "-c", "raise SystemExit(7)"))
-    monkeypatch.setattr(ward, "_FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("trio_sched.engine.worker_supervisor._COMMAND", (sys.executable, "-c", "raise SystemExit(7)"))
+    monkeypatch.setattr("trio_sched.engine.worker_supervisor._FIRST_DELAY_S", 0.001)
     with nanny_at(scheduler, workers=1):
-        deaths = [scheduler.expect(Died) for _ in range(3)]
+        deaths = [scheduler.expect(WorkerDied) for _ in range(3)]
     assert {(died.engine, died.reason) for died in deaths} == {
         (0, "the process ended with exit code 7, as os._exit(7) does")
     }
     assert len({died.pid for died in deaths}) == 3
 
 
-def test_delays_before_the_next_worker() -> None:
-    def death(*, at_work: bool = False, orderly: bool = False) -> ward.Death:
-        return ward.Death(1, "", Board(None, 1), at_work, orderly)
+def test_the_delay_before_a_restart_depends_on_the_last_exit() -> None:
+    def exit_of(*, had_worked: bool = False, requested: bool = False) -> WorkerExit:
+        return WorkerExit(1, "", WorkerStatus(None, 1), had_worked, requested)
 
-    assert ward.delay_before_next_s(death(at_work=True), 0) == 0.0
-    assert ward.delay_before_next_s(death(orderly=True), 1) == 1.0
-    assert [ward.delay_before_next_s(death(), n) for n in (1, 2, 3, 50)] == [0.25, 0.5, 1.0, 30.0]
+    assert delay_before_restart_s(exit_of(had_worked=True), 0) == 0.0
+    assert delay_before_restart_s(exit_of(requested=True), 1) == 1.0
+    assert [delay_before_restart_s(exit_of(), n) for n in (1, 2, 3, 50)] == [0.25, 0.5, 1.0, 30.0]

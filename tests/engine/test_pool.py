@@ -1,4 +1,4 @@
-"""A worker with several slots."""
+"""A real worker process with several slots."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from trio_sched.engine.orders import News, Start
+from trio_sched.engine.control_messages import NannyJoined, StartWorker
 from trio_sched.engine.pool import fits
 from trio_sched.wire.native import Bye, Closing, Hello, Recall, Recalled
 
-from .conftest import Line
-from .scripted import Gate, Scripted, Worker, pass_gate
+from .conftest import ConnectedWorker
+from .scripted_scheduler import Gate, ScriptedScheduler, Worker, pass_gate
 
 
 @pytest.fixture(scope="module")
-def pool(short_dir: Path) -> Iterator[Line]:
-    scheduler = Scripted(f"ipc://{short_dir}/pool.sock")
-    worker = Worker(Start(scheduler.connection, name="pool", slots=2, hwm=4, resources={"gpu": 1.0, "mem": 0.3}))
-    yield Line(scheduler, worker, scheduler.engine())
-    said = worker.stop()
+def pool(short_dir: Path) -> Iterator[ConnectedWorker]:
+    scheduler = ScriptedScheduler(f"ipc://{short_dir}/pool.sock")
+    worker = Worker(StartWorker(scheduler.connection, name="pool", slots=2, hwm=4, resources={"gpu": 1.0, "mem": 0.3}))
+    yield ConnectedWorker(scheduler, worker, scheduler.engine())
+    stderr = worker.stop()
     scheduler.close()
-    assert said == ""
+    assert stderr == ""
 
 
 @pytest.fixture
@@ -34,18 +34,18 @@ def gates(short_dir: Path) -> list[Gate]:
     return [Gate(short_dir) for _ in range(3)]
 
 
-def gated(scheduler: Scripted, gate: Gate, **resources: float) -> Any:
+def gated(scheduler: ScriptedScheduler, gate: Gate, **resources: float) -> Any:
     call, functions, frames = scheduler.call(pass_gate, *gate.pipes)
     call.resources = resources or None
     return call, functions, frames
 
 
-def test_it_says_what_it_offers(pool: Line) -> None:
+def test_the_hello_names_slots_hwm_and_resources(pool: ConnectedWorker) -> None:
     hello = pool.peer.hello
     assert (hello.slots, hello.hwm, hello.resources) == (2, 4, {"gpu": 1.0, "mem": 0.3})
 
 
-def test_slots_run_at_once_and_only_so_many(pool: Line, gates: list[Gate]) -> None:
+def test_as_many_tasks_run_at_once_as_there_are_slots(pool: ConnectedWorker, gates: list[Gate]) -> None:
     scheduler = pool.scheduler
     one, two, three = scheduler.assign(pool.peer, *(gated(scheduler, gate) for gate in gates))
     gates[0].entered()
@@ -56,11 +56,11 @@ def test_slots_run_at_once_and_only_so_many(pool: Line, gates: list[Gate]) -> No
     gates[2].entered()
     gates[0].release()
     gates[2].release()
-    assert scheduler.answers(pool.peer, one, two, three)[0].end.id == two
-    assert scheduler.nothing_came()
+    assert scheduler.answers(pool.peer, one, two, three)[0].result.id == two
+    assert scheduler.has_no_messages()
 
 
-def test_r16_a_task_starts_only_when_its_resources_fit(pool: Line, gates: list[Gate]) -> None:
+def test_r16_a_task_starts_only_when_its_resources_fit(pool: ConnectedWorker, gates: list[Gate]) -> None:
     scheduler = pool.scheduler
     holder, waiting, passing = gates
     first, second, third = scheduler.assign(
@@ -70,11 +70,11 @@ def test_r16_a_task_starts_only_when_its_resources_fit(pool: Line, gates: list[G
         gated(scheduler, passing, mem=0.2),
     )
     holder.entered()
-    passing.entered()  # ahead of the one that does not fit
+    passing.entered()  # before the earlier one that does not fit
     passing.release()
-    assert scheduler.answers(pool.peer, third)[0].end.outcome == "ok"
+    assert scheduler.answers(pool.peer, third)[0].result.outcome == "ok"
     scheduler.send(pool.peer, Recall([second]))
-    assert scheduler.expect(Recalled).given == [second]  # still not begun
+    assert scheduler.expect(Recalled).given == [second]  # it has not begun
     (second,) = scheduler.assign(pool.peer, gated(scheduler, waiting, gpu=0.5))
     holder.release()
     waiting.entered()
@@ -82,12 +82,12 @@ def test_r16_a_task_starts_only_when_its_resources_fit(pool: Line, gates: list[G
     scheduler.answers(pool.peer, first, second)
 
 
-def test_output_goes_with_the_task_of_its_thread(pool: Line, gates: list[Gate]) -> None:
-    def talk(name: str, came: str, go: str) -> None:
+def test_output_belongs_to_the_task_of_its_thread(pool: ConnectedWorker, gates: list[Gate]) -> None:
+    def talk(name: str, entered: str, released: str) -> None:
         print("begin", name)
-        with open(came, "w"):
+        with open(entered, "w"):
             pass
-        with open(go) as pipe:
+        with open(released) as pipe:
             pipe.read()
         print("end", name, file=sys.stderr)
 
@@ -98,41 +98,41 @@ def test_output_goes_with_the_task_of_its_thread(pool: Line, gates: list[Gate]) 
     gates[1].entered()
     gates[1].release()
     gates[0].release()
-    ends = {got.end.id: got.end for got in scheduler.answers(pool.peer, a, b)}
-    assert (ends[a].stdout, ends[a].stderr) == ("begin a\n", "end a\n")
-    assert (ends[b].stdout, ends[b].stderr) == ("begin b\n", "end b\n")
+    results = {answer.result.id: answer.result for answer in scheduler.answers(pool.peer, a, b)}
+    assert (results[a].stdout, results[a].stderr) == ("begin a\n", "end a\n")
+    assert (results[b].stdout, results[b].stderr) == ("begin b\n", "end b\n")
 
 
-def test_many_short_tasks_all_answer(pool: Line) -> None:
+def test_many_short_tasks_all_have_results(pool: ConnectedWorker) -> None:
     scheduler = pool.scheduler
     tasks = [t for _ in range(50) for t in scheduler.assign(pool.peer, *(scheduler.call(int, "7") for _ in range(10)))]
-    got = scheduler.answers(pool.peer, *tasks)
-    assert {g.value for g in got} == {7}
-    assert sorted(g.end.id for g in got) == tasks
+    answers = scheduler.answers(pool.peer, *tasks)
+    assert {answer.value for answer in answers} == {7}
+    assert sorted(answer.result.id for answer in answers) == tasks
 
 
-def test_it_comes_back_holding_what_it_runs(pool: Line, gates: list[Gate]) -> None:
+def test_the_hello_after_a_reconnection_lists_the_running_tasks(pool: ConnectedWorker, gates: list[Gate]) -> None:
     scheduler = pool.scheduler
     one, two = scheduler.assign(pool.peer, *(gated(scheduler, gate) for gate in gates[:2]))
     gates[0].entered()
     gates[1].entered()
-    scheduler.forget(pool.peer)
+    scheduler.forget_address(pool.peer)
     assert sorted(scheduler.expect(Hello).holding) == [one, two]
     gates[0].release()
     gates[1].release()
     scheduler.answers(pool.peer, one, two)
 
 
-def test_closing_lets_running_tasks_end(scheduler: Scripted, gates: list[Gate]) -> None:
-    worker = Worker(Start(scheduler.connection, slots=2))
+def test_running_tasks_end_after_closing(scheduler: ScriptedScheduler, gates: list[Gate]) -> None:
+    worker = Worker(StartWorker(scheduler.connection, slots=2))
     peer = scheduler.engine()
     one, two, _ = scheduler.assign(peer, *(gated(scheduler, gate) for gate in gates))
     gates[0].entered()
     gates[1].entered()
     scheduler.send(peer, Closing("enough"))
     scheduler.send(peer, Recall([]))
-    scheduler.expect(Recalled)  # so the closing has been read
-    os.kill(worker.process.pid, signal.SIGTERM)  # twice does no harm
+    scheduler.expect(Recalled)  # therefore the worker has read the closing
+    os.kill(worker.process.pid, signal.SIGTERM)  # a second request changes nothing
     gates[0].release()
     gates[1].release()
     scheduler.answers(peer, one, two)
@@ -141,15 +141,15 @@ def test_closing_lets_running_tasks_end(scheduler: Scripted, gates: list[Gate]) 
     assert worker.stop() == ""
 
 
-def test_the_lifeline_of_a_busy_pool(scheduler: Scripted, gate: Gate) -> None:
-    worker = Worker(Start(scheduler.connection, slots=2, nanny=True))
-    worker.tell(News(99, "one"))
+def test_a_busy_pool_exits_with_its_nanny(scheduler: ScriptedScheduler, gate: Gate) -> None:
+    worker = Worker(StartWorker(scheduler.connection, slots=2, nanny=True))
+    worker.send(NannyJoined(99, "one"))
     peer = scheduler.engine()
     scheduler.assign(peer, gated(scheduler, gate))
     gate.entered()
     assert worker.process.stdin
     worker.process.stdin.close()
-    assert scheduler.expect(Bye, peer).reason == "its nanny is gone"
+    assert scheduler.expect(Bye, peer).reason == "its nanny has exited"
     worker.wait()
     worker.stop()
 
@@ -165,5 +165,7 @@ def test_the_lifeline_of_a_busy_pool(scheduler: Scripted, gate: Gate) -> None:
         ({"x": 0.3}, {"x": 0.1 + 0.2 - 1e-12}, True),
     ],
 )
-def test_r16_fits(asked: dict[str, float] | None, free: dict[str, float], verdict: bool) -> None:
+def test_r16_resources_fit_if_every_amount_is_free(
+    asked: dict[str, float] | None, free: dict[str, float], verdict: bool
+) -> None:
     assert fits(asked, free) is verdict

@@ -1,4 +1,4 @@
-"""A worker and its line: nothing gets lost when it breaks, and the worker ends when it should."""
+"""The connection of a real worker process: nothing is lost when it breaks; and when the worker exits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trio_sched.engine.orders import News, Start
-from trio_sched.transport.connection import write_connection_files
+from trio_sched.engine.control_messages import NannyJoined, StartWorker
+from trio_sched.transport.connection_info import write_connection_files
 from trio_sched.wire.native import Acked, Bye, Closing, Error, Finished, Hello, Recall, Recalled
 
-from .conftest import Line
-from .scripted import WAIT_S, Gate, Scripted, Worker, pass_gate
+from .conftest import ConnectedWorker
+from .scripted_scheduler import WAIT_S, Gate, ScriptedScheduler, Worker, pass_gate
 
 
-def test_recalled_tasks_are_given_back_unless_begun(own: Line, gate: Gate) -> None:
+def test_recalled_tasks_are_given_back_unless_they_have_begun(own: ConnectedWorker, gate: Gate) -> None:
     scheduler, peer = own.scheduler, own.peer
     running, first, second, third = scheduler.assign(
         peer, scheduler.call(pass_gate, *gate.pipes), *[scheduler.call(int) for _ in range(3)]
@@ -28,46 +28,46 @@ def test_recalled_tasks_are_given_back_unless_begun(own: Line, gate: Gate) -> No
     assert answer.given == [first, third]
     assert answer.kept == sorted([99, running])
     gate.release()
-    assert [got.end.id for got in scheduler.answers(peer, running, second)] == [running, second]
+    assert [answer.result.id for answer in scheduler.answers(peer, running, second)] == [running, second]
     scheduler.send(peer, Recall([second]))
     assert scheduler.expect(Recalled, peer) == Recalled([], [second])
 
 
-def test_unacknowledged_results_are_sent_again_after_a_reconnection(own: Line) -> None:
+def test_unacknowledged_results_are_sent_again_after_a_reconnection(own: ConnectedWorker) -> None:
     scheduler, peer = own.scheduler, own.peer
-    scheduler.acking = False
+    scheduler.sends_acks = False
     calls = [scheduler.call(int, text) for text in "123"]
     tasks = scheduler.assign(peer, *calls)
     scheduler.answers(peer, *tasks)
     scheduler.send(peer, Acked(1))
-    peer.taken = 1  # as if the others had been lost on the way
-    scheduler.forget(peer)
+    peer.acked = 1  # as if the other results had been lost
+    scheduler.forget_address(peer)
     hello = scheduler.expect(Hello)
     assert (hello.session, hello.secret, hello.scheduler) == (peer.session, "s", "one")
     assert hello.holding == tasks[1:]
-    assert [got.value for got in scheduler.answers(peer, *tasks[1:])] == [2, 3]
+    assert [answer.value for answer in scheduler.answers(peer, *tasks[1:])] == [2, 3]
     scheduler.send(peer, Acked(3))
-    scheduler.acking = True
-    scheduler.forget(peer)
+    scheduler.sends_acks = True
+    scheduler.forget_address(peer)
     assert scheduler.expect(Hello).holding == []
     assert scheduler.run(peer, int, "4").value == 4
-    assert scheduler.nothing_came()
+    assert scheduler.has_no_messages()
 
 
-def test_what_was_counted_is_not_sent_again(own: Line) -> None:
+def test_results_that_the_scheduler_counted_are_not_sent_again(own: ConnectedWorker) -> None:
     scheduler, peer = own.scheduler, own.peer
-    scheduler.acking = False  # the scheduler has the result, only its acknowledgement is lost
+    scheduler.sends_acks = False  # the result arrives, and only its acknowledgement is lost
     (task,) = scheduler.assign(peer, scheduler.call(int))
     scheduler.answers(peer, task)
-    scheduler.forget(peer)
+    scheduler.forget_address(peer)
     assert scheduler.expect(Hello).holding == [task]
     scheduler.run(peer, int)
-    assert scheduler.nothing_came()
+    assert scheduler.has_no_messages()
 
 
-def test_a_result_is_sent_again_as_it_was_although_the_array_has_changed(own: Line) -> None:
+def test_a_result_that_is_sent_again_is_unchanged_although_the_array_has_changed(own: ConnectedWorker) -> None:
     scheduler, peer = own.scheduler, own.peer
-    scheduler.acking = False
+    scheduler.sends_acks = False
     state = np.zeros(100_000)
 
     def step() -> np.ndarray:
@@ -79,31 +79,31 @@ def test_a_result_is_sent_again_as_it_was_although_the_array_has_changed(own: Li
 
     first, second = scheduler.assign(peer, scheduler.call(step), scheduler.call(step))
     scheduler.answers(peer, first, second)
-    peer.taken = 0
-    scheduler.forget(peer)
-    values = [got.value for got in scheduler.answers(peer, first, second)]
+    peer.acked = 0
+    scheduler.forget_address(peer)
+    values = [answer.value for answer in scheduler.answers(peer, first, second)]
     assert [set(value) for value in values] == [{1.0}, {2.0}]
 
 
-def test_a_silent_scheduler_gets_a_new_socket(own: Line) -> None:
+def test_the_engine_opens_a_new_socket_to_a_silent_scheduler(own: ConnectedWorker) -> None:
     scheduler, peer = own.scheduler, own.peer
     before = peer.address
-    scheduler.deaf_to.add(before)
+    scheduler.ignored_addresses.add(before)
     (task,) = scheduler.assign(peer, scheduler.call(int))
     assert scheduler.expect(Hello).holding == [task]
     assert peer.address != before
     assert scheduler.answers(peer, task)[0].value == 0
 
 
-def test_another_scheduler_gets_a_fresh_engine(short_dir: Path, gate: Gate) -> None:
-    first = Scripted(f"ipc://{short_dir}/again.sock")
-    worker = Worker(Start(first.connection))
+def test_calls_and_results_of_a_former_scheduler_are_dropped(short_dir: Path, gate: Gate) -> None:
+    first = ScriptedScheduler(f"ipc://{short_dir}/again.sock")
+    worker = Worker(StartWorker(first.connection))
     try:
         peer = first.engine()
         first.assign(peer, first.call(pass_gate, *gate.pipes), first.call(int))
         gate.entered()
         first.close()
-        second = Scripted(f"ipc://{short_dir}/again.sock", instance="two", first_session=50)
+        second = ScriptedScheduler(f"ipc://{short_dir}/again.sock", instance="two", first_session=50)
         try:
             again = second.engine()
             assert (again.hello.session, again.hello.scheduler) == (peer.session, "one")
@@ -111,7 +111,7 @@ def test_another_scheduler_gets_a_fresh_engine(short_dir: Path, gate: Gate) -> N
             (task,) = second.assign(again, second.call(int, "5"))
             gate.release()
             assert second.answers(again, task)[0].value == 5
-            assert second.nothing_came()  # neither what ran nor what waited is this scheduler's business
+            assert second.has_no_messages()  # neither of the running nor of the queued task
         finally:
             second.close()
     finally:
@@ -121,13 +121,13 @@ def test_another_scheduler_gets_a_fresh_engine(short_dir: Path, gate: Gate) -> N
 # ---- the end --------------------------------------------------------------------------------------------------------
 
 
-def test_closing_lets_the_running_task_end(own: Line, gate: Gate) -> None:
+def test_the_running_task_ends_after_closing(own: ConnectedWorker, gate: Gate) -> None:
     scheduler, peer = own.scheduler, own.peer
     running, _ = scheduler.assign(peer, scheduler.call(pass_gate, *gate.pipes), scheduler.call(int))
     gate.entered()
     scheduler.send(peer, Closing("enough"))
     scheduler.send(peer, Recall([]))
-    scheduler.expect(Recalled)  # so the closing has been read
+    scheduler.expect(Recalled)  # therefore the worker has read the closing
     gate.release("done")
     finished = scheduler.expect(Finished)
     assert [end.id for end in finished.results] == [running]
@@ -135,13 +135,13 @@ def test_closing_lets_the_running_task_end(own: Line, gate: Gate) -> None:
     assert own.worker.wait() == 0
 
 
-def test_sigterm_ends_an_idle_worker(own: Line) -> None:
+def test_sigterm_ends_an_idle_worker(own: ConnectedWorker) -> None:
     own.worker.process.send_signal(signal.SIGTERM)
     assert own.scheduler.expect(Bye).reason == "it was asked to end (SIGTERM)"
     assert own.worker.wait() == 0
 
 
-def test_threads_that_a_task_left_behind_do_not_keep_the_worker(own: Line, tmp_path: Path) -> None:
+def test_threads_of_former_tasks_do_not_delay_the_exit(own: ConnectedWorker, tmp_path: Path) -> None:
     def leave_a_thread(path: str) -> None:
         import atexit
         import threading
@@ -155,16 +155,16 @@ def test_threads_that_a_task_left_behind_do_not_keep_the_worker(own: Line, tmp_p
     assert (tmp_path / "file").read_text() == "exited"
 
 
-def test_a_refused_worker_says_so_and_ends(own: Line) -> None:
+def test_a_refused_worker_prints_the_reason_and_exits(own: ConnectedWorker) -> None:
     own.scheduler.send(own.peer, Error("unauthenticated", "wrong token"))
     own.worker.wait()
     assert "the scheduler refuses this engine: wrong token" in own.worker.stop()
 
 
-def test_the_lifeline(scheduler: Scripted, gate: Gate) -> None:
+def test_a_worker_exits_with_its_nanny(scheduler: ScriptedScheduler, gate: Gate) -> None:
     for busy in (False, True):
-        worker = Worker(Start(scheduler.connection, nanny=True))
-        worker.tell(News(99, "one"))
+        worker = Worker(StartWorker(scheduler.connection, nanny=True))
+        worker.send(NannyJoined(99, "one"))
         peer = scheduler.engine()
         assert peer.hello.nanny == 99
         if busy:
@@ -172,17 +172,19 @@ def test_the_lifeline(scheduler: Scripted, gate: Gate) -> None:
             gate.entered()
         assert worker.process.stdin
         worker.process.stdin.close()
-        assert scheduler.expect(Bye, peer).reason == "its nanny is gone"
+        assert scheduler.expect(Bye, peer).reason == "its nanny has exited"
         worker.wait()
         worker.stop()
 
 
-def test_a_worker_without_a_nanny_reads_the_connection_file_and_beats(scheduler: Scripted, runtime_dir: Path) -> None:
+def test_a_worker_without_a_nanny_reads_the_connection_file_and_sends_heartbeats(
+    scheduler: ScriptedScheduler, runtime_dir: Path
+) -> None:
     client = msgspec.structs.replace(scheduler.connection, role="client")
     _, path = write_connection_files(client, scheduler.connection)
-    worker = Worker(Start(scheduler.connection), argv=[str(path)])
+    worker = Worker(StartWorker(scheduler.connection), argv=[str(path)])
     peer = scheduler.engine()
     assert peer.hello.nanny == 0
     assert scheduler.run(peer, os.getpid).value == worker.process.pid
-    assert all(scheduler.beats.acquire(timeout=WAIT_S) for _ in range(3))
+    assert all(scheduler.heartbeats.acquire(timeout=WAIT_S) for _ in range(3))
     worker.stop()

@@ -1,4 +1,4 @@
-"""Engines at the real scheduler, asked by the real client."""
+"""Engines with the real scheduler and the real client."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from trio_sched.errors import EngineError, UnmetDependency
 from trio_sched.server.config import Config
 from trio_sched.server.serve import Running, serve
 
-from .scripted import WAIT_S, Gate, pass_gate, whole
+from .scripted_scheduler import WAIT_S, Gate, by_value, pass_gate
 
 
-class World:
-    """A scheduler and a nanny with workers, in one Trio program in a thread."""
+class Cluster:
+    """A scheduler and a nanny with workers, which run in one Trio program in a thread."""
 
     def __init__(self, name: str, workers: int = 2, slots: int = 1) -> None:
         self._name = name
@@ -59,44 +59,44 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    world = World("engines-world")
-    yield world
-    world.close()
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster("engines-cluster")
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture
-def client(world: World) -> Iterator[Client]:
-    with Client(world.connection) as client:
+def client(cluster: Cluster) -> Iterator[Client]:
+    with Client(cluster.connection) as client:
         yield client
 
 
-def test_calls_come_back(client: Client, world: World) -> None:
+def test_calls_return_their_results(client: Client, cluster: Cluster) -> None:
     assert list(client.map(abs, range(-500, 0), timeout=WAIT_S)) == list(range(500, 0, -1))
     assert client.submit(os.getcwd).result(WAIT_S) == os.getcwd()
 
 
-def test_r9_an_array_goes_from_task_to_task(client: Client) -> None:
+def test_r9_an_array_is_passed_from_task_to_task(client: Client) -> None:
     array = client.submit(np.arange, 500_000.0)
     total = client.submit(np.sum, client.submit(np.negative, array))
     assert total.result(WAIT_S) == -np.arange(500_000.0).sum()
 
 
-def test_r19_an_engine_that_declines_is_passed_over(client: Client, tmp_path: Path) -> None:
-    @whole
-    def only_where_nobody_was(path: str) -> int:
+def test_r19_a_declined_task_runs_on_another_engine(client: Client, tmp_path: Path) -> None:
+    @by_value
+    def decline_once(path: str) -> int:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return os.getpid()
-        raise UnmetDependency("somebody has to be the first to decline")
+        raise UnmetDependency("the first engine declines")
 
-    pid = client.submit(only_where_nobody_was, str(tmp_path / "first")).result(WAIT_S)
+    pid = client.submit(decline_once, str(tmp_path / "first")).result(WAIT_S)
     assert pid > 0
 
 
-def test_r20_a_task_that_kills_its_engines_fails_with_the_cause_and_harms_no_other(client: Client) -> None:
-    @whole
+def test_r20_a_task_that_kills_its_engines_fails_with_the_reason_and_no_other_task_fails(client: Client) -> None:
+    @by_value
     def die() -> None:
         os._exit(3)
 
@@ -108,8 +108,8 @@ def test_r20_a_task_that_kills_its_engines_fails_with_the_cause_and_harms_no_oth
     assert [future.result(WAIT_S) for future in others] == list(range(40))
 
 
-def test_r20_a_task_that_closes_the_worker_s_descriptors_is_blamed_for_its_death(client: Client) -> None:
-    @whole
+def test_r20_a_task_that_closes_the_descriptors_of_the_worker_is_blamed_for_its_death(client: Client) -> None:
+    @by_value
     def close_all() -> None:
         os.closerange(3, 256)
 
@@ -127,20 +127,18 @@ def test_r23_a_task_queued_behind_a_long_one_can_be_cancelled(client: Client, ga
     queued = here.submit(abs, -1)
     assert queued.cancel()
     until = time.monotonic() + WAIT_S
-    while "ended as cancelled" not in client.explain(queued):  # although the long one still runs
+    while "ended as cancelled" not in client.explain(queued):  # while the long task still runs
         assert time.monotonic() < until
     gate.release("done")
     assert long.result(WAIT_S) == "done"
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_r29_an_engine_that_is_told_to_end_shows_that_it_drains_and_gives_back_its_queue(
-    short_dir: Path, slots: int
-) -> None:
-    world = World("draining-world", workers=1, slots=slots)
+def test_r29_an_engine_that_is_told_to_end_is_draining_and_gives_its_queue_back(short_dir: Path, slots: int) -> None:
+    cluster = Cluster("draining-cluster", workers=1, slots=slots)
     gates = [Gate(short_dir) for _ in range(slots)]
     try:
-        with Client(world.connection) as client:
+        with Client(cluster.connection) as client:
             running = [client.submit(pass_gate, *gate.pipes) for gate in gates]
             for gate in gates:
                 gate.entered()
@@ -154,13 +152,13 @@ def test_r29_an_engine_that_is_told_to_end_shows_that_it_drains_and_gives_back_i
             for gate in gates:
                 gate.release("done")
             assert [future.result(WAIT_S) for future in running] == ["done"] * slots
-            assert engine["pid"] not in {future.result(WAIT_S) for future in queued}  # but its successor
+            assert engine["pid"] not in {future.result(WAIT_S) for future in queued}  # the next worker has another pid
     finally:
-        world.close()
+        cluster.close()
 
 
 def until(client: Client, holds: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-    """The engines, as soon as that holds."""
+    """Wait until the condition holds for the list of engines; returns the list."""
     deadline = time.monotonic() + WAIT_S
     while not holds(engines := client.engines()):
         assert time.monotonic() < deadline, engines

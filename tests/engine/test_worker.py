@@ -1,4 +1,4 @@
-"""A real worker process at a scripted scheduler: calls, values, errors, output, places."""
+"""A real worker process at a scripted scheduler: calls, values, errors, output, environments."""
 
 from __future__ import annotations
 
@@ -18,85 +18,85 @@ import pytest
 from trio_sched.engine import capture
 from trio_sched.errors import CallError, ResultError, UnmetDependency
 from trio_sched.wire import payload
-from trio_sched.wire.native import Call, Place
+from trio_sched.wire.native import Call, ClientEnvironment
 
-from .conftest import Line
-from .scripted import Gate, pass_gate, whole
+from .conftest import ConnectedWorker
+from .scripted_scheduler import Gate, by_value, pass_gate
 
 # ---- values ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_returns_its_value(line: Line) -> None:
-    got = line.scheduler.run(line.peer, lambda a, *, b: a * b, 6, b=7)
-    assert got.value == 42
-    assert got.end.outcome == "ok"
-    assert got.end.attempt == 1
-    assert 0 <= got.end.took_s < 1
-    assert (got.end.stdout, got.end.stderr) == ("", "")
+def test_a_call_returns_its_value(connected: ConnectedWorker) -> None:
+    answer = connected.scheduler.run(connected.peer, lambda a, *, b: a * b, 6, b=7)
+    assert answer.value == 42
+    assert answer.result.outcome == "ok"
+    assert answer.result.attempt == 1
+    assert 0 <= answer.result.took_s < 1
+    assert (answer.result.stdout, answer.result.stderr) == ("", "")
 
 
-def test_a_batch_is_answered_in_order(line: Line) -> None:
-    calls = [line.scheduler.call(lambda n: n, n) for n in range(10)]
-    tasks = line.scheduler.assign(line.peer, *calls)
-    got = line.scheduler.answers(line.peer, *tasks)
-    assert [g.value for g in got] == list(range(10))
+def test_the_results_of_a_batch_are_sent_in_order(connected: ConnectedWorker) -> None:
+    calls = [connected.scheduler.call(lambda n: n, n) for n in range(10)]
+    tasks = connected.scheduler.assign(connected.peer, *calls)
+    answers = connected.scheduler.answers(connected.peer, *tasks)
+    assert [answer.value for answer in answers] == list(range(10))
 
 
-def test_large_arrays_travel_out_of_band_and_may_be_written_to(line: Line) -> None:
+def test_arrays_are_sent_out_of_band_and_are_writable(connected: ConnectedWorker) -> None:
     def add_one_in_place(array: Any) -> Any:
         array += 1
         return {"sum": array}
 
     for length in (10, 1_000_000):  # below and above the size from which the transport does not copy
-        got = line.scheduler.run(line.peer, add_one_in_place, np.zeros(length))
-        assert len(got.frames) == got.end.frames == 1
-        assert memoryview(got.frames[0]).nbytes == 8 * length
-        assert (got.value["sum"] == 1).all()
+        answer = connected.scheduler.run(connected.peer, add_one_in_place, np.zeros(length))
+        assert len(answer.frames) == answer.result.frames == 1
+        assert memoryview(answer.frames[0]).nbytes == 8 * length
+        assert (answer.value["sum"] == 1).all()
 
 
-def test_a_large_body_is_a_frame(line: Line) -> None:
-    got = line.scheduler.run(line.peer, lambda text: text * 2, "x" * 100_000)
-    assert got.end.body == b""
-    assert got.value == "x" * 200_000
+def test_a_large_body_is_sent_as_a_frame(connected: ConnectedWorker) -> None:
+    answer = connected.scheduler.run(connected.peer, lambda text: text * 2, "x" * 100_000)
+    assert answer.result.body == b""
+    assert answer.value == "x" * 200_000
 
 
-def test_r9_results_of_other_tasks_are_arguments(line: Line) -> None:
+def test_r9_results_of_other_tasks_are_arguments(connected: ConnectedWorker) -> None:
     class Future:
         def __reduce__(self) -> Any:
-            return payload.met(self)
+            return payload.collect(self)
 
-    scheduler = line.scheduler
-    array = scheduler.run(line.peer, lambda: np.arange(3.0))
-    number = scheduler.run(line.peer, lambda: 10)
+    scheduler = connected.scheduler
+    array = scheduler.run(connected.peer, lambda: np.arange(3.0))
+    number = scheduler.run(connected.peer, lambda: 10)
     big = np.ones(1000)
-    with payload.meeting() as met:
+    with payload.collecting_futures() as futures:
         first, second = Future(), Future()
         call, functions, frames = scheduler.call(lambda a, b, c: (a * b + c.sum(), b), first, second, big)
-    assert list(met) == [first, second]
+    assert list(futures) == [first, second]
     call.inputs = [scheduler.value_of(array), scheduler.value_of(number)]
     frames = (*frames, *array.frames, *number.frames)
     call.frames = len(frames)
-    (task,) = scheduler.assign(line.peer, (call, functions, frames))
-    result, ten = scheduler.answers(line.peer, task)[0].value
+    (task,) = scheduler.assign(connected.peer, (call, functions, frames))
+    result, ten = scheduler.answers(connected.peer, task)[0].value
     assert result.tolist() == [1000.0, 1010.0, 1020.0]
     assert ten == 10
 
 
-def test_calls_by_name_answer_in_plain_data_where_they_can(line: Line) -> None:
-    scheduler = line.scheduler
+def test_results_of_calls_by_name_are_plain_data_if_possible(connected: ConnectedWorker) -> None:
+    scheduler = connected.scheduler
 
     def run(name: str, *args: Any, **kwargs: Any) -> Any:
         call = Call(scheduler.task_id(), call=name, args=list(args), kwargs=kwargs)
-        (task,) = scheduler.assign(line.peer, (call, {}, ()))
-        return scheduler.answers(line.peer, task)[0]
+        (task,) = scheduler.assign(connected.peer, (call, {}, ()))
+        return scheduler.answers(connected.peer, task)[0]
 
     root = run("math:sqrt", 16)
-    assert (root.end.codec, root.value) == ("msgpack", 4.0)
+    assert (root.result.codec, root.value) == ("msgpack", 4.0)
     assert run("builtins:int.from_bytes", b"\x01\x00", byteorder="big").value == 256
     nothing = run("builtins:print")
-    assert (nothing.end.codec, nothing.value, nothing.end.stdout) == ("msgpack", None, "\n")
+    assert (nothing.result.codec, nothing.value, nothing.result.stdout) == ("msgpack", None, "\n")
     other = run("builtins:complex", 1, 2)
-    assert (other.end.codec, other.value) == ("pickle", 1 + 2j)
+    assert (other.result.codec, other.value) == ("pickle", 1 + 2j)
     for name, words in [
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("math:no_such", "has no attribute 'no_such'"),
@@ -109,44 +109,44 @@ def test_calls_by_name_answer_in_plain_data_where_they_can(line: Line) -> None:
         assert words in str(error)
 
 
-def test_async_def_tasks_share_a_loop_that_nothing_is_left_on(line: Line) -> None:
+def test_async_def_tasks_share_a_loop_and_their_leftover_tasks_are_cancelled(connected: ConnectedWorker) -> None:
     async def first() -> int:
         loop = asyncio.get_running_loop()
-        loop.left = asyncio.create_task(asyncio.Event().wait())  # type: ignore[attr-defined]
+        loop.left = asyncio.create_task(asyncio.Event().wait())  # type: ignore[attr-defined]  # for `second`
         await asyncio.sleep(0)
         return id(loop)
 
     async def second() -> tuple[int, bool]:
         loop = asyncio.get_running_loop()
-        return id(loop), loop.left.cancelled()  # type: ignore[attr-defined]
+        return id(loop), loop.left.cancelled()  # type: ignore[attr-defined]  # set by `first`
 
     async def third() -> None:
         raise ValueError("from a coroutine")
 
-    scheduler, peer = line.scheduler, line.peer
+    scheduler, peer = connected.scheduler, connected.peer
     loop = scheduler.run(peer, first).value
     assert scheduler.run(peer, second).value == (loop, True)
     failed = scheduler.run(peer, third)
     assert isinstance(failed.value, ValueError)
-    assert failed.end.error is not None
-    assert "in third" in failed.end.error.traceback
+    assert failed.result.error is not None
+    assert "in third" in failed.result.error.traceback
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_exception_arrives_as_its_type_and_with_its_whole_traceback(line: Line) -> None:
+def test_an_exception_arrives_with_its_type_and_its_whole_traceback(connected: ConnectedWorker) -> None:
     def outer() -> None:
         try:
             {}["key"]
         except KeyError as error:
             raise ValueError("outer failed") from error
 
-    got = line.scheduler.run(line.peer, outer)
-    assert got.end.outcome == "error"
-    assert type(got.value) is ValueError
-    assert got.value.args == ("outer failed",)
-    error = got.end.error
+    answer = connected.scheduler.run(connected.peer, outer)
+    assert answer.result.outcome == "error"
+    assert type(answer.value) is ValueError
+    assert answer.value.args == ("outer failed",)
+    error = answer.result.error
     assert error is not None
     assert (error.name, error.message) == ("ValueError", "outer failed")
     assert error.traceback.startswith("Traceback (most recent call last):\n")
@@ -157,7 +157,7 @@ def test_an_exception_arrives_as_its_type_and_with_its_whole_traceback(line: Lin
     assert "trio_sched/engine" not in error.traceback
 
 
-def test_an_exception_that_cannot_be_pickled_or_read_back_arrives_in_words(line: Line) -> None:
+def test_an_exception_that_cannot_be_pickled_or_unpickled_arrives_in_words(connected: ConnectedWorker) -> None:
     class UnpicklableError(Exception):
         def __reduce__(self) -> Any:
             raise TypeError("not me")
@@ -178,98 +178,103 @@ def test_an_exception_that_cannot_be_pickled_or_read_back_arrives_in_words(line:
         (UnreadableError, (1, 2), "1 and 2"),
         (UnspeakableError, (), "(its message cannot be shown: RuntimeError)"),
     ]:
-        got = line.scheduler.run(line.peer, fail, kind, *args)
-        error = got.end.error
+        answer = connected.scheduler.run(connected.peer, fail, kind, *args)
+        error = answer.result.error
         assert error is not None
         assert kind.__name__ in error.name
         assert error.message == message
         assert "in fail" in error.traceback
-        assert (got.end.body == b"") == (kind is not UnspeakableError)
+        assert (answer.result.body == b"") == (kind is not UnspeakableError)
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, RecursionError])
-def test_nothing_that_a_task_raises_ends_the_worker(line: Line, kind: type[BaseException]) -> None:
+def test_no_exception_of_a_task_ends_the_worker(connected: ConnectedWorker, kind: type[BaseException]) -> None:
     def fail(kind: type[BaseException]) -> None:
         raise kind("for good")
 
-    got = line.scheduler.run(line.peer, fail, kind)
-    assert got.end.outcome == "error"
-    assert type(got.value) is kind
-    assert line.scheduler.run(line.peer, os.getpid).value == line.peer.hello.pid
+    answer = connected.scheduler.run(connected.peer, fail, kind)
+    assert answer.result.outcome == "error"
+    assert type(answer.value) is kind
+    assert connected.scheduler.run(connected.peer, os.getpid).value == connected.peer.hello.pid
 
 
-def test_r19_unmet_dependency_is_an_answer_of_its_own(line: Line) -> None:
+def test_r19_an_unmet_dependency_is_an_outcome(connected: ConnectedWorker) -> None:
     def decline() -> None:
         raise UnmetDependency("no GPU here")
 
-    got = line.scheduler.run(line.peer, decline)
-    assert (got.end.outcome, got.end.reason, got.end.body) == ("unmet", "no GPU here", b"")
+    answer = connected.scheduler.run(connected.peer, decline)
+    assert (answer.result.outcome, answer.result.reason, answer.result.body) == ("unmet", "no GPU here", b"")
 
 
-def test_a_result_that_cannot_be_pickled_names_its_type(line: Line) -> None:
-    got = line.scheduler.run(line.peer, threading.Lock)
-    assert got.end.outcome == "error"
-    assert isinstance(got.value, ResultError)
-    assert "of type _thread.lock, cannot be pickled: TypeError: cannot pickle '_thread.lock' object" in str(got.value)
+def test_a_result_that_cannot_be_pickled_names_its_type(connected: ConnectedWorker) -> None:
+    answer = connected.scheduler.run(connected.peer, threading.Lock)
+    assert answer.result.outcome == "error"
+    assert isinstance(answer.value, ResultError)
+    message = str(answer.value)
+    assert "of type _thread.lock, cannot be pickled: TypeError: cannot pickle '_thread.lock' object" in message
 
 
-def test_what_cannot_be_loaded_is_a_call_error_that_names_it(line: Line) -> None:
-    scheduler = line.scheduler
+def test_a_function_or_argument_that_cannot_be_loaded_is_a_call_error(connected: ConnectedWorker) -> None:
+    scheduler = connected.scheduler
     missing = b"\x80\x05cno_such_module\nno_such_function\n."
     call = Call(scheduler.task_id(), fn=payload.digest(missing), body=payload.dumps(((), {}))[0])
-    (task,) = scheduler.assign(line.peer, (call, {call.fn: missing}, ()))
-    got = scheduler.answers(line.peer, task)[0]
-    assert isinstance(got.value, CallError)
-    place = f"engine {line.peer.session} at {os.uname().nodename} ({sys.executable}, Python {sys.version.split()[0]})"
-    assert str(got.value).startswith(
-        f"on {place}, the function of the task needs the module 'no_such_module', which is"
+    (task,) = scheduler.assign(connected.peer, (call, {call.fn: missing}, ()))
+    answer = scheduler.answers(connected.peer, task)[0]
+    assert isinstance(answer.value, CallError)
+    engine = (
+        f"engine {connected.peer.session} at {os.uname().nodename} ({sys.executable}, Python {sys.version.split()[0]})"
     )
-    assert "No module named 'no_such_module'. Install the module on that host" in str(got.value)
+    assert str(answer.value).startswith(
+        f"on {engine}, the function of the task needs the module 'no_such_module', which is"
+    )
+    assert "No module named 'no_such_module'. Install the module on that host" in str(answer.value)
 
     call, functions, _ = scheduler.call(int)
     call.body = b"\x80\x05cno_such_module\nThing\n."
-    (task,) = scheduler.assign(line.peer, (call, functions, ()))
-    got = scheduler.answers(line.peer, task)[0]
-    assert "an argument of the task needs the module 'no_such_module'" in str(got.value)
+    (task,) = scheduler.assign(connected.peer, (call, functions, ()))
+    answer = scheduler.answers(connected.peer, task)[0]
+    assert "an argument of the task needs the module 'no_such_module'" in str(answer.value)
 
     call = Call(scheduler.task_id(), fn=b"0123456789abcdef", body=payload.dumps(((), {}))[0])
-    (task,) = scheduler.assign(line.peer, (call, {}, ()))
-    assert "did not send the function with digest" in str(scheduler.answers(line.peer, task)[0].value)
+    (task,) = scheduler.assign(connected.peer, (call, {}, ()))
+    assert "did not send the function with digest" in str(scheduler.answers(connected.peer, task)[0].value)
 
 
-def test_a_dropped_function_is_forgotten(line: Line) -> None:
-    scheduler = line.scheduler
+def test_a_dropped_function_is_forgotten(connected: ConnectedWorker) -> None:
+    scheduler = connected.scheduler
     call, functions, _ = scheduler.call(lambda: "once")
-    (task,) = scheduler.assign(line.peer, (call, functions, ()))
-    assert scheduler.answers(line.peer, task)[0].value == "once"
+    (task,) = scheduler.assign(connected.peer, (call, functions, ()))
+    assert scheduler.answers(connected.peer, task)[0].value == "once"
     again = Call(scheduler.task_id(), fn=call.fn, body=call.body)
-    (task,) = scheduler.assign(line.peer, (again, {}, ()), drop=[call.fn])
-    assert isinstance(scheduler.answers(line.peer, task)[0].value, CallError)
+    (task,) = scheduler.assign(connected.peer, (again, {}, ()), drop=[call.fn])
+    assert isinstance(scheduler.answers(connected.peer, task)[0].value, CallError)
 
 
-def test_a_result_whose_pickling_raises_anything_is_an_error(line: Line) -> None:
+def test_a_result_whose_pickling_raises_any_exception_is_an_error(connected: ConnectedWorker) -> None:
     class Nasty:
         def __reduce__(self) -> Any:
             raise SystemExit("no")
 
-    assert isinstance(line.scheduler.run(line.peer, Nasty).value, ResultError)
+    assert isinstance(connected.scheduler.run(connected.peer, Nasty).value, ResultError)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_task_may_use_processes_of_its_own(line: Line, method: str) -> None:
+def test_a_task_may_use_multiprocessing(connected: ConnectedWorker, method: str) -> None:
     def work(method: str) -> list[int]:
         import multiprocessing
 
         with multiprocessing.get_context(method).Pool(1) as pool:  # leaving terminates its processes by SIGTERM
             return pool.map(abs, [-1, 2])
 
-    got = line.scheduler.run(line.peer, work, method)
-    assert got.end.outcome == "ok", got.end.error
-    assert got.value == [1, 2]
+    answer = connected.scheduler.run(connected.peer, work, method)
+    assert answer.result.outcome == "ok", answer.result.error
+    assert answer.value == [1, 2]
 
 
 @pytest.mark.parametrize(("ending", "code"), [("return", 0), ("raise", 1), ("exit", 7)])
-def test_a_process_that_a_task_forks_is_no_second_worker(line: Line, ending: str, code: int) -> None:
+def test_a_process_that_a_task_forks_exits_where_the_task_ends(
+    connected: ConnectedWorker, ending: str, code: int
+) -> None:
     def work(ending: str) -> int:
         child = os.fork()
         if child:
@@ -281,16 +286,16 @@ def test_a_process_that_a_task_forks_is_no_second_worker(line: Line, ending: str
             raise ValueError("in the child")
         return -1
 
-    got = line.scheduler.run(line.peer, work, ending)
-    assert got.end.outcome == "ok", got.end.error
-    assert got.value == code
-    assert line.scheduler.run(line.peer, abs, -1).value == 1
+    answer = connected.scheduler.run(connected.peer, work, ending)
+    assert answer.result.outcome == "ok", answer.result.error
+    assert answer.value == code
+    assert connected.scheduler.run(connected.peer, abs, -1).value == 1
 
 
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 
-def test_output_comes_back_with_its_task(line: Line) -> None:
+def test_output_is_sent_with_the_result(connected: ConnectedWorker) -> None:
     def talk() -> None:
         print("to stdout")
         print("to stderr", file=sys.stderr)
@@ -300,59 +305,59 @@ def test_output_comes_back_with_its_task(line: Line) -> None:
         thread.join()
         logging.warning("logged")
 
-    scheduler = line.scheduler
-    tasks = scheduler.assign(line.peer, scheduler.call(talk), scheduler.call(int))
-    loud, silent = scheduler.answers(line.peer, *tasks)
-    assert loud.end.stdout == "to stdout\nbytes, too: é\nfrom a thread\n"
-    assert loud.end.stderr == "to stderr\nWARNING:root:logged\n"
-    assert (silent.end.stdout, silent.end.stderr) == ("", "")
+    scheduler = connected.scheduler
+    tasks = scheduler.assign(connected.peer, scheduler.call(talk), scheduler.call(int))
+    loud, silent = scheduler.answers(connected.peer, *tasks)
+    assert loud.result.stdout == "to stdout\nbytes, too: é\nfrom a thread\n"
+    assert loud.result.stderr == "to stderr\nWARNING:root:logged\n"
+    assert (silent.result.stdout, silent.result.stderr) == ("", "")
 
 
-def test_output_comes_back_with_an_error(line: Line) -> None:
+def test_output_is_sent_with_an_error(connected: ConnectedWorker) -> None:
     def fail() -> None:
         print("before")
         raise ValueError
 
-    got = line.scheduler.run(line.peer, fail)
-    assert (got.end.outcome, got.end.stdout) == ("error", "before\n")
+    answer = connected.scheduler.run(connected.peer, fail)
+    assert (answer.result.outcome, answer.result.stdout) == ("error", "before\n")
 
 
-def test_long_output_is_cut_in_the_middle(line: Line) -> None:
+def test_long_output_is_cut_in_the_middle(connected: ConnectedWorker) -> None:
     def chatter() -> None:
         print("begin")
         for _ in range(100):
             print("x" * 50_000)
         print("end")
 
-    text = line.scheduler.run(line.peer, chatter).end.stdout
+    text = connected.scheduler.run(connected.peer, chatter).result.stdout
     assert text.startswith("begin\nxxx")
     assert text.endswith("xxx\nend\n")
     assert "characters cut ...]" in text
     assert len(text) < capture.LIMIT + 100
 
 
-def test_text_that_utf8_has_no_form_for_comes_back_as_escapes(line: Line) -> None:
+def test_text_that_utf8_cannot_encode_is_escaped(connected: ConnectedWorker) -> None:
     def talk(name: str) -> None:
         print("reading", name)
         raise FileNotFoundError(name)
 
-    got = line.scheduler.run(line.peer, talk, os.fsdecode(b"caf\xe9"))
-    assert got.end.stdout == "reading caf\\udce9\n"
-    assert got.end.error is not None
-    assert got.end.error.message == "caf\\udce9"
-    assert got.value.args == ("caf\udce9",)
+    answer = connected.scheduler.run(connected.peer, talk, os.fsdecode(b"caf\xe9"))
+    assert answer.result.stdout == "reading caf\\udce9\n"
+    assert answer.result.error is not None
+    assert answer.result.error.message == "caf\\udce9"
+    assert answer.value.args == ("caf\udce9",)
 
 
-def test_a_task_has_no_standard_input(line: Line) -> None:
-    got = line.scheduler.run(line.peer, input)
-    assert type(got.value) is EOFError
+def test_a_task_has_no_standard_input(connected: ConnectedWorker) -> None:
+    answer = connected.scheduler.run(connected.peer, input)
+    assert type(answer.value) is EOFError
 
 
-# ---- places ---------------------------------------------------------------------------------------------------------
+# ---- environments ---------------------------------------------------------------------------------------------------
 
 
-def test_tasks_run_where_their_client_works(line: Line, tmp_path: Path) -> None:
-    scheduler = line.scheduler
+def test_tasks_run_in_the_environment_of_their_client(connected: ConnectedWorker, tmp_path: Path) -> None:
+    scheduler = connected.scheduler
     (tmp_path / "of_the_client.py").write_text("ANSWER = 42\n")
 
     def look() -> tuple[str, int]:
@@ -363,21 +368,21 @@ def test_tasks_run_where_their_client_works(line: Line, tmp_path: Path) -> None:
     def in_session(session: int, function: Any, **more: Any) -> Any:
         call, functions, frames = scheduler.call(function)
         call.id = scheduler.task_id(session)
-        (task,) = scheduler.assign(line.peer, (call, functions, frames), **more)
-        return scheduler.answers(line.peer, task)[0].value
+        (task,) = scheduler.assign(connected.peer, (call, functions, frames), **more)
+        return scheduler.answers(connected.peer, task)[0].value
 
-    home = scheduler.run(line.peer, os.getcwd).value
-    place = Place(str(tmp_path), ["/no/such/entry", str(tmp_path)])
-    assert in_session(20, look, places={20: place}) == (str(tmp_path), 42)
-    assert in_session(21, os.getcwd, places={21: Place("/no/such/place")}) == home
+    home = scheduler.run(connected.peer, os.getcwd).value
+    environment = ClientEnvironment(str(tmp_path), ["/no/such/entry", str(tmp_path)])
+    assert in_session(20, look, places={20: environment}) == (str(tmp_path), 42)
+    assert in_session(21, os.getcwd, places={21: ClientEnvironment("/no/such/place")}) == home
     assert in_session(20, os.getcwd) == str(tmp_path)
     path = in_session(20, lambda: list(sys.path))
     assert path.count(str(tmp_path)) == 1
     assert "/no/such/entry" not in path
 
 
-def test_what_a_task_does_to_directory_and_umask_ends_with_it(line: Line, tmp_path: Path) -> None:
-    scheduler = line.scheduler
+def test_directory_and_umask_are_reset_after_a_task(connected: ConnectedWorker, tmp_path: Path) -> None:
+    scheduler = connected.scheduler
 
     def look() -> tuple[str, int]:
         umask = os.umask(0)
@@ -393,29 +398,29 @@ def test_what_a_task_does_to_directory_and_umask_ends_with_it(line: Line, tmp_pa
                     os.close(int(name))
 
     directory = tmp_path.resolve()
-    before = scheduler.run(line.peer, look).value
+    before = scheduler.run(connected.peer, look).value
     for deed in (lambda: spoil(False), lambda: spoil(True)):
         calls = [scheduler.call(deed), scheduler.call(look)]
         for call, _, _ in calls:
             call.id = scheduler.task_id(30)
-        tasks = scheduler.assign(line.peer, *calls, places={30: Place(str(directory))})
-        assert scheduler.answers(line.peer, *tasks)[1].value == (str(directory), before[1])
-    assert scheduler.run(line.peer, look).value == before
+        tasks = scheduler.assign(connected.peer, *calls, places={30: ClientEnvironment(str(directory))})
+        assert scheduler.answers(connected.peer, *tasks)[1].value == (str(directory), before[1])
+    assert scheduler.run(connected.peer, look).value == before
 
 
 # ---- while a task runs ----------------------------------------------------------------------------------------------
 
 
-def test_results_do_not_wait_for_a_long_task_behind_them(line: Line, gate: Gate) -> None:
-    scheduler = line.scheduler
-    quick, slow = scheduler.assign(line.peer, scheduler.call(int), scheduler.call(pass_gate, *gate.pipes))
+def test_results_do_not_wait_for_a_long_task_that_follows(connected: ConnectedWorker, gate: Gate) -> None:
+    scheduler = connected.scheduler
+    quick, slow = scheduler.assign(connected.peer, scheduler.call(int), scheduler.call(pass_gate, *gate.pipes))
     gate.entered()
-    assert scheduler.answers(line.peer, quick)[0].value == 0
+    assert scheduler.answers(connected.peer, quick)[0].value == 0
     gate.release("slow")
-    assert scheduler.answers(line.peer, slow)[0].value == "slow"
+    assert scheduler.answers(connected.peer, slow)[0].value == "slow"
 
 
-@whole
+@by_value
 def wait_for_signal() -> None:
     import threading
 
@@ -423,11 +428,11 @@ def wait_for_signal() -> None:
     threading.Event().wait(60)
 
 
-def test_sigint_interrupts_the_task_that_runs_and_nothing_else(line: Line) -> None:
-    os.kill(line.peer.hello.pid, signal.SIGINT)
-    got = line.scheduler.run(line.peer, wait_for_signal)
-    assert type(got.value) is KeyboardInterrupt
-    assert got.end.error is not None
-    assert "in wait_for_signal" in got.end.error.traceback
-    os.kill(line.peer.hello.pid, signal.SIGINT)
-    assert line.scheduler.run(line.peer, math.sqrt, 4).value == 2
+def test_sigint_interrupts_only_the_running_task(connected: ConnectedWorker) -> None:
+    os.kill(connected.peer.hello.pid, signal.SIGINT)
+    answer = connected.scheduler.run(connected.peer, wait_for_signal)
+    assert type(answer.value) is KeyboardInterrupt
+    assert answer.result.error is not None
+    assert "in wait_for_signal" in answer.result.error.traceback
+    os.kill(connected.peer.hello.pid, signal.SIGINT)
+    assert connected.scheduler.run(connected.peer, math.sqrt, 4).value == 2

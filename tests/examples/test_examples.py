@@ -1,4 +1,4 @@
-"""Each example runs against a real scheduler and finds its own result right."""
+"""Each example runs with a scheduler and confirms its own result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def run(*arguments: str, **environment: str) -> str:
-    """The standard output of a command that must succeed and say nothing else."""
+    """Return the standard output of a command that must succeed and print no errors."""
     done = subprocess.run(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
@@ -33,19 +33,19 @@ def run_example(name: str, *arguments: str) -> str:
     return run("-m", "trio_sched", "run", "-n", "2", str(EXAMPLES / name), *arguments)
 
 
-def test_stdlib_words() -> None:
+def test_stdlib_words_equals_the_plain_loop() -> None:
     assert "\nOK: equal to the plain loop\n" in run_example("stdlib_words.py", "--limit", "150")
 
 
-def test_option_price() -> None:
+def test_option_price_equals_the_formula() -> None:
     assert "\nOK: " in run_example("option_price.py")
 
 
-def test_async_cancel() -> None:
+def test_async_cancel_runs_only_a_part_of_its_tasks() -> None:
     assert "\nOK: " in run_example("async_cancel.py")
 
 
-def test_digits_search() -> None:
+def test_digits_search_equals_a_trial_without_engines() -> None:
     shown = run_example("digits_search.py")
     if importlib.util.find_spec("sklearn") is None:
         assert shown.startswith("SKIPPED: ")
@@ -59,8 +59,8 @@ def node_version() -> int:
 
 
 @pytest.mark.skipif(node_version() < 20, reason="needs node 20 or newer")
-def test_web_client_under_node() -> None:
-    """The page's JavaScript over a real WebSocket: results, keywords, a remote exception."""
+def test_the_web_client_runs_under_node() -> None:
+    """The page's JavaScript gets results, passes keywords and receives an exception, over a WebSocket."""
     shown = run(str(EXAMPLES / "web" / "launch.py"), "--demo", NODE_NO_WARNINGS="1")
     assert "failure ValueError" in shown
     assert shown.endswith("OK\n")

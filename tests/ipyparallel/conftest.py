@@ -1,4 +1,4 @@
-"""For the tests that stand bare sockets on either side of ours; and which tests need ipyparallel itself."""
+"""Fixtures for tests with raw ZeroMQ peers. Tests that need ipyparallel are not collected without it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.ipyparallel.raw_peers import Loop, Peer
+    from tests.ipyparallel.raw_peers import Peer, TrioThread
 
 collect_ignore_glob = [] if importlib.util.find_spec("ipyparallel") else ["test_relay*.py", "test_broadcast*.py"]
 
 
-@pytest.fixture(params=[False, True], ids=["unwatched", "watched"])
-def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
-    """The code under test, without a monitor and with one."""
-    from tests.ipyparallel.raw_peers import loop as running_loop
+@pytest.fixture(params=[False, True], ids=["unrecorded", "recorded"])
+def loop(request: pytest.FixtureRequest) -> Iterator[TrioThread]:
+    """The thread of the code under test, without records and with records."""
+    from tests.ipyparallel.raw_peers import running_thread
 
-    with running_loop(request.param) as running:
+    with running_thread(request.param) as running:
         yield running
 
 
 @pytest.fixture
 def peer() -> Iterator[Callable[..., Peer]]:
-    """Makes a peer: `peer(zmq.DEALER, socket, "name")`."""
+    """Creates a peer: `peer(zmq.DEALER, socket, "name")`."""
     from tests.ipyparallel.raw_peers import peers as making_peers
 
     with making_peers() as make:

@@ -1,10 +1,10 @@
-"""Messages as clients and engines would send them, for tests of what looks into them."""
+"""Messages of clients and engines, for tests without sockets."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from trio_sched.wire.jupyter import Codec, Parsed
+from trio_sched.wire.jupyter import Codec, JupyterMessage
 
 CODEC = Codec(b"key")
 
@@ -17,11 +17,11 @@ def request(
     metadata: dict[str, Any] | None = None,
     content: dict[str, Any] | None = None,
     buffers: tuple[bytes, ...] = (),
-) -> Parsed:
-    """A request of client "alice"."""
+) -> JupyterMessage:
+    """Make a request of the client "alice"."""
     header = {"msg_id": msg_id, "msg_type": msg_type, "session": "alice", "username": "a", "date": date}
     message = CODEC.message(msg_type, content or {}, header=header, metadata=metadata, buffers=buffers)
-    return Parsed([b"client"], message[1:])
+    return JupyterMessage([b"client"], message[1:])
 
 
 def reply(
@@ -32,8 +32,8 @@ def reply(
     metadata: dict[str, Any] | None = None,
     content: dict[str, Any] | None = None,
     buffers: tuple[bytes, ...] = (),
-) -> Parsed:
-    """What an engine says to a request: its reply, or output."""
+) -> JupyterMessage:
+    """Make the reply of an engine to a request, or its output."""
     header = {"msg_id": f"re-{to}", "msg_type": msg_type, "session": "engine", "username": "e", "date": date}
     message = CODEC.message(
         msg_type,
@@ -43,4 +43,4 @@ def reply(
         metadata=metadata or {"status": "ok", "engine": "e-uuid", "started": "2026-03-01T12:00:04.000000Z"},
         buffers=buffers,
     )
-    return Parsed([b"engine"], message[1:])
+    return JupyterMessage([b"engine"], message[1:])

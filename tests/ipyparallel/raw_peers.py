@@ -1,7 +1,6 @@
-"""Clients and engines on bare ZeroMQ sockets, with jupyter_client's own Session: what they read and write is judged by
-the real thing.
+"""Clients and engines on raw ZeroMQ sockets, whose messages are written and verified by jupyter_client's Session.
 
-They run in the test's thread, with timeouts, while the code under test runs in an event loop of its own: `Loop`.
+They run in the test's thread, with timeouts; the code under test runs in the thread of an event loop (`TrioThread`).
 """
 
 from __future__ import annotations
@@ -17,44 +16,45 @@ import trio
 import zmq
 from jupyter_client.session import Session
 
-from trio_sched.ipyparallel.monitor import Monitor, Queue
-from trio_sched.transport.zmq_bound import SocketSet
-from trio_sched.wire.jupyter import Codec, Parsed
+from trio_sched.ipyparallel.records.recorder import NullRecorder, QueueName
+from trio_sched.transport.zmq_socket_set import SocketSet
+from trio_sched.wire.jupyter import Codec, JupyterMessage
 
 KEY = b"a key of this test"
 ANYWHERE = "tcp://127.0.0.1:0"
 TIMEOUT_MS = 10_000
+#: Time after which a message that was sent has normally arrived.
 QUIET_MS = 50
-"""Long enough for what was sent to have arrived, as a rule."""
 
 
-class Heard(Monitor):
-    """A monitor that only remembers what it was told."""
+class RecorderDouble(NullRecorder):
+    """A recorder that only keeps the calls of its methods."""
 
     def __init__(self, on: bool) -> None:
+        super().__init__()
         self.on = on
-        self.told: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
         self.buffers = 0
 
-    def submitted(self, queue: Queue, message: Parsed, client: str, engine: str | None) -> None:
+    def submitted(self, queue: QueueName, message: JupyterMessage, client: str, engine: str | None = None) -> None:
         self.buffers += len(message.buffers)
-        self.told.append(("submitted", queue, message.head.msg_id, client, engine))
+        self.calls.append(("submitted", queue, message.head.msg_id, client, engine))
 
-    def finished(self, queue: Queue, reply: Parsed, engine: str | None) -> None:
-        self.told.append(("finished", queue, reply.parent.msg_id, engine))
+    def finished(self, queue: QueueName, reply: JupyterMessage, engine: str | None) -> None:
+        self.calls.append(("finished", queue, reply.parent.msg_id, engine))
 
-    def output(self, message: Parsed) -> None:
-        self.told.append(("output", message.head.msg_type, message.parent.msg_id))
+    def output(self, message: JupyterMessage) -> None:
+        self.calls.append(("output", message.head.msg_type, message.parent.msg_id))
 
 
-class Loop:
-    """The code under test, in a thread: `SocketSet`, codec, counters, monitor, and whatever `start` adds."""
+class TrioThread:
+    """The thread of the code under test: `SocketSet`, codec, counters, recorder, and the objects that `start` adds."""
 
     def __init__(self, on: bool) -> None:
         self.sockets: Any = None
         self.codec = Codec(KEY)
         self.counters: Counter[str] = Counter()
-        self.monitor = Heard(on)
+        self.recorder = RecorderDouble(on)
         self._token: Any = None
         self._nursery: Any = None
 
@@ -62,18 +62,18 @@ class Loop:
         self.counters[reason] += 1
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call it in the event loop's thread."""
+        """Call a function in the thread of the event loop."""
         return trio.from_thread.run_sync(function, *args, trio_token=self._token)
 
-    def until(self, condition: Callable[[], Any]) -> None:
-        """Wait for what the other thread is about to do."""
+    def wait_until(self, condition: Callable[[], Any]) -> None:
+        """Wait until a condition is true; it is evaluated in this thread."""
         limit = time.monotonic() + TIMEOUT_MS / 1e3
         while not condition():
             assert time.monotonic() < limit
             time.sleep(0.001)
 
-    def start(self, make: Callable[[Loop], Any]) -> Any:
-        """Make something that has a `run`, and run it."""
+    def start(self, make: Callable[[TrioThread], Any]) -> Any:
+        """Make an object that has a method `run`, and run it."""
 
         def begin() -> Any:
             made = make(self)
@@ -94,9 +94,9 @@ class Loop:
 
 
 @contextmanager
-def loop(on: bool = False) -> Iterator[Loop]:
-    """A running `Loop`, with the monitor on or off."""
-    running = Loop(on)
+def running_thread(on: bool = False) -> Iterator[TrioThread]:
+    """Run a `TrioThread`, with the recorder on or off."""
+    running = TrioThread(on)
     ready = threading.Event()
     thread = threading.Thread(target=trio.run, args=(running.main, ready), daemon=True)
     thread.start()
@@ -110,7 +110,7 @@ def loop(on: bool = False) -> Iterator[Loop]:
 
 
 class Peer:
-    """A socket, and a session to write and read messages with."""
+    """A socket, with a session that writes and reads its messages."""
 
     def __init__(self, context: zmq.Context[Any], kind: int, address: str, name: str = "", key: bytes = KEY) -> None:
         self.session = Session(key=key, session=name or None) if name else Session(key=key)
@@ -123,26 +123,26 @@ class Peer:
         self.socket.connect(address)
 
     def send(self, msg_type: str, *identities: bytes, **parts: Any) -> Any:
-        """Send a message, with these identities before it; returns it."""
+        """Send a message, with these identities before it. Returns the message."""
         return self.session.send(self.socket, msg_type, ident=list(identities), **parts)
 
     def frames(self) -> list[bytes]:
-        """The next message as it came."""
-        assert self.socket.poll(TIMEOUT_MS), "nothing came"
+        """Receive a message; returns its frames."""
+        assert self.socket.poll(TIMEOUT_MS), "no message arrived"
         return self.socket.recv_multipart()
 
     def receive(self) -> tuple[list[bytes], dict[str, Any]]:
-        """The next message: (identities, message), its signature verified."""
+        """Receive a message and verify its signature; returns identities and message."""
         identities, parts = self.session.feed_identities(self.frames())
         return identities, self.session.deserialize(parts)
 
-    def hears_nothing(self) -> bool:
+    def receives_nothing(self) -> bool:
         return not self.socket.poll(QUIET_MS)
 
 
 @contextmanager
 def peers() -> Iterator[Callable[..., Peer]]:
-    """Makes peers on one context, and closes them."""
+    """Creates peers on one context, and closes them."""
     context: zmq.Context[Any] = zmq.Context()
     made: list[Peer] = []
 

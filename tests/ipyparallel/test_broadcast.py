@@ -1,4 +1,4 @@
-"""The broadcast view between bare sockets, whose messages jupyter_client's Session writes and verifies."""
+"""The broadcast relay between raw sockets, whose messages jupyter_client's Session writes and verifies."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.ipyparallel.raw_peers import ANYWHERE, Loop, Peer
-from trio_sched.ipyparallel.broadcast import Broadcast
+from tests.ipyparallel.raw_peers import ANYWHERE, Peer, TrioThread
+from trio_sched.ipyparallel.broadcast import BroadcastRelay
 
+#: Not in alphabetical order, so that tests notice if the order of the targets is not kept.
 NAMES = ["uuid-c", "uuid-a", "uuid-b"]
-"""Not in alphabetical order, so that the order of targets is seen to be kept."""
 BIG = bytes(range(256)) * 4096
 
 
 class View:
     """A client, three engines, and the broadcast relay between them."""
 
-    def __init__(self, loop: Loop, peer: Callable[..., Peer]) -> None:
+    def __init__(self, loop: TrioThread, peer: Callable[..., Peer]) -> None:
         self.loop = loop
         self.clients, self.sockets = (loop.call(loop.sockets.bind, "router", ANYWHERE) for _ in range(2))
         self.gone: set[str] = set()
         self.relay = loop.start(
-            lambda it: Broadcast(
-                self.clients, self.sockets, it.codec, it.note, it.monitor, lambda uuid: uuid not in self.gone
+            lambda it: BroadcastRelay(
+                self.clients, self.sockets, it.codec, it.note, it.recorder, lambda uuid: uuid not in self.gone
             )
         )
         self.client = peer(zmq.DEALER, self.clients)
         self.engines = {name: peer(zmq.ROUTER, self.sockets, name) for name in NAMES}
         for name, engine in self.engines.items():
-            while engine.hears_nothing():
+            while engine.receives_nothing():
                 self.ask([name])
-            while not engine.hears_nothing():
+            while not engine.receives_nothing():
                 engine.frames()
-        loop.call(loop.monitor.told.clear)
+        loop.call(loop.recorder.calls.clear)
 
     def ask(self, names: list[str] = NAMES, coalescing: bool = False, **parts: Any) -> str:
-        """Send a request; returns its msg_id."""
+        """Send a request. Returns its msg_id."""
         metadata = {
             "targets": [[name, number] for number, name in enumerate(names)],
             "is_broadcast": True,
@@ -48,7 +48,7 @@ class View:
         return str(sent["header"]["msg_id"])
 
     def answer(self, name: str, status: str = "ok", buffers: list[bytes] | None = None) -> dict[str, Any]:
-        """Let one engine receive its request and reply as an engine does. Returns the request."""
+        """Receive the request of one engine and reply to it. Returns the request."""
         identities, request = self.engines[name].receive()
         self.reply(name, identities, request, status, buffers)
         return request
@@ -68,18 +68,18 @@ class View:
 
 
 @pytest.fixture
-def view(loop: Loop, peer: Callable[..., Peer]) -> View:
+def view(loop: TrioThread, peer: Callable[..., Peer]) -> View:
     return View(loop, peer)
 
 
-def told(view: View, msg_id: str, what: str, names: list[str] = NAMES) -> list[tuple[Any, ...]]:
-    if not view.loop.monitor.on:
+def expected_calls(view: View, msg_id: str, what: str, names: list[str] = NAMES) -> list[tuple[Any, ...]]:
+    if not view.loop.recorder.on:
         return []
     client = (view.client.session.session,) if what == "submitted" else ()
     return [(what, "broadcast", f"{msg_id}_{name}", *client, name) for name in names]
 
 
-def test_each_target_gets_a_message_of_its_own(view: View) -> None:
+def test_each_target_gets_its_own_signed_message(view: View) -> None:
     msg_id = view.ask(buffers=[b"code", BIG])
     for name in NAMES:
         _, request = view.engines[name].receive()  # its signature is verified
@@ -88,11 +88,11 @@ def test_each_target_gets_a_message_of_its_own(view: View) -> None:
         assert request["metadata"]["original_msg_id"] == msg_id
         assert request["metadata"]["is_broadcast"] is True
         assert [bytes(buffer) for buffer in request["buffers"]] == [b"code", BIG]
-    view.loop.until(lambda: view.loop.monitor.told == told(view, msg_id, "submitted"))
-    assert view.loop.monitor.buffers == 0  # they are not stored once for each target
+    view.loop.wait_until(lambda: view.loop.recorder.calls == expected_calls(view, msg_id, "submitted"))
+    assert view.loop.recorder.buffers == 0  # not stored once for each target
 
 
-def test_plain_replies_go_on_one_by_one(view: View) -> None:
+def test_plain_replies_are_relayed_one_by_one(view: View) -> None:
     msg_id = view.ask()
     for name in reversed(NAMES):
         view.answer(name, buffers=[name.encode(), BIG])
@@ -103,10 +103,10 @@ def test_plain_replies_go_on_one_by_one(view: View) -> None:
         assert reply["metadata"]["original_msg_id"] == msg_id
         replies[reply["parent_header"]["msg_id"]] = bytes(reply["buffers"][0])
     assert replies == {f"{msg_id}_{name}": name.encode() for name in NAMES}
-    assert view.client.hears_nothing()
+    assert view.client.receives_nothing()
 
 
-def test_coalescing_replies_are_one_with_the_buffers_in_the_order_of_the_targets(view: View) -> None:
+def test_coalesced_reply_has_buffers_in_target_order(view: View) -> None:
     msg_id = view.ask(coalescing=True)
     for name in sorted(NAMES):
         view.answer(name, buffers=[name.encode(), BIG])
@@ -121,9 +121,9 @@ def test_coalescing_replies_are_one_with_the_buffers_in_the_order_of_the_targets
     assert [bytes(buffer) for buffer in reply["buffers"]] == [
         buffer for name in NAMES for buffer in (name.encode(), BIG)
     ]
-    assert view.client.hears_nothing()
-    heard = [entry for entry in view.loop.monitor.told if entry[0] == "finished"]
-    assert sorted(heard) == sorted(told(view, msg_id, "finished"))
+    assert view.client.receives_nothing()
+    finished = [entry for entry in view.loop.recorder.calls if entry[0] == "finished"]
+    assert sorted(finished) == sorted(expected_calls(view, msg_id, "finished"))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_coalescing_replies_are_one_with_the_buffers_in_the_order_of_the_targets
         (("aborted", "ok", "error"), "error of uuid-b"),
     ],
 )
-def test_an_error_of_any_wins(view: View, statuses: tuple[str, ...], winner: str) -> None:
+def test_error_of_one_engine_decides_the_coalesced_reply(view: View, statuses: tuple[str, ...], winner: str) -> None:
     view.ask(coalescing=True)
     for name, status in zip(NAMES, statuses, strict=True):
         view.answer(name, status, buffers=[b"result"] if status == "ok" else [])
@@ -146,7 +146,7 @@ def test_an_error_of_any_wins(view: View, statuses: tuple[str, ...], winner: str
     assert len(reply["metadata"]["broadcast_targets"]) == len(NAMES)
 
 
-def test_coalescing_and_plain_requests_at_the_same_time(view: View) -> None:
+def test_coalescing_and_plain_requests_do_not_interfere(view: View) -> None:
     coalescing = view.ask(coalescing=True)
     plain = view.ask()
     first = {name: view.engines[name].receive() for name in NAMES}
@@ -162,17 +162,18 @@ def test_coalescing_and_plain_requests_at_the_same_time(view: View) -> None:
     assert not view.relay._awaited
 
 
-# ---- engines that are not there -------------------------------------------------------------------------------------
+# ---- engines that are not registered --------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------
 
 
-def test_a_target_that_leaves_voids_the_coalesced_reply(view: View) -> None:
-    """Clients make the EngineError themselves; a reply on top would be one too many."""
+def test_target_that_leaves_voids_the_coalesced_reply(view: View) -> None:
+    """Clients raise the EngineError themselves; a reply in addition would be a second answer."""
     view.ask(coalescing=True)
     view.answer(NAMES[0])
     late = view.engines[NAMES[1]].receive()
-    view.loop.call(view.relay.engine_gone, NAMES[2])
+    view.loop.call(view.relay.engine_removed, NAMES[2])
     view.reply(NAMES[1], *late)
-    assert view.client.hears_nothing()
+    assert view.client.receives_nothing()
     assert not view.relay._awaited
     view.ask([NAMES[0], NAMES[1]], coalescing=True)
     for name in (NAMES[0], NAMES[1]):
@@ -180,13 +181,13 @@ def test_a_target_that_leaves_voids_the_coalesced_reply(view: View) -> None:
     assert len(view.client.receive()[1]["buffers"]) == 2
 
 
-def test_a_target_that_is_gone_gets_nothing(view: View) -> None:
+def test_unregistered_target_voids_the_coalesced_reply(view: View) -> None:
     view.gone.add(NAMES[2])
     view.ask(coalescing=True)
     for name in NAMES[:2]:
         view.answer(name)
-    assert view.engines[NAMES[2]].hears_nothing()
-    assert view.client.hears_nothing()
+    assert view.engines[NAMES[2]].receives_nothing()
+    assert view.client.receives_nothing()
     assert not view.relay._awaited
     assert view.loop.counters["unknown_target"] == 1
 
@@ -194,7 +195,7 @@ def test_a_target_that_is_gone_gets_nothing(view: View) -> None:
 # ---- bad input (R25, R26) -------------------------------------------------------------------------------------------
 
 
-def test_r26_a_reply_counts_once_and_only_from_the_engine_that_was_asked(view: View) -> None:
+def test_r26_reply_counts_once_and_only_from_the_asked_engine(view: View) -> None:
     view.ask(coalescing=True)
     asked = {name: view.engines[name].receive() for name in NAMES}
     view.reply(NAMES[0], asked[NAMES[0]][0], asked[NAMES[1]][1], buffers=[b"forged"])
@@ -205,10 +206,10 @@ def test_r26_a_reply_counts_once_and_only_from_the_engine_that_was_asked(view: V
     assert view.loop.counters["reply_from_another_engine"] == 1
 
 
-def test_r25_what_is_not_genuine_changes_nothing(view: View, peer: Callable[..., Peer]) -> None:
-    liar = peer(zmq.DEALER, view.clients, key=b"another key")
+def test_r25_unsigned_replayed_and_malformed_requests_change_nothing(view: View, peer: Callable[..., Peer]) -> None:
+    wrong_key_peer = peer(zmq.DEALER, view.clients, key=b"another key")
     metadata = {"targets": [[NAMES[0], 0]], "is_broadcast": True, "is_coalescing": True}
-    liar.send("apply_request", content={}, metadata=metadata)
+    wrong_key_peer.send("apply_request", content={}, metadata=metadata)
     frames = view.client.session.serialize(view.client.session.msg("apply_request", content={}, metadata=metadata))
     for _ in range(2):
         view.client.socket.send_multipart(frames)
@@ -216,13 +217,13 @@ def test_r25_what_is_not_genuine_changes_nothing(view: View, peer: Callable[...,
     view.client.socket.send_multipart([b"<IDS|MSG>", b"too", b"short"])
     view.answer(NAMES[0], buffers=[b"x"])
     assert view.client.receive()[1]["metadata"]["broadcast_targets"] == [[NAMES[0], 0]]
-    assert liar.hears_nothing()
-    assert all(engine.hears_nothing() for engine in view.engines.values())
+    assert wrong_key_peer.receives_nothing()
+    assert all(engine.receives_nothing() for engine in view.engines.values())
     assert view.loop.counters == {"wrongly_signed": 1, "replayed": 1, "malformed": 2}
 
 
 @pytest.mark.parametrize("targets", [None, [], "all", [["a"]], [[1, 2]], [NAMES], {"a": 1}])
-def test_r25_a_genuine_request_without_targets_is_answered_with_an_error(view: View, targets: Any) -> None:
+def test_r25_signed_request_without_targets_gets_an_error(view: View, targets: Any) -> None:
     sent = view.client.send("apply_request", content={}, metadata={"targets": targets, "is_broadcast": True})
     _, reply = view.client.receive()
     assert reply["header"]["msg_type"] == "apply_reply"
@@ -231,7 +232,7 @@ def test_r25_a_genuine_request_without_targets_is_answered_with_an_error(view: V
     assert "targets" in reply["content"]["evalue"]
 
 
-def test_r25_engines_that_speak_nonsense(view: View) -> None:
+def test_r25_malformed_replies_change_nothing(view: View) -> None:
     view.ask(coalescing=True)
     identities, request = view.engines[NAMES[0]].receive()
     relay = identities[0]

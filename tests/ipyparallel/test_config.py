@@ -1,4 +1,4 @@
-"""The front's settings, its ports, and what a request's metadata may ask for."""
+"""Settings, ports, connection files, and the metadata of requests."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 from trio_sched.core.events import Dependency
 from trio_sched.errors import AddressInUseError, ConfigError, WireError
 from trio_sched.ipyparallel.config import SIDES, IppConfig
-from trio_sched.ipyparallel.desk import Desk
-from trio_sched.ipyparallel.files import path_of, read_former, remove, write
-from trio_sched.ipyparallel.roster import Roster
+from trio_sched.ipyparallel.connection_files import path_of, read_former, remove, write
+from trio_sched.ipyparallel.controller_context import ControllerContext
+from trio_sched.ipyparallel.records.recorder import NullRecorder
 from trio_sched.ipyparallel.tasks import PLAIN, spec_of
-from trio_sched.transport.private import MAX_FILE_BYTES
-from trio_sched.transport.zmq_bound import SocketSet
+from trio_sched.transport.private_files import MAX_FILE_BYTES
+from trio_sched.transport.zmq_socket_set import SocketSet
 from trio_sched.wire.jupyter import Codec
 
 
@@ -34,63 +34,64 @@ from trio_sched.wire.jupyter import Codec
     ],
     ids=str,
 )  # fmt: skip
-def test_a_wrong_setting_is_named(setting: dict[str, Any]) -> None:
+def test_invalid_setting_is_named_in_the_error(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="port" if "ports" in setting else next(iter(setting))):
         IppConfig(profile_dir="/nowhere", **setting)
 
 
-def test_the_patience_with_registrations_is_ipcontrollers() -> None:
-    assert IppConfig(profile_dir="p").patience_s() == 30.0
-    assert IppConfig(profile_dir="p", ping_ms=6000).patience_s() == 60.0
-    assert IppConfig(profile_dir="p", registration_timeout_s=1.0).patience_s() == 1.0
+def test_registration_timeout_is_ipcontrollers() -> None:
+    assert IppConfig(profile_dir="p").effective_registration_timeout_s() == 30.0
+    assert IppConfig(profile_dir="p", ping_ms=6000).effective_registration_timeout_s() == 60.0
+    assert IppConfig(profile_dir="p", registration_timeout_s=1.0).effective_registration_timeout_s() == 1.0
 
 
-def wanted(config: IppConfig, *channels: tuple[Any, str], former: Any = None) -> list[int]:
-    desk = Desk(config, SimpleNamespace(connections=None), Codec(b""), None, former or {})  # type: ignore[arg-type]
+def candidate_ports(config: IppConfig, *channels: tuple[Any, str], former: Any = None) -> list[int]:
+    hub: Any = SimpleNamespace(connections=None)
+    context = ControllerContext(config, hub, Codec(b""), NullRecorder(), former or {})
     try:
-        return [next(desk._wanted(side, channel)) for side, channel in channels]
+        return [next(context._candidate_ports(side, channel)) for side, channel in channels]
     finally:
-        desk.sockets.close()
+        context.sockets.close()
 
 
-def test_ports_come_from_the_pools_and_then_from_anywhere() -> None:
+def test_ports_come_from_the_pools_and_then_are_any() -> None:
     config = IppConfig(profile_dir="p", registration_port=1, client_ports=(2,), engine_ports=(3,), ports=(4, 5))
     asked = [("engine", "registration"), *[("client", "task")] * 2, *[("engine", "task")] * 3]
-    assert wanted(config, *asked) == [1, 2, 4, 3, 5, 0]
+    assert candidate_ports(config, *asked) == [1, 2, 4, 3, 5, 0]
 
 
-def test_a_former_run_comes_first() -> None:
+def test_ports_of_a_former_run_come_first() -> None:
     former = {"client": {"task": 7}, "engine": {"broadcast": [8, 9]}}
     config = IppConfig(profile_dir="p", ports=(4,))
     asked = [("client", "task"), ("engine", "broadcast"), ("engine", "task")]
-    assert wanted(config, *asked, former=former) == [7, 8, 4]
+    assert candidate_ports(config, *asked, former=former) == [7, 8, 4]
 
 
-def test_a_port_in_use_is_said() -> None:
+def test_port_in_use_is_an_error() -> None:
     with SocketSet() as first, SocketSet() as second:
         taken = first.bind("router", "tcp://127.0.0.1:0")
         with pytest.raises(AddressInUseError, match="in use"):
             second.bind("router", taken.address)
 
 
-def test_only_our_own_connection_file_is_removed(tmp_path: Path) -> None:
+def test_connection_file_of_another_controller_is_not_removed(tmp_path: Path) -> None:
     config = IppConfig(profile_dir=str(tmp_path), cluster_id="c")
     path = path_of(config, "client")
     assert path == tmp_path / "security" / "ipcontroller-c-client.json"
-    write(path, {"key": "ours"})
+    write(path, {"key": "first"})
     write(path, {"key": "a successor's"})
-    remove(path, {"key": "ours"})
+    remove(path, {"key": "first"})
     assert json.loads(path.read_text()) == {"key": "a successor's"}
     remove(path, {"key": "a successor's"})
     assert not path.exists()
 
 
 @pytest.mark.parametrize("inside", ["", "[]", "{}", '{"key": "k"}'])
-def test_former_files_that_make_no_sense_are_left_alone(tmp_path: Path, inside: str) -> None:
+def test_malformed_former_files_are_not_used(tmp_path: Path, inside: str) -> None:
     config = IppConfig(profile_dir=str(tmp_path))
     assert read_former(config) == {}
     for side in ("client", "engine"):
-        path = path_of(config, side)  # type: ignore[arg-type]
+        path = path_of(config, side)
         path.parent.mkdir(exist_ok=True)
         path.write_text(inside)
         path.chmod(0o600)
@@ -98,7 +99,7 @@ def test_former_files_that_make_no_sense_are_left_alone(tmp_path: Path, inside: 
 
 
 def former_files(config: IppConfig) -> list[Path]:
-    """Connection files as a former run leaves them."""
+    """Write the connection files of a former run."""
     inside = {"key": "k", "registration": 1, "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}
     paths = [path_of(config, side) for side in SIDES]
     for path in paths:
@@ -114,7 +115,7 @@ def other_users(path: Path) -> None:
 
 
 def within_limit(future: Future[Any], unblock: Callable[[], None] | None) -> Any:
-    """The result; when it does not come, the thread is released, so that the test fails and does not hang."""
+    """Return the result of a future. After 10 s its thread is released, so that the test fails and does not hang."""
     try:
         return future.result(10)
     except TimeoutError:
@@ -143,7 +144,7 @@ def fifo(path: Path) -> None:
     ids=["readable by others", "of another user", "FIFO", "large"],
 )
 @pytest.mark.parametrize("side", [0, 1])
-def test_former_files_that_others_may_have_written_are_not_used(
+def test_former_files_accessible_to_others_are_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[Path], Any], reason: str, side: int
 ) -> None:
     config = IppConfig(profile_dir=str(tmp_path))
@@ -160,26 +161,16 @@ def test_former_files_that_others_may_have_written_are_not_used(
     assert paths[side].stat().st_mode & 0o777 == 0o600
 
 
-def test_numbers_of_engines_count_up_and_a_free_one_is_granted() -> None:
-    roster = Roster()
-    first = roster.begin("a", None, 0.0)
-    assert [roster.begin(uuid, wanted, 0.0).number for uuid, wanted in (("b", 0), ("c", 7), ("d", None))] == [1, 7, 8]
-    roster.remove(first)
-    assert roster.begin("e", None, 0.0).number == 9
-    assert roster.begin("f", 0, 0.0).number == 0
-    assert roster.present() == {}
-
-
 @pytest.mark.parametrize(
     "metadata",
     [{}, {"after": [], "follow": None, "targets": [], "retries": 0, "timeout": 0}, {"after": {"dependencies": []}},
      {"retries": None, "label": "x", "unknown": [1]}],
 )  # fmt: skip
-def test_what_asks_for_nothing_is_plain(metadata: dict[str, Any]) -> None:
+def test_metadata_that_ask_for_nothing_give_the_plain_spec(metadata: dict[str, Any]) -> None:
     assert spec_of(json.dumps(metadata).encode()) is PLAIN
 
 
-def test_what_a_request_may_ask_for() -> None:
+def test_metadata_are_decoded_to_a_spec() -> None:
     after = {"dependencies": ["a", "b", "a"], "all": False, "success": True, "failure": True}
     asked = {"after": after, "follow": ["c"], "targets": ["e1", "e2"], "retries": 3, "timeout": 1.5}
     spec = spec_of(json.dumps(asked).encode())
@@ -197,6 +188,6 @@ def test_what_a_request_may_ask_for() -> None:
      {"timeout": -1}, {"timeout": "soon"}, {"targets": [1]}, {"targets": 5}],
     ids=str,
 )  # fmt: skip
-def test_r25_what_makes_no_sense_is_refused(metadata: dict[str, Any]) -> None:
+def test_r25_invalid_metadata_are_refused(metadata: dict[str, Any]) -> None:
     with pytest.raises(WireError):
         spec_of(json.dumps(metadata).encode())

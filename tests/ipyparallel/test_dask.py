@@ -1,5 +1,5 @@
-"""The Dask scheduler that clients may ask for: its process, and what the reply says. `distributed` is a fake here;
-ipyparallel's own test runs with the real one (`nox -s downstream`).
+"""The process of the Dask scheduler, and the replies to clients. `distributed` is a fake here; ipyparallel's own test
+uses the real one (`nox -s downstream`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.ipyparallel.stand import PATIENCE_S, client, stand
+from tests.ipyparallel.controller_fixture import TIMEOUT_S, client, running_controller
 from trio_sched.ipyparallel.config import IppConfig
 from trio_sched.ipyparallel.dask import DASHBOARD_PORT, DaskScheduler
 
@@ -51,7 +51,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_scheduler(script: Callable[[DaskScheduler], Awaitable[None]], host: str | None = "127.0.0.1") -> None:
     async def main() -> None:
-        with trio.fail_after(PATIENCE_S):
+        with trio.fail_after(TIMEOUT_S):
             async with trio.open_nursery() as nursery:
                 dask = DaskScheduler(host)
                 nursery.start_soon(dask.run)
@@ -71,7 +71,7 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.usefixtures("fake")
-def test_one_scheduler_at_a_time_until_it_is_stopped() -> None:
+def test_one_scheduler_runs_at_a_time_until_it_is_stopped() -> None:
     pids: list[int] = []
 
     async def script(dask: DaskScheduler) -> None:
@@ -95,11 +95,11 @@ def test_one_scheduler_at_a_time_until_it_is_stopped() -> None:
         assert runs(pids[1])
 
     with_scheduler(script)
-    assert not runs(pids[1])  # it ends with the controller
+    assert not runs(pids[1])  # it ended with the controller
 
 
 @pytest.mark.usefixtures("fake")
-def test_it_binds_one_address_unless_told_otherwise() -> None:
+def test_scheduler_binds_one_address_by_default() -> None:
     async def script(dask: DaskScheduler) -> None:
         async def arguments(**given: str) -> str:
             address: str = (await dask.start(given))["address"]
@@ -115,7 +115,7 @@ def test_it_binds_one_address_unless_told_otherwise() -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_why_it_does_not_start_and_that_it_may_later() -> None:
+def test_failed_start_is_explained_and_a_later_one_succeeds() -> None:
     async def script(dask: DaskScheduler) -> None:
         refused = await dask.start({"ip": "*"})
         assert (refused["status"], refused["ename"]) == ("error", "TypeError")
@@ -132,7 +132,7 @@ def test_why_it_does_not_start_and_that_it_may_later() -> None:
     with_scheduler(script)
 
 
-def test_without_distributed_the_reply_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reply_names_missing_distributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "distributed.py").write_text("raise ModuleNotFoundError(\"No module named 'distributed'\")")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
@@ -155,15 +155,15 @@ def test_without_distributed_the_reply_says_so(tmp_path: Path, monkeypatch: pyte
         ({"engine_ip": "/a/path", "engine_transport": "ipc"}, "127.0.0.1"),
     ],
 )
-def test_where_it_binds_by_default(settings: dict[str, Any], host: str | None) -> None:
+def test_default_address_is_the_controllers(settings: dict[str, Any], host: str | None) -> None:
     assert IppConfig(profile_dir="/", **settings).dask_host() == host
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ipyparallel"), reason="needs ipyparallel")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.usefixtures("fake")
-def test_a_client_asks_for_it_and_it_ends_with_the_controller() -> None:
-    with stand() as running, client(running) as connected:
+def test_scheduler_started_by_a_client_ends_with_the_controller() -> None:
+    with running_controller() as running, client(running) as connected:
 
         def ask(kind: str, **content: Any) -> dict[str, Any]:
             reply = connected._send_recv(connected._query_stream, f"{kind}_request", content)

@@ -1,4 +1,4 @@
-"""What users write for ipcontroller, and what we make of it."""
+"""Options of ipcontroller from command line, files and environment, and the settings that result."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 from trio_sched.cli.ipcontroller import OPTIONS
 from trio_sched.errors import ConfigError
 from trio_sched.ipyparallel.options import ALIASES, FLAGS
-from trio_sched.ipyparallel.settings import SETTINGS, Told, told
+from trio_sched.ipyparallel.settings import SETTINGS, ControllerOptions, read_options
 
 
 @pytest.fixture
 def read(tmp_path: Path) -> Any:
-    """Reads options as a controller would whose profile is in a directory of the test's own."""
+    """Reads options as a controller does whose home directory belongs to the test."""
 
-    def read(*arguments: str, config: str | None = None, **environ: str) -> Told:
+    def read(*arguments: str, config: str | None = None, **environ: str) -> ControllerOptions:
         if config is not None:
             profile = tmp_path / ".ipython" / "profile_default"
             profile.mkdir(parents=True, exist_ok=True)
             (profile / "ipcontroller_config.py").write_text(config, encoding="utf-8")
-        return told(arguments, environ, tmp_path)
+        return read_options(arguments, environ, tmp_path)
 
     return read
 
@@ -70,10 +70,10 @@ def read(tmp_path: Path) -> Any:
         (["--hwm=1", "--hwm=5"], "hwm", 5),
     ],
 )
-def test_options(read: Any, arguments: list[str], field: str, value: Any) -> None:
-    wanted = read(*arguments)
-    assert getattr(wanted.config, field) == value
-    assert not wanted.warnings
+def test_option_sets_its_field(read: Any, arguments: list[str], field: str, value: Any) -> None:
+    result = read(*arguments)
+    assert getattr(result.config, field) == value
+    assert not result.warnings
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_options(read: Any, arguments: list[str], field: str, value: Any) -> Non
         (["--native=lab"], "native", "lab"),
     ],
 )
-def test_options_of_the_process(read: Any, arguments: list[str], field: str, value: Any) -> None:
-    wanted = read(*arguments)
-    assert getattr(wanted, field) == value
-    assert not wanted.warnings
+def test_process_option_sets_its_field(read: Any, arguments: list[str], field: str, value: Any) -> None:
+    result = read(*arguments)
+    assert getattr(result, field) == value
+    assert not result.warnings
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_options_of_the_process(read: Any, arguments: list[str], field: str, val
         (["--log-url=tcp://127.0.0.1:9"], "log_url"),
     ],
 )
-def test_the_unknown_is_named_in_one_warning(read: Any, arguments: list[str], named: str) -> None:
-    wanted = read(*arguments)
-    (warning,) = wanted.warnings
+def test_unknown_option_is_named_in_one_warning(read: Any, arguments: list[str], named: str) -> None:
+    result = read(*arguments)
+    (warning,) = result.warnings
     assert named in warning
     if "--hwm=2" in arguments:
-        assert wanted.config.hwm == 2
+        assert result.config.hwm == 2
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_the_unknown_is_named_in_one_warning(read: Any, arguments: list[str], na
         (["--cluster-id=a/b"], "cluster_id"),
     ],
 )
-def test_a_wrong_value_is_an_error_that_names_it(read: Any, arguments: list[str], named: str) -> None:
+def test_invalid_value_is_named_in_the_error(read: Any, arguments: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(named)):
         read(*arguments)
 
@@ -147,8 +147,8 @@ def test_a_wrong_value_is_an_error_that_names_it(read: Any, arguments: list[str]
 # ---- configuration files --------------------------------------------------------------------------------------------
 
 
-def test_the_configuration_file_of_the_profile(read: Any) -> None:
-    wanted = read(
+def test_configuration_file_of_the_profile_is_executed(read: Any) -> None:
+    result = read(
         config=(
             "c = get_config()\n"
             "c.HeartMonitor.period = 200\n"
@@ -165,18 +165,18 @@ def test_the_configuration_file_of_the_profile(read: Any) -> None:
             "c.IPController.hb = (31, 32)\n"
         )
     )
-    config = wanted.config
-    assert not wanted.warnings
+    config = result.config
+    assert not result.warnings
     assert (config.ping_ms, config.ports, config.hwm, config.key) == (200, (1, 2, 3), 7, "secret")
     assert (config.reuse, config.location, config.database) == (True, "here", "sqlitedb")
     assert (config.client_ports, config.engine_ports) == ((21,), (22, 31, 32))
 
 
-def test_c_is_there_without_being_asked_for(read: Any) -> None:
+def test_c_is_defined_without_get_config(read: Any) -> None:
     assert read(config="c.HeartMonitor.period = 200").config.ping_ms == 200
 
 
-def test_what_the_file_says_that_we_do_not_know_is_named(read: Any) -> None:
+def test_unknown_trait_in_a_file_is_named(read: Any) -> None:
     (warning,) = read(config="c.Kitchen.sink = 1\nc.HeartMonitor.debug = True\n").warnings
     assert "Kitchen.sink" in warning
     assert "ipcontroller_config.py" in warning
@@ -186,17 +186,17 @@ def test_what_the_file_says_that_we_do_not_know_is_named(read: Any) -> None:
     ("line", "named"),
     [("1/0", "ZeroDivisionError"), ("import no_such_module", "no_such_module"), ("exit(3)", "SystemExit")],
 )
-def test_an_error_in_the_file_is_a_warning_with_its_line(read: Any, line: str, named: str) -> None:
-    wanted = read(config=f"c.TaskScheduler.hwm = 3\n{line}\nc.TaskScheduler.hwm = 4\n")
-    (warning,) = wanted.warnings
+def test_error_in_a_file_is_a_warning_with_its_line(read: Any, line: str, named: str) -> None:
+    result = read(config=f"c.TaskScheduler.hwm = 3\n{line}\nc.TaskScheduler.hwm = 4\n")
+    (warning,) = result.warnings
     assert named in warning
     assert "line 2" in warning
-    assert wanted.config.hwm == 3
-    (warning,) = read(config="this is no Python").warnings
+    assert result.config.hwm == 3
+    (warning,) = read(config="this file is not Python").warnings
     assert "SyntaxError" in warning
 
 
-def test_options_win_over_files_over_environment(read: Any) -> None:
+def test_options_override_files_and_files_the_environment(read: Any) -> None:
     file = "c.IPController.cluster_id = 'file'\nc.Session.key = b'file'\nc.TaskScheduler.hwm = 3\n"
     config = read("--hwm=5", config=file, IPP_CLUSTER_ID="env", IPP_SESSION_KEY="env").config
     assert (config.hwm, config.cluster_id, config.key) == (5, "file", "file")
@@ -204,7 +204,7 @@ def test_options_win_over_files_over_environment(read: Any) -> None:
     assert (config.cluster_id, config.key, config.curve) == ("env", "env", True)
 
 
-def test_subconfigs_json_and_one_more_file(read: Any, tmp_path: Path) -> None:
+def test_subconfig_json_and_extra_files_are_read(read: Any, tmp_path: Path) -> None:
     profile = tmp_path / ".ipython" / "profile_default"
     profile.mkdir(parents=True)
     (profile / "common.py").write_text("c.TaskScheduler.hwm = 9\n", encoding="utf-8")
@@ -215,10 +215,11 @@ def test_subconfigs_json_and_one_more_file(read: Any, tmp_path: Path) -> None:
     assert (config.hwm, config.ping_ms, config.location) == (9, 123, "more")
 
 
-# ---- where ----------------------------------------------------------------------------------------------------------
+# ---- directories ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
-def test_where_the_profile_is(read: Any, tmp_path: Path) -> None:
+def test_profile_directory_is_found(read: Any, tmp_path: Path) -> None:
     home = tmp_path / ".ipython"
     assert read().config.profile_dir == str(home / "profile_default")
     assert read("--profile=lab").config.profile_dir == str(home / "profile_lab")
@@ -228,16 +229,16 @@ def test_where_the_profile_is(read: Any, tmp_path: Path) -> None:
     assert read("--profile=lab", IPP_PROFILE_DIR="/srv/p").config.profile_dir == "/srv/p"
 
 
-def test_local_sockets_are_in_the_profile(read: Any, tmp_path: Path) -> None:
+def test_ipc_sockets_are_in_the_profile(read: Any, tmp_path: Path) -> None:
     config = read("--transport=ipc").config
     assert config.interface("client").startswith(f"ipc://{tmp_path}")
     assert config.interface("client") != config.interface("engine")
 
 
-def test_the_help_names_every_option() -> None:
+def test_help_names_every_option() -> None:
     named = set(re.findall(r"--([a-z][a-z-]+)", OPTIONS))
-    unsaid = {"log-url", "ident", "user", "usethreads", "mongodb", "restore"}
-    assert set(ALIASES) | set(FLAGS) == named | unsaid
+    undocumented = {"log-url", "ident", "user", "usethreads", "mongodb", "restore"}
+    assert set(ALIASES) | set(FLAGS) == named | undocumented
     assert {path for path in ALIASES.values() if path not in SETTINGS} == {
         "IPController.log_url",
         "Session.session",

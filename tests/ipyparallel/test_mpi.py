@@ -1,4 +1,4 @@
-"""ipyparallel's MPI launcher with our controller: the engines are one MPI world (`nox -s mpi`)."""
+"""ipyparallel's MPI launcher with this controller: the engines are one MPI world (`nox -s mpi`)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def world() -> tuple[int, int]:
     return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 
 
-def test_engines_of_one_mpi_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_are_one_mpi_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    monkeypatch.setenv("OMPI_MCA_rmaps_base_oversubscribe", "1")  # more engines than cores, for once
+    monkeypatch.setenv("OMPI_MCA_rmaps_base_oversubscribe", "1")  # there may be more engines than cores
     if os.geteuid() == 0:
         monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
         monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")

@@ -1,4 +1,4 @@
-"""Answers to clients' questions, without any socket."""
+"""Answers to the requests of clients, without sockets."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ import pytest
 
 from tests.ipyparallel.messages import CODEC, reply, request
 from trio_sched.ipyparallel.dask import DaskScheduler
-from trio_sched.ipyparallel.queries import Answer, Queries
-from trio_sched.ipyparallel.records.base import Monitor, NullMonitor
+from trio_sched.ipyparallel.queries import Answer, RecordQueries
 from trio_sched.ipyparallel.records.memory import MemoryStore
+from trio_sched.ipyparallel.records.recorder import NullRecorder, TaskRecorder
 from trio_sched.ipyparallel.records.sqlite import SQLiteStore
-from trio_sched.wire.jupyter import Parsed
+from trio_sched.wire.jupyter import JupyterMessage
 
 ENGINES = {0: "e0", 3: "e3"}
 
 
-class Desk:
-    """Questions, their answers, and what else they led to."""
+class QueryHarness:
+    """Sends requests to `RecordQueries`, and keeps their effects."""
 
-    def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self.submitted: list[Parsed] = []
+    def __init__(self, recorder: TaskRecorder) -> None:
+        self.recorder = recorder
+        self.submitted: list[JupyterMessage] = []
         self.stopped = 0
         self.tasks: dict[str, str | None] = {}
         self.dask = DaskScheduler("127.0.0.1")
-        self.queries = Queries(CODEC, monitor, lambda: ENGINES, self._submit, self._stop, self.dask, lambda: self.tasks)
+        self.queries = RecordQueries(
+            CODEC, recorder, lambda: ENGINES, self._submit, self._stop, self.dask, lambda: self.tasks
+        )
 
-    def _submit(self, message: Parsed) -> None:
+    def _submit(self, message: JupyterMessage) -> None:
         CODEC.verify(message)
         self.submitted.append(message)
-        self.monitor.submitted("task", message, message.head.session)
+        self.recorder.submitted("task", message, message.head.session)
 
     def _stop(self) -> None:
         self.stopped += 1
@@ -48,62 +50,62 @@ class Desk:
         return answer.msg_type, answer.content["ename"]
 
     def run(self, msg_id: str, engine: str = "e0", **kwargs: Any) -> None:
-        """A task from its beginning to its end."""
-        self.monitor.submitted("task", request(msg_id, **kwargs), "alice")
-        self.monitor.arrived(engine, msg_id)
-        self.monitor.finished("task", reply(msg_id, buffers=(f"result of {msg_id}".encode(),)), engine)
+        """Record a task from submission to result."""
+        self.recorder.submitted("task", request(msg_id, **kwargs), "alice")
+        self.recorder.assigned(engine, msg_id)
+        self.recorder.finished("task", reply(msg_id, buffers=(f"result of {msg_id}".encode(),)), engine)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
+def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QueryHarness]:
     store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "tasks.db")
-    yield Desk(Monitor(store))
+    yield QueryHarness(TaskRecorder(store))
     store.close()
 
 
 @pytest.fixture
-def forgetful() -> Desk:
-    return Desk(NullMonitor())
+def harness_without_records() -> QueryHarness:
+    return QueryHarness(NullRecorder())
 
 
-def test_connection(desk: Desk) -> None:
-    assert desk.ask("connection").content == {"status": "ok", "engines": {"0": "e0", "3": "e3"}}
+def test_connection_request_lists_engines(harness: QueryHarness) -> None:
+    assert harness.ask("connection").content == {"status": "ok", "engines": {"0": "e0", "3": "e3"}}
 
 
-def test_queue_status(desk: Desk) -> None:
-    desk.run("t1")
-    desk.run("t2", "e3")
-    desk.monitor.submitted("task", request("t3"), "alice")
-    desk.monitor.submitted("task", request("t4"), "alice")
-    desk.monitor.arrived("e3", "t4")
-    desk.monitor.submitted("mux", request("d1"), "alice", "e0")
-    assert desk.ask("queue", targets=None).content == {
+def test_queue_request_counts_and_names_tasks(harness: QueryHarness) -> None:
+    harness.run("t1")
+    harness.run("t2", "e3")
+    harness.recorder.submitted("task", request("t3"), "alice")
+    harness.recorder.submitted("task", request("t4"), "alice")
+    harness.recorder.assigned("e3", "t4")
+    harness.recorder.submitted("mux", request("d1"), "alice", "e0")
+    assert harness.ask("queue", targets=None).content == {
         "status": "ok",
         "0": {"queue": 1, "completed": 1, "tasks": 0},
         "3": {"queue": 0, "completed": 1, "tasks": 1},
         "unassigned": 1,
     }
-    assert desk.ask("queue", targets=[0, "e3"], verbose=True).content == {
+    assert harness.ask("queue", targets=[0, "e3"], verbose=True).content == {
         "status": "ok",
         "0": {"queue": ["d1"], "completed": ["t1"], "tasks": []},
         "3": {"queue": [], "completed": ["t2"], "tasks": ["t4"]},
         "unassigned": ["t3"],
     }
-    assert desk.ask("load", targets=3).content == {"status": "ok", "3": 1}
+    assert harness.ask("load", targets=3).content == {"status": "ok", "3": 1}
 
 
 @pytest.mark.parametrize("targets", [[7], [0, "nobody"], "nobody", [], [None], [0.5]])
-def test_engines_that_are_not_there(desk: Desk, targets: Any) -> None:
-    assert desk.fails("queue", targets=targets) == ("hub_error", "IndexError")
-    assert desk.fails("load", targets=targets) == ("hub_error", "IndexError")
+def test_unknown_engines_are_an_error(harness: QueryHarness, targets: Any) -> None:
+    assert harness.fails("queue", targets=targets) == ("hub_error", "IndexError")
+    assert harness.fails("load", targets=targets) == ("hub_error", "IndexError")
 
 
-def test_results_with_buffers_in_the_order_of_ids(desk: Desk) -> None:
+def test_results_have_buffers_in_the_order_of_ids(harness: QueryHarness) -> None:
     for msg_id in ("b", "a", "c"):
-        desk.run(msg_id)
-    desk.monitor.output(reply("a", msg_type="stream", content={"name": "stdout", "text": "said"}))
-    desk.monitor.submitted("task", request("p"), "alice")
-    answer = desk.ask("result", msg_ids=["c", "a", "p", "a"])
+        harness.run(msg_id)
+    harness.recorder.output(reply("a", msg_type="stream", content={"name": "stdout", "text": "said"}))
+    harness.recorder.submitted("task", request("p"), "alice")
+    answer = harness.ask("result", msg_ids=["c", "a", "p", "a"])
     assert answer.msg_type == "result_reply"
     assert answer.content["pending"] == ["p"]
     assert answer.content["completed"] == ["a", "c"]
@@ -121,31 +123,31 @@ def test_results_with_buffers_in_the_order_of_ids(desk: Desk) -> None:
     }
 
 
-def test_status_only(desk: Desk) -> None:
-    desk.run("a")
-    answer = desk.ask("result", msg_ids=["a"], status_only=True)
+def test_status_only_omits_results(harness: QueryHarness) -> None:
+    harness.run("a")
+    answer = harness.ask("result", msg_ids=["a"], status_only=True)
     assert answer.content == {"status": "ok", "pending": [], "completed": ["a"]}
     assert not answer.buffers
 
 
-def test_results_that_are_not_there(desk: Desk) -> None:
-    desk.run("a")
-    assert desk.fails("result", msg_ids=["a", "b"]) == ("result_reply", "KeyError")
-    assert desk.fails("result", msg_ids="a") == ("result_reply", "TypeError")
-    assert desk.fails("result") == ("result_reply", "TypeError")
+def test_unknown_results_are_an_error(harness: QueryHarness) -> None:
+    harness.run("a")
+    assert harness.fails("result", msg_ids=["a", "b"]) == ("result_reply", "KeyError")
+    assert harness.fails("result", msg_ids="a") == ("result_reply", "TypeError")
+    assert harness.fails("result") == ("result_reply", "TypeError")
 
 
-def test_history(desk: Desk) -> None:
-    desk.run("a", date="2026-03-02T12:00:00Z")
-    desk.run("b", date="2026-03-01T12:00:00Z")
-    assert desk.ask("history").content == {"status": "ok", "history": ["b", "a"]}
+def test_history_is_in_the_order_of_submission(harness: QueryHarness) -> None:
+    harness.run("a", date="2026-03-02T12:00:00Z")
+    harness.run("b", date="2026-03-01T12:00:00Z")
+    assert harness.ask("history").content == {"status": "ok", "history": ["b", "a"]}
 
 
-def test_db_query(desk: Desk) -> None:
-    desk.run("a", buffers=(b"1", b"2"))
-    desk.run("b", buffers=(b"3",))
-    desk.monitor.submitted("task", request("c"), "alice")
-    answer = desk.ask("db", query={"completed": {"$ne": None}}, keys=["buffers", "completed", "result_buffers"])
+def test_db_query_returns_fields_and_buffers(harness: QueryHarness) -> None:
+    harness.run("a", buffers=(b"1", b"2"))
+    harness.run("b", buffers=(b"3",))
+    harness.recorder.submitted("task", request("c"), "alice")
+    answer = harness.ask("db", query={"completed": {"$ne": None}}, keys=["buffers", "completed", "result_buffers"])
     assert answer.msg_type == "db_reply"
     assert answer.content["records"] == [
         {"msg_id": "a", "completed": "2026-03-01T12:00:05.000000Z"},
@@ -153,19 +155,19 @@ def test_db_query(desk: Desk) -> None:
     ]
     assert answer.content["buffer_lens"] == [2, 1]
     assert answer.content["result_buffer_lens"] == [1, 1]
-    # a client takes all buffers of a record before those of the next
+    # clients expect all buffers of a record before those of the next
     assert list(map(bytes, answer.buffers)) == [b"1", b"2", b"result of a", b"3", b"result of b"]
 
 
-def test_db_query_of_everything_leaves_buffers_out(desk: Desk) -> None:
-    desk.run("a", buffers=(b"1",))
-    answer = desk.ask("db", query={"msg_id": "a"}, keys=None)
+def test_db_query_of_all_fields_omits_buffers(harness: QueryHarness) -> None:
+    harness.run("a", buffers=(b"1",))
+    answer = harness.ask("db", query={"msg_id": "a"}, keys=None)
     (record,) = answer.content["records"]
     assert not {"buffers", "result_buffers"} & set(record)
     assert {"header", "metadata", "content", "submitted", "stdout", "label", "queue"} < set(record)
     assert answer.content["buffer_lens"] is answer.content["result_buffer_lens"] is None
     assert not answer.buffers
-    assert set(desk.ask("db", query={"msg_id": "a"}, keys="label").content["records"][0]) == {"msg_id", "label"}
+    assert set(harness.ask("db", query={"msg_id": "a"}, keys="label").content["records"][0]) == {"msg_id", "label"}
 
 
 @pytest.mark.parametrize(
@@ -177,90 +179,90 @@ def test_db_query_of_everything_leaves_buffers_out(desk: Desk) -> None:
         ({"query": {}, "keys": 5}, "TypeError"),
     ],
 )
-def test_db_queries_without_sense(desk: Desk, content: dict[str, Any], ename: str) -> None:
-    desk.run("a")
-    assert desk.fails("db", **content) == ("db_reply", ename)
+def test_malformed_db_query_is_an_error(harness: QueryHarness, content: dict[str, Any], ename: str) -> None:
+    harness.run("a")
+    assert harness.fails("db", **content) == ("db_reply", ename)
 
 
-def test_purge(desk: Desk) -> None:
-    desk.run("a")
-    desk.run("b", "e3")
-    desk.run("c", "e3")
-    desk.monitor.submitted("task", request("p"), "alice")
-    assert desk.fails("purge", msg_ids=["a", "p"]) == ("purge_reply", "IndexError")
-    assert desk.fails("purge", engine_ids=[3, 9]) == ("purge_reply", "IndexError")
-    assert desk.ask("history").content["history"] == ["a", "b", "c", "p"]
-    assert desk.ask("purge", msg_ids=["a", "unknown"], engine_ids=[3]).content == {"status": "ok"}
-    assert desk.ask("history").content["history"] == ["p"]
-    desk.run("d")
-    desk.ask("purge", msg_ids="all")
-    assert desk.ask("history").content["history"] == ["p"]
+def test_purge_forgets_ended_tasks_only(harness: QueryHarness) -> None:
+    harness.run("a")
+    harness.run("b", "e3")
+    harness.run("c", "e3")
+    harness.recorder.submitted("task", request("p"), "alice")
+    assert harness.fails("purge", msg_ids=["a", "p"]) == ("purge_reply", "IndexError")
+    assert harness.fails("purge", engine_ids=[3, 9]) == ("purge_reply", "IndexError")
+    assert harness.ask("history").content["history"] == ["a", "b", "c", "p"]
+    assert harness.ask("purge", msg_ids=["a", "unknown"], engine_ids=[3]).content == {"status": "ok"}
+    assert harness.ask("history").content["history"] == ["p"]
+    harness.run("d")
+    harness.ask("purge", msg_ids="all")
+    assert harness.ask("history").content["history"] == ["p"]
 
 
-def test_resubmission(desk: Desk) -> None:
-    desk.run("a", content={"x": 1}, buffers=(b"call",), metadata={"label": "fit", "after": ["gone"], "retries": 2})
-    answer = desk.ask("resubmit", msg_ids=["a"])
+def test_resubmission_is_a_new_task_of_the_same_content(harness: QueryHarness) -> None:
+    harness.run("a", content={"x": 1}, buffers=(b"call",), metadata={"label": "fit", "after": ["gone"], "retries": 2})
+    answer = harness.ask("resubmit", msg_ids=["a"])
     new = answer.content["resubmitted"]["a"]
     assert new != "a"
-    (message,) = desk.submitted
+    (message,) = harness.submitted
     assert message.head.msg_id == new
     assert message.head.session == "alice"
     assert message.metadata == {"label": "fit", "retries": 2}
     assert message.content == {"x": 1}
     assert list(map(bytes, message.buffers)) == [b"call"]
     assert message.identities == []
-    (old,) = desk.ask("db", query={"msg_id": "a"}).content["records"]
+    (old,) = harness.ask("db", query={"msg_id": "a"}).content["records"]
     assert old["resubmitted"] == new
-    assert desk.ask("result", msg_ids=[new]).content["pending"] == [new]
-    desk.monitor.finished("task", reply(new, buffers=(b"again",)), "e0")
-    again = desk.ask("result", msg_ids=[new])
+    assert harness.ask("result", msg_ids=[new]).content["pending"] == [new]
+    harness.recorder.finished("task", reply(new, buffers=(b"again",)), "e0")
+    again = harness.ask("result", msg_ids=[new])
     assert again.content["completed"] == [new]
     assert list(map(bytes, again.buffers)) == [b"again"]
-    (record,) = desk.ask("db", query={"msg_id": new}).content["records"]
+    (record,) = harness.ask("db", query={"msg_id": new}).content["records"]
     assert {**record["header"], "msg_id": "", "date": ""} == {**old["header"], "msg_id": "", "date": ""}
 
 
-def test_resubmission_of_what_is_not_there(desk: Desk) -> None:
-    desk.run("a")
-    assert desk.fails("resubmit", msg_ids=["a", "b"]) == ("resubmit_reply", "KeyError")
-    assert not desk.submitted
+def test_resubmission_of_an_unknown_task_is_an_error(harness: QueryHarness) -> None:
+    harness.run("a")
+    assert harness.fails("resubmit", msg_ids=["a", "b"]) == ("resubmit_reply", "KeyError")
+    assert not harness.submitted
 
 
-def test_shutdown_comes_after_its_reply(desk: Desk) -> None:
-    answer = desk.ask("shutdown")
+def test_shutdown_follows_its_reply(harness: QueryHarness) -> None:
+    answer = harness.ask("shutdown")
     assert (answer.msg_type, answer.content) == ("shutdown_reply", {"status": "ok"})
-    assert not desk.stopped
-    assert answer.then is not None
-    answer.then()
-    assert desk.stopped == 1
+    assert not harness.stopped
+    assert answer.after_sending is not None
+    answer.after_sending()
+    assert harness.stopped == 1
 
 
-def test_a_dask_scheduler_takes_time_to_start_and_to_stop(desk: Desk) -> None:
-    assert desk.fails("become_dask", scheduler_args=[1]) == ("become_dask_reply", "TypeError")
+def test_dask_requests_are_answered_later(harness: QueryHarness) -> None:
+    assert harness.fails("become_dask", scheduler_args=[1]) == ("become_dask_reply", "TypeError")
     for question in ("become_dask", "stop_distributed"):
-        answer = desk.ask(question)
+        answer = harness.ask(question)
         assert answer.msg_type == f"{question}_reply"
-        assert answer.later is not None
+        assert answer.pending_content is not None
 
 
-def test_unknown_and_malformed_requests(desk: Desk) -> None:
-    assert desk.fails("tea") == ("hub_error", "KeyError")
+def test_unknown_and_malformed_requests_are_errors(harness: QueryHarness) -> None:
+    assert harness.fails("tea") == ("hub_error", "KeyError")
     message = request("q", msg_type="db_request")
     message.frames[4] = b"not json"
-    assert desk.queries.answer(message).content["ename"] == "WireError"
+    assert harness.queries.answer(message).content["ename"] == "WireError"
 
 
-def test_without_records_it_says_so_and_tasks_are_seen_all_the_same(forgetful: Desk) -> None:
-    forgetful.tasks = {"t1": None, "t2": "e3", "t3": "gone"}
-    assert forgetful.ask("queue", targets=None, verbose=True).content == {
+def test_without_records_unfinished_tasks_are_known(harness_without_records: QueryHarness) -> None:
+    harness_without_records.tasks = {"t1": None, "t2": "e3", "t3": "gone"}
+    assert harness_without_records.ask("queue", targets=None, verbose=True).content == {
         "status": "ok",
         "0": {"queue": [], "completed": [], "tasks": []},
         "3": {"queue": [], "completed": [], "tasks": ["t2"]},
         "unassigned": ["t1", "t3"],
     }
-    assert forgetful.ask("load", targets=None).content == {"status": "ok", "0": 0, "3": 1}
+    assert harness_without_records.ask("load", targets=None).content == {"status": "ok", "0": 0, "3": 1}
     for question in ("history", "db"):
-        assert forgetful.fails(question) == (f"{question}_reply", "NoData")
+        assert harness_without_records.fails(question) == (f"{question}_reply", "NoData")
     for question in ("result", "resubmit"):
-        assert forgetful.fails(question, msg_ids=["a"]) == (f"{question}_reply", "NoData")
-    assert forgetful.ask("purge", msg_ids="all").content == {"status": "ok"}
+        assert harness_without_records.fails(question, msg_ids=["a"]) == (f"{question}_reply", "NoData")
+    assert harness_without_records.ask("purge", msg_ids="all").content == {"status": "ok"}

@@ -1,4 +1,4 @@
-"""Records: the same in every store, bounded in memory, kept in SQLite, and the query language."""
+"""Records: equal in each store, bounded in memory, persistent in SQLite; and the query language."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import pytest
 from tests.ipyparallel.messages import reply, request
 from trio_sched.errors import ConfigError
 from trio_sched.ipyparallel.config import IppConfig
-from trio_sched.ipyparallel.records.base import Monitor, NullMonitor
-from trio_sched.ipyparallel.records.finding import Query, QueryError
 from trio_sched.ipyparallel.records.memory import MemoryStore
-from trio_sched.ipyparallel.records.opening import open_monitor
+from trio_sched.ipyparallel.records.query import InvalidQueryError, RecordQuery
 from trio_sched.ipyparallel.records.record import FIELDS, Record, as_dict, utc
+from trio_sched.ipyparallel.records.recorder import NullRecorder, TaskRecorder, open_recorder
 from trio_sched.ipyparallel.records.sqlite import DIRTY_LIMIT, LARGE_BYTES, PAGE, SQLiteStore
-from trio_sched.ipyparallel.records.store import NoStore, NotKept, Store
+from trio_sched.ipyparallel.records.store import NoRecordsError, NoStore, Store
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -31,7 +30,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def found(store: Store, query: dict[str, Any]) -> list[str]:
-    return [record.msg_id for record in store.find(Query(query))]
+    return [record.msg_id for record in store.find(RecordQuery(query))]
 
 
 def fill(store: Store, number: int = 8) -> list[str]:
@@ -42,34 +41,34 @@ def fill(store: Store, number: int = 8) -> list[str]:
 
 
 def whole(store: Store, msg_id: str) -> dict[str, Any]:
-    (record,) = store.find(Query({"msg_id": msg_id}))
+    (record,) = store.find(RecordQuery({"msg_id": msg_id}))
     return as_dict(record)
 
 
 # ---- stores ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_from_submission_to_result(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted(
+def test_record_of_a_task_from_submission_to_result(store: Store) -> None:
+    recorder = TaskRecorder(store)
+    recorder.submitted(
         "task",
         request("t", metadata={"label": "fit", "retries": 1}, content={"a": 1}, buffers=(b"in", b"more")),
         "alice",
     )
-    assert monitor.unassigned() == ["t"]
+    assert recorder.unassigned() == ["t"]
     before = whole(store, "t")
     assert set(before) == set(FIELDS)
     assert before["completed"] is None
     assert before["result_header"] is None
     assert before["stdout"] == ""
-    monitor.arrived("e-uuid", "t")
-    assert monitor.engines["e-uuid"].outstanding == {"t": "task"}
-    monitor.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "hello "}))
-    monitor.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "there"}))
-    monitor.output(reply("t", msg_type="stream", content={"name": "stderr", "text": "oh"}))
-    monitor.output(reply("t", msg_type="display_data", content={"data": {"text/plain": "1"}}))
-    monitor.output(reply("t", msg_type="status", content={"execution_state": "idle"}))
-    monitor.finished("task", reply("t", buffers=(b"out",)), "e-uuid")
+    recorder.assigned("e-uuid", "t")
+    assert recorder.engines["e-uuid"].outstanding == {"t": "task"}
+    recorder.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "hello "}))
+    recorder.output(reply("t", msg_type="stream", content={"name": "stdout", "text": "there"}))
+    recorder.output(reply("t", msg_type="stream", content={"name": "stderr", "text": "oh"}))
+    recorder.output(reply("t", msg_type="display_data", content={"data": {"text/plain": "1"}}))
+    recorder.output(reply("t", msg_type="status", content={"execution_state": "idle"}))
+    recorder.finished("task", reply("t", buffers=(b"out",)), "e-uuid")
     record = whole(store, "t")
     expected = {
         "msg_id": "t",
@@ -95,57 +94,57 @@ def test_a_task_from_submission_to_result(store: Store) -> None:
     assert record["header"]["msg_id"] == "t"
     assert record["result_header"]["msg_id"] == "re-t"
     assert record["received"] > "2026"
-    assert not monitor.pending
-    assert monitor.engines["e-uuid"].ended == 1
-    assert list(monitor.engines["e-uuid"].completed) == ["t"]
+    assert not recorder.pending
+    assert recorder.engines["e-uuid"].completed_count == 1
+    assert list(recorder.engines["e-uuid"].completed) == ["t"]
 
 
-def test_aborted_tasks_do_not_count_as_completed_by_an_engine_but_direct_calls_do(store: Store) -> None:
-    monitor = Monitor(store)
+def test_aborted_tasks_are_not_completed_but_aborted_direct_calls_are(store: Store) -> None:
+    recorder = TaskRecorder(store)
     for queue in ("task", "mux", "broadcast"):
-        monitor.submitted(queue, request(queue), "alice", "e-uuid")
-        monitor.finished(queue, reply(queue, metadata={"status": "aborted"}), "e-uuid")
-    assert list(monitor.engines["e-uuid"].completed) == ["mux"]
-    assert not monitor.pending
+        recorder.submitted(queue, request(queue), "alice", "e-uuid")
+        recorder.finished(queue, reply(queue, metadata={"status": "aborted"}), "e-uuid")
+    assert list(recorder.engines["e-uuid"].completed) == ["mux"]
+    assert not recorder.pending
 
 
-def test_output_of_executions(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted("mux", request("x", msg_type="execute_request"), "alice", "e-uuid")
-    monitor.output(reply("x", msg_type="execute_input", content={"code": "1/0", "execution_count": 3}))
-    monitor.output(reply("x", msg_type="error", content={"ename": "ZeroDivisionError"}))
-    monitor.output(reply("x", msg_type="execute_result", content={"data": {"text/plain": "5"}}))
+def test_output_of_executions_is_recorded(store: Store) -> None:
+    recorder = TaskRecorder(store)
+    recorder.submitted("mux", request("x", msg_type="execute_request"), "alice", "e-uuid")
+    recorder.output(reply("x", msg_type="execute_input", content={"code": "1/0", "execution_count": 3}))
+    recorder.output(reply("x", msg_type="error", content={"ename": "ZeroDivisionError"}))
+    recorder.output(reply("x", msg_type="execute_result", content={"data": {"text/plain": "5"}}))
     record = whole(store, "x")
     assert record["execute_input"] == "1/0"
     assert record["error"] == {"ename": "ZeroDivisionError"}
     assert record["execute_result"] == {"data": {"text/plain": "5"}}
 
 
-def test_a_repeat_changes_nothing_and_unknown_ones_are_ignored(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted("task", request("t", content={"a": 1}), "alice")
-    monitor.submitted("task", request("t", content={"a": 2}), "mallory")
-    monitor.finished("task", reply("t"), "e-uuid")
-    monitor.submitted("task", request("t", content={"a": 2}), "mallory")
-    monitor.finished("task", reply("never"), "e-uuid")
-    monitor.output(reply("never", msg_type="stream", content={"name": "stdout", "text": "x"}))
-    monitor.arrived("e-uuid", "never")
+def test_repeated_and_unknown_ids_change_nothing(store: Store) -> None:
+    recorder = TaskRecorder(store)
+    recorder.submitted("task", request("t", content={"a": 1}), "alice")
+    recorder.submitted("task", request("t", content={"a": 2}), "mallory")
+    recorder.finished("task", reply("t"), "e-uuid")
+    recorder.submitted("task", request("t", content={"a": 2}), "mallory")
+    recorder.finished("task", reply("never"), "e-uuid")
+    recorder.output(reply("never", msg_type="stream", content={"name": "stdout", "text": "x"}))
+    recorder.assigned("e-uuid", "never")
     assert found(store, {}) == ["t"]
     assert whole(store, "t")["content"] == {"a": 1}
-    assert not monitor.pending
+    assert not recorder.pending
 
 
-def test_garbage_in_the_dicts_is_kept_as_nothing(store: Store) -> None:
-    monitor = Monitor(store)
+def test_malformed_fields_are_recorded_as_none(store: Store) -> None:
+    recorder = TaskRecorder(store)
     message = request("t", date="yesterday", metadata={"label": 5})
     message.frames[4] = b"\xff{"
-    monitor.submitted("task", message, "alice")
-    monitor.output(reply("t", msg_type="stream", content={"name": "stdin", "text": "x"}))
-    monitor.output(reply("t", msg_type="stream", content={"name": "stdout", "text": 5}))
-    monitor.output(reply("t", msg_type="execute_input", content={"code": "\ud800 lone"}))
+    recorder.submitted("task", message, "alice")
+    recorder.output(reply("t", msg_type="stream", content={"name": "stdin", "text": "x"}))
+    recorder.output(reply("t", msg_type="stream", content={"name": "stdout", "text": 5}))
+    recorder.output(reply("t", msg_type="execute_input", content={"code": "\ud800 lone"}))
     answer = reply("t", metadata={"started": 3})
     answer.frames[3] = b"nonsense"
-    monitor.finished("task", answer, None)
+    recorder.finished("task", answer, None)
     record = whole(store, "t")
     assert record["submitted"] is record["content"] is record["label"] is record["started"] is None
     assert record["completed"] == "2026-03-01T12:00:05.000000Z"
@@ -153,24 +152,24 @@ def test_garbage_in_the_dicts_is_kept_as_nothing(store: Store) -> None:
     assert store.history() == []
 
 
-def test_an_engine_that_goes_fails_what_it_was_asked_directly(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted("mux", request("direct"), "alice", "e-uuid")
-    monitor.submitted("task", request("task"), "alice")
-    monitor.arrived("e-uuid", "task")
-    monitor.engine_gone("e-uuid")
+def test_removed_engine_fails_its_direct_calls(store: Store) -> None:
+    recorder = TaskRecorder(store)
+    recorder.submitted("mux", request("direct"), "alice", "e-uuid")
+    recorder.submitted("task", request("task"), "alice")
+    recorder.assigned("e-uuid", "task")
+    recorder.engine_removed("e-uuid")
     record = whole(store, "direct")
     assert record["result_content"]["ename"] == "EngineError"
     assert record["result_header"]["msg_type"] == "apply_reply"
     assert record["completed"] is not None
-    assert monitor.pending == {"task": "e-uuid"}
-    monitor.arrived("other", "task")
-    assert set(monitor.engines) == {"other"}
-    monitor.finished("task", reply("task"), "other")
-    assert monitor.pending == {}
+    assert recorder.pending == {"task": "e-uuid"}
+    recorder.assigned("other", "task")
+    assert set(recorder.engines) == {"other"}
+    recorder.finished("task", reply("task"), "other")
+    assert recorder.pending == {}
 
 
-def test_history_is_by_submission_and_drop_forgets(store: Store) -> None:
+def test_history_is_by_submission_and_drop_removes(store: Store) -> None:
     ids = fill(store)
     store.add(Record("early", submitted="2025-01-01T00:00:00.000000Z"))
     store.add(Record("undated"))
@@ -180,9 +179,9 @@ def test_history_is_by_submission_and_drop_forgets(store: Store) -> None:
     assert store.get("early") is None
 
 
-def test_what_a_query_returns_is_a_copy(store: Store) -> None:
-    monitor = Monitor(store)
-    monitor.submitted("task", request("t", content={"a": 1}, buffers=(b"x",)), "alice")
+def test_query_returns_copies(store: Store) -> None:
+    recorder = TaskRecorder(store)
+    recorder.submitted("task", request("t", content={"a": 1}, buffers=(b"x",)), "alice")
     record = whole(store, "t")
     record["content"]["a"] = 2
     record["buffers"].clear()
@@ -235,7 +234,7 @@ def test_what_a_query_returns_is_a_copy(store: Store) -> None:
         ({"nothing": "x"}, ""),
     ],
 )
-def test_operators(store: Store, query: dict[str, Any], wanted: str) -> None:
+def test_operator_selects_records(store: Store, query: dict[str, Any], wanted: str) -> None:
     fill(store)
     assert found(store, query) == [f"t{i}" for i in wanted]
 
@@ -253,9 +252,9 @@ def test_operators(store: Store, query: dict[str, Any], wanted: str) -> None:
         (["label"], "dict"),
     ],
 )
-def test_a_query_without_sense_is_named(query: Any, named: str) -> None:
-    with pytest.raises(QueryError, match=named):
-        Query(query)
+def test_malformed_query_is_named_in_the_error(query: Any, named: str) -> None:
+    with pytest.raises(InvalidQueryError, match=named):
+        RecordQuery(query)
 
 
 def test_glob_is_fnmatch(store: Store) -> None:
@@ -268,7 +267,7 @@ def test_glob_is_fnmatch(store: Store) -> None:
         ]
 
 
-def test_dates_become_one_form() -> None:
+def test_dates_are_normalized() -> None:
     assert utc("2026-01-01T00:00:00.5+02:00") == "2025-12-31T22:00:00.500000Z"
     assert utc("2026-01-01T00:00:00.123456Z") == "2026-01-01T00:00:00.123456Z"
     for no_date in ["", "yesterday", None, 5, "0001-01-01T00:00:00+05:00"]:
@@ -278,16 +277,16 @@ def test_dates_become_one_form() -> None:
 # ---- bounds ---------------------------------------------------------------------------------------------------------
 
 
-def test_memory_drops_the_oldest_tenth_beyond_the_number() -> None:
+def test_memory_drops_the_oldest_beyond_the_record_limit() -> None:
     store = MemoryStore(record_limit=20, cull_fraction=0.2)
     ids = fill(store, 20)
     assert store.history() == ids
     store.add(Record("one", submitted="2027-01-01T00:00:00.000000Z"))
     assert store.history() == [*ids[4:], "one"]
-    assert store.culled == 4
+    assert store.culled_count == 4
 
 
-def test_memory_drops_the_oldest_beyond_the_bytes() -> None:
+def test_memory_drops_the_oldest_beyond_the_size_limit() -> None:
     store = MemoryStore(size_limit_bytes=1000, cull_fraction=0.2)
     for i in range(100):
         store.add(Record(f"t{i}", buffers=(b"0123456789",)))
@@ -300,7 +299,7 @@ def test_memory_drops_the_oldest_beyond_the_bytes() -> None:
     assert found(store, {})[0] == "t21"
 
 
-def test_memory_counts_what_is_dropped() -> None:
+def test_memory_subtracts_dropped_records() -> None:
     store = MemoryStore(size_limit_bytes=100)
     for i in range(10_000):
         store.add(Record(f"t{i}", buffers=(b"0123456789",)))
@@ -312,7 +311,7 @@ def test_memory_counts_what_is_dropped() -> None:
 # ---- SQLite ---------------------------------------------------------------------------------------------------------
 
 
-def test_sqlite_outlives_its_process(tmp_path: Path) -> None:
+def test_sqlite_keeps_records_after_close(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "tasks.db"
     store = SQLiteStore(path)
     ids = fill(store, DIRTY_LIMIT + 50)
@@ -325,72 +324,72 @@ def test_sqlite_outlives_its_process(tmp_path: Path) -> None:
 
 
 def read(path: Path, columns: str, where: str = "1") -> list[Any]:
-    """What another process reads in the file."""
+    """Read the file as another process does."""
     with closing(sqlite3.connect(path)) as db:
         rows = db.execute(f"select {columns} from trio_sched_tasks where {where} order by number").fetchall()
     return [row[0] if len(row) == 1 else row for row in rows]
 
 
-def test_sqlite_commits_requests_before_anything_comes_of_them(tmp_path: Path) -> None:
+def test_sqlite_commits_requests_in_commit(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     for msg_id in "abc":
-        monitor.submitted("task", request(msg_id, buffers=(b"call",)), "alice")
+        recorder.submitted("task", request(msg_id, buffers=(b"call",)), "alice")
     assert read(path, "msg_id") == []
-    monitor.commit()
+    recorder.commit()
     assert read(path, "msg_id, client_uuid") == [("a", "alice"), ("b", "alice"), ("c", "alice")]
-    monitor.submitted("task", request("b", content={"another": 1}), "alice")
-    monitor.submitted("task", request("d"), "alice")
-    monitor.commit()
+    recorder.submitted("task", request("b", content={"another": 1}), "alice")
+    recorder.submitted("task", request("d"), "alice")
+    recorder.commit()
     assert read(path, "msg_id") == ["a", "b", "c", "d"]
-    monitor.arrived("e-uuid", "a")
-    monitor.finished("task", reply("a", buffers=(b"result",)), "e-uuid")
+    recorder.assigned("e-uuid", "a")
+    recorder.finished("task", reply("a", buffers=(b"result",)), "e-uuid")
     assert whole(store, "a")["buffers"] == [b"call"]
     assert whole(store, "a")["result_buffers"] == [b"result"]
     store.close()
 
 
-def test_sqlite_writes_changes_of_what_has_ended_and_what_has_waited(tmp_path: Path) -> None:
+def test_sqlite_writes_ended_and_postponed_records(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     for msg_id in "abc":
-        monitor.submitted("task", request(msg_id), "alice")
-    monitor.commit()
+        recorder.submitted("task", request(msg_id), "alice")
+    recorder.commit()
     for msg_id in "ab":
-        monitor.arrived("e-uuid", msg_id)
-    monitor.finished("task", reply("b"), "e-uuid")
-    store.rest()
+        recorder.assigned("e-uuid", msg_id)
+    recorder.finished("task", reply("b"), "e-uuid")
+    store.write_due()
     assert read(path, "msg_id", "engine_uuid is not null") == ["b"]
-    monitor.submitted("task", request("d"), "alice")
-    store.rest()
+    recorder.submitted("task", request("d"), "alice")
+    store.write_due()
     assert read(path, "msg_id", "engine_uuid is not null") == ["a", "b"]
     assert read(path, "msg_id") == ["a", "b", "c", "d"]
-    monitor.finished("task", reply("a"), "e-uuid")
+    recorder.finished("task", reply("a"), "e-uuid")
     assert found(store, {"completed": None}) == ["c", "d"]
     for i in range(DIRTY_LIMIT):
-        monitor.submitted("task", request(f"t{i}"), "alice")
+        recorder.submitted("task", request(f"t{i}"), "alice")
         if i % 2:
-            monitor.commit()
-            monitor.finished("task", reply(f"t{i}"), None)
+            recorder.commit()
+            recorder.finished("task", reply(f"t{i}"), None)
     assert len(read(path, "msg_id")) == DIRTY_LIMIT + 4
-    store.tidy()
+    store.compact()
     store.close()
 
 
 def test_sqlite_writes_large_requests_once(tmp_path: Path) -> None:
     path, call = tmp_path / "tasks.db", b"x" * (4 * LARGE_BYTES)
     store = SQLiteStore(path)
-    monitor = Monitor(store)
-    monitor.submitted("task", request("large", buffers=(call, b"more")), "alice")
-    monitor.submitted("task", request("small", buffers=(b"call",)), "alice")
-    monitor.commit()
+    recorder = TaskRecorder(store)
+    recorder.submitted("task", request("large", buffers=(call, b"more")), "alice")
+    recorder.submitted("task", request("small", buffers=(b"call",)), "alice")
+    recorder.commit()
     written = Path(f"{path}-wal").stat().st_size
     for msg_id in ("large", "small"):
-        monitor.arrived("e-uuid", msg_id)
+        recorder.assigned("e-uuid", msg_id)
         store.flush()
-        monitor.finished("task", reply(msg_id), "e-uuid")
+        recorder.finished("task", reply(msg_id), "e-uuid")
         store.flush()
     assert Path(f"{path}-wal").stat().st_size - written < len(call)
     store.close()
@@ -403,16 +402,16 @@ def test_sqlite_writes_large_requests_once(tmp_path: Path) -> None:
     store.close()
 
 
-def test_sqlite_marks_what_a_former_controller_left_as_lost(tmp_path: Path) -> None:
+def test_sqlite_marks_unfinished_tasks_of_a_former_controller_as_lost(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     ids = [f"t{i}" for i in range(PAGE + 10)]
     for msg_id in ids:
-        monitor.submitted("task", request(msg_id, buffers=(b"call",), content={"a": 1}), "alice")
-    monitor.commit()
-    monitor.arrived("e-uuid", ids[1])
-    monitor.finished("task", reply(ids[0]), "e-uuid")
+        recorder.submitted("task", request(msg_id, buffers=(b"call",), content={"a": 1}), "alice")
+    recorder.commit()
+    recorder.assigned("e-uuid", ids[1])
+    recorder.finished("task", reply(ids[0]), "e-uuid")
     store.close()
     store = SQLiteStore(path)
     assert found(store, {"completed": None}) == []
@@ -427,20 +426,20 @@ def test_sqlite_marks_what_a_former_controller_left_as_lost(tmp_path: Path) -> N
     store.close()
 
 
-def test_sqlite_with_two_controllers_at_once(tmp_path: Path) -> None:
-    """As two clusters of one profile have them: what the other one does is neither lost nor overwritten."""
+def test_sqlite_serves_two_controllers_at_once(tmp_path: Path) -> None:
+    """Two clusters of one profile: changes of one are neither lost nor overwritten by the other."""
     path = tmp_path / "tasks.db"
     first = SQLiteStore(path)
-    monitor = Monitor(first)
-    monitor.submitted("task", request("a"), "alice")
-    monitor.commit()
+    recorder = TaskRecorder(first)
+    recorder.submitted("task", request("a"), "alice")
+    recorder.commit()
     second = SQLiteStore(path)
-    other = Monitor(second)
+    other = TaskRecorder(second)
     assert whole(second, "a")["completed"] is None
     other.submitted("task", request("b"), "bob")
     other.commit()
-    monitor.submitted("task", request("c"), "alice")
-    monitor.commit()
+    recorder.submitted("task", request("c"), "alice")
+    recorder.commit()
     assert found(first, {}) == found(second, {}) == ["a", "b", "c"]
     first.close()
     third = SQLiteStore(path)
@@ -460,7 +459,7 @@ def test_sqlite_finds_page_by_page(tmp_path: Path) -> None:
     store.close()
 
 
-def test_sqlite_leaves_a_table_of_another_kind_alone(tmp_path: Path) -> None:
+def test_sqlite_does_not_change_a_table_with_other_columns(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
     with sqlite3.connect(path) as db:
         db.execute('create table "ipython-tasks" (msg_id text, buffers bufs blob)')
@@ -472,33 +471,31 @@ def test_sqlite_leaves_a_table_of_another_kind_alone(tmp_path: Path) -> None:
         store.close()
 
 
-def test_sqlite_in_a_file_that_is_none(tmp_path: Path) -> None:
+def test_sqlite_file_that_is_not_a_database_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "tasks.db"
-    path.write_bytes(b"this is a letter to my aunt" * 100)
+    path.write_bytes(b"this is not a database" * 100)
     with pytest.raises(ConfigError, match=r"tasks\.db"):
         SQLiteStore(path)
 
 
-def test_sqlite_that_cannot_write_loses_records_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_sqlite_that_cannot_write_loses_records_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
-    monitor = Monitor(store)
+    recorder = TaskRecorder(store)
     with sqlite3.connect(path) as db:
         db.execute("alter table trio_sched_tasks rename to elsewhere")
     for msg_id in "tuv":
-        monitor.submitted("task", request(msg_id), "alice")
-        monitor.commit()
-        monitor.finished("task", reply(msg_id), "e-uuid")
+        recorder.submitted("task", request(msg_id), "alice")
+        recorder.commit()
+        recorder.finished("task", reply(msg_id), "e-uuid")
         store.flush()
-    assert store.lost == 3
+    assert store.lost_count == 3
     assert caplog.text.count("cannot be written") == 1
     with sqlite3.connect(path) as db:
         db.execute("alter table elsewhere rename to trio_sched_tasks")
     db.close()
-    monitor.submitted("task", request("w"), "alice")
-    monitor.commit()
+    recorder.submitted("task", request("w"), "alice")
+    recorder.commit()
     assert found(store, {}) == ["w"]
     store.close()
 
@@ -506,22 +503,20 @@ def test_sqlite_that_cannot_write_loses_records_and_nothing_else(
 # ---- none -----------------------------------------------------------------------------------------------------------
 
 
-def test_sqlite_whose_file_is_gone_is_silent_and_does_not_make_it_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A controller may outlive its profile directory."""
+def test_sqlite_does_not_create_a_removed_file_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The profile directory may be removed while the controller runs."""
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     fill(store)
     store.flush()
     path.unlink()
-    store.tidy()
+    store.compact()
     assert not path.exists()
     assert caplog.text == ""
     store.close()
 
 
-def test_sqlite_that_cannot_be_tidied_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sqlite_that_cannot_be_compacted_logs_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tasks.db"
     store = SQLiteStore(path)
     fill(store)
@@ -529,27 +524,27 @@ def test_sqlite_that_cannot_be_tidied_says_so_once(tmp_path: Path, caplog: pytes
     path.unlink()
     path.mkdir()
     for _ in range(3):
-        store.tidy()
-    assert caplog.text.count("cannot be carried over") == 1
+        store.compact()
+    assert caplog.text.count("cannot be checkpointed") == 1
     store.close()
 
 
-def test_no_records_say_so() -> None:
-    monitor = NullMonitor()
-    monitor.submitted("task", request("t"), "alice")
-    monitor.finished("task", reply("t"), "e")
-    assert not monitor.on
-    assert not monitor.pending
+def test_store_without_records_raises() -> None:
+    recorder = NullRecorder()
+    recorder.submitted("task", request("t"), "alice")
+    recorder.finished("task", reply("t"), "e")
+    assert not recorder.on
+    assert not recorder.pending
     store = NoStore()
-    with pytest.raises(NotKept, match="--nodb"):
+    with pytest.raises(NoRecordsError, match="--nodb"):
         store.history()
     with pytest.raises(KeyError):
-        store.find(Query({}))
+        store.find(RecordQuery({}))
 
 
-def test_the_settings_choose(tmp_path: Path) -> None:
-    def opened(database: Any, **options: Any) -> Monitor:
-        return open_monitor(IppConfig(profile_dir=str(tmp_path), database=database, database_options=options))
+def test_settings_choose_the_store(tmp_path: Path) -> None:
+    def opened(database: Any, **options: Any) -> TaskRecorder:
+        return open_recorder(IppConfig(profile_dir=str(tmp_path), database=database, database_options=options))
 
     assert not opened("nodb").on
     assert isinstance(opened("dictdb", record_limit=5).store, MemoryStore)

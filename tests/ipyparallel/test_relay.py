@@ -1,4 +1,4 @@
-"""The relays between bare sockets: frames cross untouched, to the one they are for, and nothing else happens."""
+"""The relays between raw sockets: frames arrive unchanged at their receiver, and at no other peer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.ipyparallel.raw_peers import ANYWHERE, TIMEOUT_MS, Loop, Peer
-from trio_sched.ipyparallel.relay import Output, Relay
+from tests.ipyparallel.raw_peers import ANYWHERE, TIMEOUT_MS, Peer, TrioThread
+from trio_sched.ipyparallel.relay import OutputRelay, Relay
 
 ENGINE, OTHER = "engine-uuid", "other-uuid"
 BIG = bytes(range(256)) * 4096
 
 
 class Mux:
-    """A relay with two engines connected and known to it."""
+    """A relay between a client and two engines."""
 
-    def __init__(self, loop: Loop, peer: Callable[..., Peer]) -> None:
+    def __init__(self, loop: TrioThread, peer: Callable[..., Peer]) -> None:
         self.loop = loop
         self.clients, self.engines = (loop.call(loop.sockets.bind, "router", ANYWHERE) for _ in range(2))
-        loop.start(lambda it: Relay("mux", self.clients, self.engines, it.codec, it.note, it.monitor))
+        loop.start(lambda it: Relay("mux", self.clients, self.engines, it.codec, it.note, it.recorder))
         self.client = peer(zmq.DEALER, self.clients)
         self.engine = peer(zmq.ROUTER, self.engines, ENGINE)
         self.other = peer(zmq.ROUTER, self.engines, OTHER)
@@ -32,7 +32,7 @@ class Mux:
 
 
 def connected(mux: Mux) -> Mux:
-    """Wait until both engines are known: what is sent to one that is not vanishes."""
+    """Wait until both engines are connected: a message for another one is dropped."""
     for name, engine in ((ENGINE, mux.engine), (OTHER, mux.other)):
         while True:
             mux.ask(name)
@@ -44,14 +44,14 @@ def connected(mux: Mux) -> Mux:
 
 
 @pytest.fixture
-def mux(loop: Loop, peer: Callable[..., Peer]) -> Mux:
+def mux(loop: TrioThread, peer: Callable[..., Peer]) -> Mux:
     mux = connected(Mux(loop, peer))
-    loop.call(loop.monitor.told.clear)
+    loop.call(loop.recorder.calls.clear)
     return mux
 
 
-def test_a_request_reaches_the_engine_it_names_and_the_reply_its_client(mux: Mux, peer: Callable[..., Peer]) -> None:
-    bystander = peer(zmq.DEALER, mux.clients)
+def test_request_reaches_its_engine_and_the_reply_its_client(mux: Mux, peer: Callable[..., Peer]) -> None:
+    other_client = peer(zmq.DEALER, mux.clients)
     sent = mux.ask(buffers=[b"small", BIG])
     identities, request = mux.engine.receive()
     assert request["header"]["msg_id"] == sent["header"]["msg_id"]
@@ -61,19 +61,18 @@ def test_a_request_reaches_the_engine_it_names_and_the_reply_its_client(mux: Mux
     assert sender == [ENGINE.encode()]
     assert answer["header"]["msg_id"] == reply["header"]["msg_id"]
     assert [bytes(buffer) for buffer in answer["buffers"]] == [BIG]
-    assert mux.other.hears_nothing()
-    assert bystander.hears_nothing()
-    told = [
+    assert mux.other.receives_nothing()
+    assert other_client.receives_nothing()
+    expected = [
         ("submitted", "mux", sent["header"]["msg_id"], mux.client.session.session, ENGINE),
         ("finished", "mux", sent["header"]["msg_id"], ENGINE),
     ]
-    mux.loop.until(lambda: mux.loop.monitor.told == (told if mux.loop.monitor.on else []))
+    mux.loop.wait_until(lambda: mux.loop.recorder.calls == (expected if mux.loop.recorder.on else []))
     assert not mux.loop.counters
 
 
-def test_what_is_no_message_is_not_relayed(mux: Mux) -> None:
-    """R25"""
-    mux.client.socket.send_multipart([ENGINE.encode(), b"", b"no message", b"\xff" * 70_000])
+def test_r25_malformed_message_is_not_relayed(mux: Mux) -> None:
+    mux.client.socket.send_multipart([ENGINE.encode(), b"", b"not a message", b"\xff" * 70_000])
     mux.client.socket.send_multipart([ENGINE.encode(), b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b"{}"])
     mux.ask()
     [relay, client], _ = mux.engine.receive()
@@ -83,14 +82,13 @@ def test_what_is_no_message_is_not_relayed(mux: Mux) -> None:
     assert mux.loop.counters == {"malformed": 2, "unsigned": 1}
 
 
-def test_a_message_is_relayed_once(mux: Mux) -> None:
-    """R25"""
+def test_r25_replayed_message_is_not_relayed(mux: Mux) -> None:
     sent = mux.client.session.serialize(mux.client.session.msg("apply_request"), ENGINE.encode())
     mux.client.socket.send_multipart(sent)
     mux.client.socket.send_multipart(sent)
     mux.engine.receive()
-    assert mux.engine.hears_nothing()
-    mux.loop.until(lambda: mux.loop.counters == {"replayed": 1})
+    assert mux.engine.receives_nothing()
+    mux.loop.wait_until(lambda: mux.loop.counters == {"replayed": 1})
 
 
 def test_many_requests_keep_their_order(mux: Mux) -> None:
@@ -104,8 +102,8 @@ def test_many_requests_keep_their_order(mux: Mux) -> None:
     assert [mux.client.receive()[1]["content"]["number"] for _ in range(count)] == list(range(count))
 
 
-def test_both_directions_at_full_speed(mux: Mux) -> None:
-    """The edge-trigger trap: two tasks send on a socket that a third waits for. A missed edge stops this for ever."""
+def test_both_directions_work_at_full_speed(mux: Mux) -> None:
+    """Two tasks send on a socket that a third waits for. A missed edge of its descriptor would block it for ever."""
     count, under_way = 4_000, 300
 
     def echo() -> None:
@@ -125,7 +123,7 @@ def test_both_directions_at_full_speed(mux: Mux) -> None:
     assert not engine.is_alive()
 
 
-def test_what_is_for_nobody_vanishes(mux: Mux) -> None:
+def test_message_for_an_unknown_peer_is_dropped(mux: Mux) -> None:
     mux.ask("nobody")
     mux.client.socket.send(b"a single frame")
     mux.client.socket.send_multipart([b"", b"", b""])
@@ -134,97 +132,97 @@ def test_what_is_for_nobody_vanishes(mux: Mux) -> None:
     assert request["header"]["msg_id"] == sent["header"]["msg_id"]
     mux.engine.socket.send_multipart([relay, b"no such client", b"lost"])
     mux.engine.socket.send_multipart([relay, b"a single frame"])
-    assert mux.client.hears_nothing()
-    mux.loop.until(lambda: mux.loop.counters["malformed"] >= 2)
+    assert mux.client.receives_nothing()
+    mux.loop.wait_until(lambda: mux.loop.counters["malformed"] >= 2)
 
 
-def test_what_another_key_signed_is_not_relayed(mux: Mux, peer: Callable[..., Peer]) -> None:
-    liar = peer(zmq.DEALER, mux.clients, key=b"another key")
-    liar.send("apply_request", ENGINE.encode(), content={})
-    mux.loop.until(lambda: mux.loop.counters == {"wrongly_signed": 1})
-    assert mux.engine.hears_nothing()
-    assert mux.loop.monitor.told == []
+def test_r25_message_signed_with_another_key_is_not_relayed(mux: Mux, peer: Callable[..., Peer]) -> None:
+    wrong_key_peer = peer(zmq.DEALER, mux.clients, key=b"another key")
+    wrong_key_peer.send("apply_request", ENGINE.encode(), content={})
+    mux.loop.wait_until(lambda: mux.loop.counters == {"wrongly_signed": 1})
+    assert mux.engine.receives_nothing()
+    assert mux.loop.recorder.calls == []
 
 
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 
 class Iopub:
-    """The output relay, with one engine and one client whose subscription has arrived."""
+    """The output relay between one engine and one client, whose subscription has arrived."""
 
-    def __init__(self, loop: Loop, peer: Callable[..., Peer], kind: int) -> None:
+    def __init__(self, loop: TrioThread, peer: Callable[..., Peer], kind: int) -> None:
         self.loop = loop
         self.left: list[str] = []
         self.engines = loop.call(loop.sockets.bind, "sub", ANYWHERE)
         self.clients = loop.call(loop.sockets.bind, "pub", ANYWHERE)
         self.client = peer(zmq.SUB, self.clients)
-        loop.start(lambda it: Output(self.engines, self.clients, it.codec, it.note, it.monitor, self.left.append))
+        loop.start(lambda it: OutputRelay(self.engines, self.clients, it.codec, it.note, it.recorder, self.left.append))
         self.engine = peer(kind, self.engines, ENGINE)
-        while self.client.hears_nothing():
+        while self.client.receives_nothing():
             self.engine.send("status", b"engine.0.status", content={"execution_state": "starting"})
-        while not self.client.hears_nothing():
+        while not self.client.receives_nothing():
             self.client.frames()
-        loop.call(loop.monitor.told.clear)
+        loop.call(loop.recorder.calls.clear)
 
 
 @pytest.fixture(params=[zmq.PUB, zmq.XPUB], ids=["pub", "xpub"])
-def iopub(loop: Loop, peer: Callable[..., Peer], request: pytest.FixtureRequest) -> Iopub:
+def iopub(loop: TrioThread, peer: Callable[..., Peer], request: pytest.FixtureRequest) -> Iopub:
     return Iopub(loop, peer, request.param)
 
 
-def test_what_engines_publish_reaches_clients(iopub: Iopub) -> None:
+def test_output_of_engines_reaches_clients(iopub: Iopub) -> None:
     parent = iopub.engine.session.msg("execute_request")
     sent = iopub.engine.send("stream", b"engine.0.stdout", content={"name": "stdout", "text": "hello"}, parent=parent)
     [topic], message = iopub.client.receive()
     assert topic == b"engine.0.stdout"
     assert message["header"]["msg_id"] == sent["header"]["msg_id"]
     assert message["content"] == {"name": "stdout", "text": "hello"}
-    told = [("output", "stream", parent["header"]["msg_id"])]
-    iopub.loop.until(lambda: iopub.loop.monitor.told == (told if iopub.loop.monitor.on else []))
+    expected = [("output", "stream", parent["header"]["msg_id"])]
+    iopub.loop.wait_until(lambda: iopub.loop.recorder.calls == (expected if iopub.loop.recorder.on else []))
     assert iopub.left == []
 
 
-def test_a_client_gets_the_topics_it_subscribed_to(iopub: Iopub, peer: Callable[..., Peer]) -> None:
-    choosy = peer(zmq.SUB, iopub.clients)
-    choosy.socket.unsubscribe(b"")
-    choosy.socket.subscribe(b"engine.1.")
-    while choosy.hears_nothing():
+def test_client_gets_its_topics_only(iopub: Iopub, peer: Callable[..., Peer]) -> None:
+    subscriber = peer(zmq.SUB, iopub.clients)
+    subscriber.socket.unsubscribe(b"")
+    subscriber.socket.subscribe(b"engine.1.")
+    while subscriber.receives_nothing():
         iopub.engine.send("status", b"engine.1.status", content={})
-    while not choosy.hears_nothing():
-        choosy.frames()
+    while not subscriber.receives_nothing():
+        subscriber.frames()
     iopub.engine.send("stream", b"engine.0.stdout", content={"text": "not for it"})
     iopub.engine.send("stream", b"engine.1.stdout", content={"text": "for it"})
-    assert choosy.receive()[1]["content"] == {"text": "for it"}
+    assert subscriber.receive()[1]["content"] == {"text": "for it"}
 
 
-def test_one_subscription_whatever_clients_do(iopub: Iopub, peer: Callable[..., Peer]) -> None:
-    """Engines of ipykernel 7 greet every subscriber, so there must be only one."""
+def test_engines_get_one_subscription(iopub: Iopub, peer: Callable[..., Peer]) -> None:
+    """Engines of ipykernel 7 send a message to each subscriber."""
     if iopub.engine.socket.type != zmq.XPUB:
-        pytest.skip("a PUB does not hear of subscriptions")
+        pytest.skip("a PUB receives no subscriptions")
     more = [peer(zmq.SUB, iopub.clients) for _ in range(3)]
     for client in more:
-        while client.hears_nothing():
+        while client.receives_nothing():
             iopub.engine.send("status", b"engine.0.status", content={})
     assert iopub.engine.frames() == [b"\x01"]
-    assert iopub.engine.hears_nothing()
+    assert iopub.engine.receives_nothing()
 
 
-def test_an_engine_that_says_its_shutdown_reply_has_left(iopub: Iopub) -> None:
+def test_engine_leaves_with_its_shutdown_reply(iopub: Iopub) -> None:
     iopub.engine.send("shutdown_reply", b"engine.0.shutdown", content={"status": "ok"})
     iopub.client.receive()
     iopub.engine.send("stream", content={"text": "shutdown_reply is only mentioned here"})
     iopub.client.receive()
-    iopub.loop.until(lambda: iopub.left)
+    iopub.loop.wait_until(lambda: iopub.left)
     assert iopub.left == [ENGINE]
 
 
-def test_nobody_can_say_it_without_the_key(iopub: Iopub, peer: Callable[..., Peer]) -> None:
-    liar = peer(zmq.PUB, iopub.engines, ENGINE, key=b"another key")
+def test_r25_shutdown_reply_without_the_key_is_dropped(iopub: Iopub, peer: Callable[..., Peer]) -> None:
+    wrong_key_peer = peer(zmq.PUB, iopub.engines, ENGINE, key=b"another key")
     while not iopub.loop.counters["wrongly_signed"]:
-        liar.send("shutdown_reply", b"engine.0.shutdown", content={"status": "ok"})
-    liar.socket.send_multipart([b"x", b"<IDS|MSG>", b"y", b"shutdown_reply"])
-    liar.socket.send_multipart([b"<IDS|MSG>", b"y", b"shutdown_reply"])
-    liar.socket.send_multipart([b"shutdown_reply"])
-    iopub.loop.until(lambda: iopub.loop.counters["malformed"] >= 3)
-    assert iopub.client.hears_nothing()
+        wrong_key_peer.send("shutdown_reply", b"engine.0.shutdown", content={"status": "ok"})
+    wrong_key_peer.socket.send_multipart([b"x", b"<IDS|MSG>", b"y", b"shutdown_reply"])
+    wrong_key_peer.socket.send_multipart([b"<IDS|MSG>", b"y", b"shutdown_reply"])
+    wrong_key_peer.socket.send_multipart([b"shutdown_reply"])
+    iopub.loop.wait_until(lambda: iopub.loop.counters["malformed"] >= 3)
+    assert iopub.client.receives_nothing()
     assert iopub.left == []

@@ -1,4 +1,4 @@
-"""Direct calls, output and control messages with a real ipyparallel client and real engines."""
+"""Direct calls, output and control messages with real ipyparallel clients and engines."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 import ipyparallel as ipp
 import pytest
 
-from tests.ipyparallel.stand import Stand, stand
-from tests.ipyparallel.stand import client as connected
+from tests.ipyparallel.controller_fixture import RunningController, running_controller
+from tests.ipyparallel.controller_fixture import client as connected
 
 pytestmark = pytest.mark.filterwarnings("ignore:::ipyparallel", "ignore:::jupyter_client", "ignore:::zmq")
 TIMEOUT_S = 30
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Stand]:
-    """A controller and two engines."""
-    with stand(engines=2) as running:
+def two() -> Iterator[RunningController]:
+    """A controller with two engines."""
+    with running_controller(engines=2) as running:
         yield running
 
 
 @pytest.fixture
-def client(two: Stand) -> Iterator[Any]:
-    """A client of its own for each test, that sees both engines."""
+def client(two: RunningController) -> Iterator[Any]:
+    """A client for one test, which knows both engines."""
     with connected(two, 2) as client:
         client[:].clear(block=True)
         yield client
@@ -35,14 +35,14 @@ def client(two: Stand) -> Iterator[Any]:
 # ---- direct calls ---------------------------------------------------------------------------------------------------
 
 
-def test_apply_and_map(client: Any) -> None:
+def test_apply_and_map_return_results(client: Any) -> None:
     view = client[:]
     assert view.apply_async(pow, 2, 10).get(TIMEOUT_S) == [1024, 1024]
     assert view.map_async(lambda x: x * x, range(7)).get(TIMEOUT_S) == [0, 1, 4, 9, 16, 25, 36]
     assert client[1].apply_async(lambda: 7).get(TIMEOUT_S) == 7
 
 
-def test_push_pull_scatter_gather(client: Any) -> None:
+def test_push_pull_scatter_gather_keep_values(client: Any) -> None:
     view = client[:]
     view.push({"a": bytes(1 << 20), "b": 2}, block=True)
     assert view.pull("a", block=True) == [bytes(1 << 20)] * 2
@@ -52,7 +52,7 @@ def test_push_pull_scatter_gather(client: Any) -> None:
     assert view.gather("part", block=True) == list(range(9))
 
 
-def test_an_error_arrives_as_itself(client: Any) -> None:
+def test_exception_of_a_call_is_raised_by_its_name(client: Any) -> None:
     with pytest.raises(ipp.error.RemoteError, match="ZeroDivisionError"):
         client[0].apply_async(lambda: 1 / 0).get(TIMEOUT_S)
     with pytest.raises(ipp.error.CompositeError, match="ZeroDivisionError"):
@@ -62,7 +62,7 @@ def test_an_error_arrives_as_itself(client: Any) -> None:
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_printed_and_shown(client: Any) -> None:
+def test_printed_and_displayed_output_arrives(client: Any) -> None:
     view = client[:]
     result = view.execute("import sys; print('out'); print('err', file=sys.stderr)")
     result.get(TIMEOUT_S)
@@ -78,16 +78,16 @@ def test_what_is_printed_and_shown(client: Any) -> None:
     assert shown.execute_result["data"]["text/plain"] == "42"
 
 
-def test_output_of_a_function_goes_to_who_called_it_only(two: Stand, client: Any) -> None:
-    with connected(two) as bystander:
+def test_output_of_a_call_goes_to_its_client_only(two: RunningController, client: Any) -> None:
+    with connected(two) as other_client:
         result = client[0].apply_async(print, "mine")
         result.get(TIMEOUT_S)
         assert result.wait_for_output(TIMEOUT_S)
         assert result.stdout == "mine\n"
-        assert not bystander.metadata
+        assert not other_client.metadata
 
 
-def test_output_is_in_the_records(two: Stand, client: Any) -> None:
+def test_output_is_recorded(two: RunningController, client: Any) -> None:
     result = client[0].apply_async(print, "kept")
     result.get(TIMEOUT_S)
     assert result.wait_for_output(TIMEOUT_S)
@@ -106,7 +106,7 @@ def test_clear_empties_the_engines_namespaces(client: Any) -> None:
     assert client[:].apply_async(lambda: "a" in globals()).get(TIMEOUT_S) == [False, False]
 
 
-def test_abort_of_what_waits_on_an_engine(client: Any) -> None:
+def test_waiting_calls_are_aborted(client: Any) -> None:
     view = client[:]
     running = view.apply_async(time.sleep, 1)
     waiting = view.apply_async(lambda: 1)
@@ -116,8 +116,8 @@ def test_abort_of_what_waits_on_an_engine(client: Any) -> None:
     assert running.get(TIMEOUT_S) == [None, None]
 
 
-def test_a_signal_interrupts(client: Any) -> None:
-    """It is the engine's nanny that answers, while the engine is busy."""
+def test_signal_interrupts_a_call(client: Any) -> None:
+    """The engine's nanny answers while the engine is busy."""
 
     def wait() -> str:
         import time
@@ -138,37 +138,38 @@ def test_a_signal_interrupts(client: Any) -> None:
     assert running.get(TIMEOUT_S) == ["interrupted"] * 2
 
 
-def test_nothing_was_dropped(two: Stand, client: Any) -> None:
-    """The last test of this module that leaves its engines alive."""
+def test_no_message_was_dropped(two: RunningController, client: Any) -> None:
+    """The last test of this module that uses the shared controller."""
     client[:].apply_async(lambda: 1).get(TIMEOUT_S)
     assert not {reason for reason in two.counters if reason != "unknown_heart"}
 
 
-# ---- engines that go ------------------------------------------------------------------------------------------------
+# ---- engines that leave ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
-def test_shutdown_of_one_engine_and_then_of_all() -> None:
-    with stand() as running:
+def test_one_engine_and_then_all_shut_down() -> None:
+    with running_controller() as running:
         engines = running.start_engines(2)
         with connected(running, 2) as client:
             client.shutdown([0], block=True)
-            _until(lambda: client.ids == [1])
+            _wait_until(lambda: client.ids == [1])
             assert client[1].apply_async(lambda: 1).get(TIMEOUT_S) == 1
             client.shutdown(hub=True, block=True)
         for engine in engines:
             engine.wait(TIMEOUT_S)
 
 
-def test_an_engine_that_dies_fails_what_it_was_doing() -> None:
-    with stand(engines=2) as running, connected(running, 2) as client:
+def test_dead_engine_fails_its_direct_call() -> None:
+    with running_controller(engines=2) as running, connected(running, 2) as client:
         doomed = client[0].apply_async(lambda: __import__("os")._exit(1))
         with pytest.raises(ipp.error.RemoteError, match="EngineError: Engine 0 died"):
             doomed.get(TIMEOUT_S)
-        _until(lambda: client.ids == [1])
+        _wait_until(lambda: client.ids == [1])
         assert client[1].apply_async(lambda: 1).get(TIMEOUT_S) == 1
 
 
-def _until(condition: Any) -> None:
+def _wait_until(condition: Any) -> None:
     limit = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < limit

@@ -1,4 +1,4 @@
-"""Past one machine: ipyparallel's own Slurm launchers with our controller, on a real Slurm (`nox -s slurm`)."""
+"""ipyparallel's Slurm launchers with this controller, on a real Slurm (`nox -s slurm`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.ipyparallel.slurm_here import missing, slurm
+from tests.ipyparallel.local_slurm import missing, slurm
 
 ipp = pytest.importorskip("ipyparallel")
 pytestmark = [
@@ -20,34 +20,34 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
 ]
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
-def a_slurm() -> Iterator[dict[str, str]]:
+def running_slurm() -> Iterator[dict[str, str]]:
     with slurm() as environment:
         yield environment
 
 
 @pytest.fixture
-def here(a_slurm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home for profiles, where the launchers find Slurm."""
+def profiles(running_slurm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory for profiles; the launchers find Slurm in the environment."""
     for name in ("PATH", "SLURM_CONF"):
-        monkeypatch.setenv(name, a_slurm[name])
+        monkeypatch.setenv(name, running_slurm[name])
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # functions of this module run there
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # engines import this module
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def jobs() -> list[str]:
-    """Names of the jobs that wait or run."""
+    """Return the names of the jobs that wait or run."""
     done = subprocess.run(["squeue", "-h", "-t", "PD,R", "-o", "%j"], capture_output=True, text=True, check=True)
     return sorted(done.stdout.split())
 
 
-def until_no_jobs() -> None:
-    deadline = time.monotonic() + PATIENCE_S
+def wait_until_no_jobs() -> None:
+    deadline = time.monotonic() + TIMEOUT_S
     while jobs():
         assert time.monotonic() < deadline, jobs()
 
@@ -65,8 +65,8 @@ def fast_heartbeats(home: Path) -> None:
     (home / "profile_default" / "ipcontroller_config.py").write_text("c.HeartMonitor.period = 200\n")
 
 
-def test_engines_by_slurm_and_our_controller_here(here: Path) -> None:
-    fast_heartbeats(here)
+def test_slurm_engines_with_a_local_controller(profiles: Path) -> None:
+    fast_heartbeats(profiles)
     with cluster(controller="trio", engines="slurm") as rc:
         (job,) = jobs()
         assert job.startswith("ipengine")
@@ -77,14 +77,14 @@ def test_engines_by_slurm_and_our_controller_here(here: Path) -> None:
         assert rc.broadcast_view().apply_sync(lambda: 7) == [7, 7, 7]
         before, pids = set(rc.ids), set(rc[:].apply_sync(os.getpid))
         rc.cluster.restart_engines_sync()
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while before & set(rc.ids) or len(rc.ids) < 3:
             assert time.monotonic() < deadline
         assert not pids & set(rc[:].apply_sync(os.getpid))
-    until_no_jobs()
+    wait_until_no_jobs()
 
 
-def test_our_controller_as_a_job_too(here: Path) -> None:
+def test_controller_and_engines_are_slurm_jobs(profiles: Path) -> None:
     from traitlets.config import Config
 
     config = Config()
@@ -93,18 +93,18 @@ def test_our_controller_as_a_job_too(here: Path) -> None:
         assert [name.partition("-")[0] for name in jobs()] == ["ipcontroller", "ipengine"]
         assert len(set(rc[:].apply_sync(os.getpid))) == 3
         assert rc.hub_history() == rc.history
-    until_no_jobs()
+    wait_until_no_jobs()
 
 
-def test_a_job_that_is_cancelled_takes_its_tasks_with_it(here: Path) -> None:
-    """The engines' clients get EngineErrors, not silence."""
-    fast_heartbeats(here)
+def test_r20_cancelled_job_fails_its_tasks(profiles: Path) -> None:
+    """The client gets an EngineError for each task."""
+    fast_heartbeats(profiles)
     with cluster(controller="trio", engines="slurm") as rc:
         sleepers = rc.load_balanced_view().map_async(time.sleep, [60] * 3, ordered=False)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while sum(rc.queue_status()[engine]["tasks"] for engine in rc.ids) < 3:
             assert time.monotonic() < deadline
         subprocess.run(["scancel", "-n", *{*jobs()}], check=True)
         with pytest.raises((ipp.RemoteError, ipp.error.CompositeError)) as caught:
-            sleepers.get(PATIENCE_S)
+            sleepers.get(TIMEOUT_S)
         assert "EngineError" in repr(caught.value) + str(caught.value)

@@ -1,4 +1,4 @@
-"""Settings: where they come from, and what is said about wrong ones."""
+"""Settings: their sources, and the errors for wrong values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trio_sched.errors import ConfigError
 from trio_sched.server.config import RULES, SCHEMES, Config, load
 
 
-def test_each_source_overrules_the_former(tmp_path: Path) -> None:
+def test_each_source_overrides_the_previous_one(tmp_path: Path) -> None:
     file = tmp_path / "scheduler.toml"
     file.write_text(
         'name = "file"\nhwm = 1\ngrace_s = 7\n[websocket]\nport = 8080\norigins = ["https://lab.example"]\n'
@@ -45,11 +45,11 @@ def test_lists_in_the_environment_are_separated_by_commas() -> None:
         ({}, {"address": "tcp://here"}, ["address", "tcp://here", "tcp://host:port"]),
         ({}, {"heartbeat_s": 0}, ["heartbeat_s", "at least 0.001"]),
         ({}, {"websocket_port": 70000}, ["websocket_port", "70000", "65535"]),
-        ({}, {"colour": "red"}, ["colour", "no setting", "hwm"]),
+        ({}, {"colour": "red"}, ["colour", "not a setting", "hwm"]),
         ({}, {"credit": 0}, ["credit", "0", "at least 1"]),
     ],
 )
-def test_a_wrong_value_is_named_with_its_source_and_what_would_do(
+def test_the_error_for_a_wrong_value_names_its_source_and_what_is_allowed(
     environ: dict[str, str], options: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -58,14 +58,14 @@ def test_a_wrong_value_is_named_with_its_source_and_what_would_do(
         assert word in str(error.value)
 
 
-def test_a_wrong_value_in_the_file_names_the_file(tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_value_in_the_file_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "scheduler.toml"
     file.write_text("hwm = 'ten'\n")
     with pytest.raises(ConfigError, match=r"hwm = 'ten' .*scheduler\.toml.*a whole number"):
         load(file)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.toml"):
         load(tmp_path / "missing.toml")
     file = tmp_path / "broken.toml"
@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load(file)
 
 
-def test_a_config_made_directly_is_checked_too() -> None:
+def test_a_config_made_without_load_is_checked() -> None:
     with pytest.raises(ConfigError, match="hwm = -5"):
         Config(hwm=-5)
 

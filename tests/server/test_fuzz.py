@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from trio_sched.testing import open_world, run_virtual
+from trio_sched.testing import open_harness, run_virtual
 from trio_sched.wire import native
 
 
 def samples(rng: random.Random) -> list[bytes]:
-    """One message of each type that a peer may send, with odd values."""
+    """Return one message of each type that a peer may send, with extreme values."""
     odd: Any = rng.choice((0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63), 2**64 - 1))
     call = native.Call(1, b"x", b"body", odd % 3, options=native.Options(after=[odd], priority=odd, timeout_s=1e308))
     messages: list[Any] = [
@@ -26,17 +26,17 @@ def samples(rng: random.Random) -> list[bytes]:
         native.Query(odd, rng.choice(("status", "explain", "story", "engines", "")), odd),
         native.Watch(),
         native.Finished(
-            [native.TaskEnd(odd, attempt=odd), native.TaskEnd(odd, rng.choice(("lost", "unmet", "error")))]
+            [native.TaskResult(odd, attempt=odd), native.TaskResult(odd, rng.choice(("lost", "unmet", "error")))]
         ),
         native.Recalled([odd], [odd, odd]),
-        native.Died(odd, running=[odd]),
+        native.WorkerDied(odd, running=[odd]),
         native.Bye(),
     ]
     return [native.encode(message) for message in messages]
 
 
 def garbled(data: bytes, rng: random.Random) -> bytes:
-    """Some of its bytes changed, or none."""
+    """Return the message with some bytes changed, or none."""
     changed = bytearray(data)
     for _ in range(rng.choice((0, 0, 1, 2, 5))):
         at = rng.randrange(len(changed))
@@ -45,36 +45,43 @@ def garbled(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_r25_whatever_is_sent_the_server_goes_on(seed: int) -> None:
+def test_r25_the_server_survives_every_mutated_message(seed: int) -> None:
     rng = random.Random(seed)
 
     async def main() -> None:
-        async with open_world(max_clients=10**6, max_engines=10**6) as world:
+        async with open_harness(max_clients=10**6, max_engines=10**6) as harness:
             for _ in range(15):
-                nanny = await world.nanny()
-                peers = [await world.client(), await world.engine(nanny=nanny.number), nanny, await world.stranger()]
+                nanny = await harness.nanny()
+                peers = [
+                    await harness.client(),
+                    await harness.engine(nanny=nanny.number),
+                    nanny,
+                    await harness.newcomer(),
+                ]
                 for _ in range(20):
                     for peer in peers:
-                        peer.say_raw([garbled(rng.choice(samples(rng)), rng), *[b"frame"] * rng.choice((0, 0, 0, 1))])
-                await world.settle()
-            client = await world.client()
-            engine = await world.engine(eager=True)  # those above answer for nothing
-            assert (await client.end_of(await client.submit("x", targets=[engine.number]))).outcome == "ok"
+                        peer.send_frames(
+                            [garbled(rng.choice(samples(rng)), rng), *[b"frame"] * rng.choice((0, 0, 0, 1))]
+                        )
+                await harness.settle()
+            client = await harness.client()
+            engine = await harness.engine(eager=True)  # the engines above answer nothing
+            assert (await client.result_of(await client.submit("x", targets=[engine.number]))).outcome == "ok"
 
     run_virtual(main)
 
 
-def test_r25_arguments_that_could_not_be_sent_on_are_not_taken() -> None:
+def test_r25_arguments_that_cannot_be_encoded_are_rejected() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine(eager=True)
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine(eager=True)
             assert engine.number
             data = b"\x82\xa4type\xa6submit\xa5tasks\x91\x83\xa2id\x01\xa4call\xa3m:f\xa4args\x91"
             for depth in (*range(700, 1000, 7), 100_000):
-                client.say_raw([data + b"\x91" * depth + b"\x90"])
-            await world.settle()
-            assert {error.kind for error in client.unheard(native.Error)} == {"malformed"}
+                client.send_frames([data + b"\x91" * depth + b"\x90"])
+            await harness.settle()
+            assert {error.kind for error in client.take_unread(native.Error)} == {"malformed"}
             client._counter = 1
-            assert (await client.end_of(await client.submit("x"))).outcome == "ok"
+            assert (await client.result_of(await client.submit("x"))).outcome == "ok"
 
     run_virtual(main)

@@ -1,4 +1,4 @@
-"""Free memory goes back to the operating system when a burst of dropped messages is over."""
+"""Free memory is returned to the operating system when a burst of dropped messages is over."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import trio
 
 from trio_sched.server import memory
 from trio_sched.server.memory import BURST_DROPS, BurstTrim
-from trio_sched.testing import open_world, run_virtual
+from trio_sched.testing import open_harness, run_virtual
 
 
 @pytest.fixture
 def trims(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each trim."""
+    """A list that gets an item for each return of memory."""
     trims: list[int] = []
     monkeypatch.setattr(memory, "return_free_memory", lambda: trims.append(1))
     return trims
@@ -30,7 +30,7 @@ def trims(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ([1] * BURST_DROPS, [BURST_DROPS - 1]),
     ],
 )
-def test_memory_goes_back_once_a_burst(
+def test_free_memory_is_returned_once_per_burst(
     trims: list[int], dropped_in_rounds: list[int], trimmed_in_rounds: list[int]
 ) -> None:
     burst_trim = BurstTrim()
@@ -43,12 +43,12 @@ def test_memory_goes_back_once_a_burst(
     assert seen == trimmed_in_rounds
 
 
-def test_the_auditor_looks_whether_a_burst_is_over(trims: list[int]) -> None:
+def test_the_audit_returns_memory_when_a_burst_is_over(trims: list[int]) -> None:
     async def main() -> None:
-        async with open_world() as world:
+        async with open_harness() as harness:
             for _ in range(BURST_DROPS):
-                world.server.hub.note("malformed")
-            period_s = world.server.config.heartbeat_s
+                harness.server.ingress.note("malformed")
+            period_s = harness.server.config.heartbeat_s
             await trio.sleep(1.5 * period_s)
             assert trims == []
             await trio.sleep(3 * period_s)

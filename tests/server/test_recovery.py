@@ -1,4 +1,4 @@
-"""R33: an exception in the scheduler ends what it was about, is counted and logged, and the server goes on."""
+"""R33: an exception ends only the event that raised it, is counted and logged, and the server goes on."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from typing import Any
 
 import pytest
 
-from trio_sched.core import invariants
-from trio_sched.core.archive import Archive
-from trio_sched.core.engines import Engine
-from trio_sched.core.lifecycle import Lifecycle
-from trio_sched.core.pools import Pools
-from trio_sched.core.ready import Line, ReadyQueue
+from trio_sched.core import invariants, scheduler, settings
+from trio_sched.core.completed_tasks import CompletedTasks
+from trio_sched.core.records import ClientQueue, Engine, ReadyQueue
+from trio_sched.core.request_classes import RequestClasses
 from trio_sched.core.scheduler import Scheduler
 from trio_sched.server.actor import Actor
 from trio_sched.server.outbox import Outbox
-from trio_sched.server.queries import Queries
-from trio_sched.testing import Simulator, open_world, run_virtual
+from trio_sched.server.queries import QueryHandler
+from trio_sched.testing import Simulator, open_harness, run_virtual
 from trio_sched.wire import native
 
 
 class Fault(RuntimeError):
-    """Raised where no exception is expected."""
+    """An injected exception."""
 
 
 def raising(method: Callable[..., Any], is_due: Callable[..., bool]) -> Callable[..., Any]:
-    """The method, which raises when it is due."""
+    """Return the method, wrapped so that it raises when `is_due` says so."""
 
     def wrapper(*arguments: Any, **keywords: Any) -> Any:
         if is_due(*arguments):
@@ -39,20 +37,56 @@ def raising(method: Callable[..., Any], is_due: Callable[..., bool]) -> Callable
 
 
 PLACES = [
-    *((Lifecycle, name) for name in ("_depend", "_queue", "_enter", "_ready", "_wait", "_leave_place", "_requeue")),
-    *((Lifecycle, name) for name in ("_dispatch", "_assignment", "_cascade", "_end", "_retry", "_orphaned", "_cancel")),
-    *((Scheduler, name) for name in ("_held", "_unregister", "_recheck", "_what_is_wrong", "_seen")),
-    *((Pools, name) for name in ("find", "tidy", "join", "leave", "changed", "push", "remove", "emptied", "next")),
-    *((Archive, name) for name in ("add", "want", "release", "received")),
-    *((Engine, name) for name in ("take", "give_back", "presumed_running")),
+    *(
+        (Scheduler, name)
+        for name in (
+            "_register_dependencies",
+            "_enqueue",
+            "_enqueue_runnable",
+            "_make_ready",
+            "_make_waiting",
+            "_remove_from_queue",
+            "_requeue",
+        )
+    ),
+    *(
+        (Scheduler, name)
+        for name in (
+            "_dispatch",
+            "_make_assignment",
+            "_cascade",
+            "_end_task",
+            "_retry_task",
+            "_requeue_orphan",
+            "_cancel_task",
+        )
+    ),
+    *((Scheduler, name) for name in ("_release_answered", "_unregister", "_requeue_unsatisfiable", "_answer_repeated")),
+    *(
+        (RequestClasses, name)
+        for name in (
+            "find",
+            "discard_if_empty",
+            "add_engine",
+            "remove_engine",
+            "update_engine",
+            "push",
+            "remove",
+            "discard_queue_if_empty",
+            "pop_next",
+        )
+    ),
+    *((CompletedTasks, name) for name in ("add", "retain", "release", "mark_received")),
+    *((Engine, name) for name in ("assign", "release", "presumed_running")),
+    (scheduler, "find_refusal"),
     *((ReadyQueue, name) for name in ("push", "pop", "remove")),
-    *((Line, name) for name in ("push", "head", "drop", "mark")),
+    *((ClientQueue, name) for name in ("push", "head", "drop", "count_removed")),
 ]
 
 
 @pytest.fixture
 def _quiet() -> Iterator[None]:
-    """Faults are the point here; their logs would be long."""
+    """Silence the log events of the injected faults."""
     logging.getLogger("trio_sched").setLevel(logging.CRITICAL)
     yield
     logging.getLogger("trio_sched").setLevel(logging.NOTSET)
@@ -60,7 +94,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_quiet")
 @pytest.mark.parametrize("seed", range(8))
-def test_r33_nothing_is_lost_whatever_raises(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r33_nothing_is_lost_when_methods_of_the_core_raise(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random faults of peers, and random exceptions in methods of the core. The simulator checks the invariants after
     each step, and in the end that each accepted submission has one end."""
     rng = random.Random(seed)
@@ -86,27 +120,29 @@ def test_r33_nothing_is_lost_whatever_raises(seed: int, monkeypatch: pytest.Monk
         monkeypatch.setattr(kind, name, raising(getattr(kind, name), is_due))
     server = Simulator(seed, steps=500).run()
     assert faults > 5
-    assert server.hub.counters["internal_error"] >= 1
-    assert server.scheduler.ends["ok"] > 20
+    assert server.ingress.counters["internal_error"] >= 1
+    assert server.scheduler.outcome_counts["ok"] > 20
 
 
 def test_r33_a_task_whose_answer_raises_fails_with_the_error_and_the_next_one_does_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine(eager=True)
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine(eager=True)
             assert engine.number
             bad = await client.submit("bad", retries=3)
             monkeypatch.setattr(
-                Scheduler, "_held", raising(Scheduler._held, lambda _self, _engine, task, *_: task & 0xFFFFFFFF == 1)
+                Scheduler,
+                "_release_answered",
+                raising(Scheduler._release_answered, lambda _self, _engine, task, *_: task & 0xFFFFFFFF == 1),
             )
-            end = await client.end_of(bad)
+            end = await client.result_of(bad)
             assert (end.outcome, end.error and end.error.name) == ("error", "SchedulerError")
             good = await client.submit("good")
-            assert (await client.end_of(good)).outcome == "ok"
-            assert world.running.status()["counters"]["internal_error"] == 1
-            invariants.check(world.server.scheduler)
+            assert (await client.result_of(good)).outcome == "ok"
+            assert harness.running.status()["counters"]["internal_error"] == 1
+            invariants.check(harness.server.scheduler)
 
     run_virtual(main)
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -117,86 +153,90 @@ def test_r33_a_task_whose_answer_raises_fails_with_the_error_and_the_next_one_do
 
 def test_r33_a_submission_that_raises_is_refused_and_the_batch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine(eager=True)
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine(eager=True)
             assert engine.number
             monkeypatch.setattr(
-                Lifecycle, "_ready", raising(Lifecycle._ready, lambda _self, task, *_: task.id & 0xFFFFFFFF == 2)
+                Scheduler,
+                "_make_ready",
+                raising(Scheduler._make_ready, lambda _self, task, *_: task.id & 0xFFFFFFFF == 2),
             )
             monkeypatch.setattr(
-                Scheduler, "_what_is_wrong", raising(Scheduler._what_is_wrong, lambda _self, spec: spec.label == "bad")
+                scheduler, "find_refusal", raising(settings.find_refusal, lambda spec, _settings: spec.label == "bad")
             )
             first = client.submit_nowait("1", "2", "3")
             refused = await client.submit("4", label="bad")
-            assert (await client.hear(native.Refused)).id == refused
-            ends = [await client.end_of(number) for number in range(first - 2, first + 1)]
+            assert (await client.expect(native.Refused)).id == refused
+            ends = [await client.result_of(number) for number in range(first - 2, first + 1)]
             assert [end.outcome for end in ends] == ["ok", "error", "ok"]
             assert client.accepted == 4
 
     run_virtual(main)
 
 
-def test_r33_a_task_that_cannot_be_dispatched_is_ended_and_those_behind_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It raises each time that it is looked at, so the one that the traceback names must go."""
+def test_r33_a_task_whose_dispatch_raises_is_ended_and_later_tasks_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dispatch of the task raises each time, so the task that the traceback names is ended."""
 
     async def main() -> None:
-        async with open_world() as world:
-            client = await world.client()
+        async with open_harness() as harness:
+            client = await harness.client()
             monkeypatch.setattr(
-                Lifecycle,
-                "_assignment",
-                raising(Lifecycle._assignment, lambda _self, task, *_: task.spec.label == "bad"),
+                Scheduler,
+                "_make_assignment",
+                raising(Scheduler._make_assignment, lambda _self, task, *_: task.spec.label == "bad"),
             )
             bad = await client.submit("bad", label="bad")
             good = await client.submit("good")
-            await world.engine(eager=True)
-            assert (await client.end_of(bad)).outcome == "error"
-            assert (await client.end_of(good)).outcome == "ok"
+            await harness.engine(eager=True)
+            assert (await client.result_of(bad)).outcome == "error"
+            assert (await client.result_of(good)).outcome == "ok"
 
     run_virtual(main)
 
 
-def test_r33_when_nothing_helps_all_tasks_end_and_the_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r33_when_recovery_fails_all_tasks_end_and_the_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine(eager=True)
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine(eager=True)
             with monkeypatch.context() as patched:
-                patched.setattr(Pools, "next", raising(Pools.next, lambda *_: True))
-                assert (await client.end_of(await client.submit("bad"))).outcome == "error"
-            assert (await client.end_of(await client.submit("good"))).outcome == "ok"
-            assert engine.number in world.server.scheduler.engines
+                patched.setattr(RequestClasses, "pop_next", raising(RequestClasses.pop_next, lambda *_: True))
+                assert (await client.result_of(await client.submit("bad"))).outcome == "error"
+            assert (await client.result_of(await client.submit("good"))).outcome == "ok"
+            assert engine.number in harness.server.scheduler.engines
 
     run_virtual(main)
 
 
-def test_r33_what_cannot_be_sent_to_one_peer_ends_its_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r33_an_exception_while_sending_ends_only_the_connection_of_that_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            one, other = await world.client(), await world.client()
-            await world.engine(eager=True)
+        async with open_harness() as harness:
+            one, other = await harness.client(), await harness.client()
+            await harness.engine(eager=True)
             number = one.number
-            send = Outbox._send_ends
+            send = Outbox._send_results
             failing = [True]
             monkeypatch.setattr(
-                Outbox, "_send_ends", raising(send, lambda _self, client, _now: client.number == number and failing[0])
+                Outbox,
+                "_send_results",
+                raising(send, lambda _self, client, _now: client.number == number and failing[0]),
             )
             task = await one.submit("x")
-            assert (await other.end_of(await other.submit("y"))).outcome == "ok"
+            assert (await other.result_of(await other.submit("y"))).outcome == "ok"
             failing.clear()
             failing.append(False)
-            assert (await one.end_of(task)).outcome == "ok"  # after it came back
+            assert (await one.result_of(task)).outcome == "ok"  # after it came back
 
     run_virtual(main)
 
 
-def test_r33_a_question_whose_answer_raises_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r33_a_query_whose_handler_raises_is_answered_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client = await world.client()
+        async with open_harness() as harness:
+            client = await harness.client()
             with monkeypatch.context() as patched:
-                patched.setattr(Queries, "answer", raising(Queries.answer, lambda *_: True))
-                client.say(native.Query(7, "status"))
-                reply = await client.hear(native.Reply)
+                patched.setattr(QueryHandler, "answer", raising(QueryHandler.answer, lambda *_: True))
+                client.send(native.Query(7, "status"))
+                reply = await client.expect(native.Reply)
             assert (reply.request, "its log has the traceback" in reply.error) == (7, True)
 
     run_virtual(main)

@@ -1,4 +1,4 @@
-"""R29 and R30: an orderly end, from wherever it is asked for; a scheduler inside somebody's Trio program."""
+"""R29 and R30: an orderly shutdown, however it is requested; a scheduler inside a user's Trio program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trio_sched.errors import AddressInUseError
 from trio_sched.server.config import Config
 from trio_sched.server.native import NativeFront
 from trio_sched.server.serve import serve
-from trio_sched.testing import FakeClient, MemoryNetwork, open_world, run_virtual
+from trio_sched.testing import FakeClient, MemoryNetwork, open_harness, run_virtual
 from trio_sched.wire import native
 
 
@@ -23,128 +23,128 @@ def files_in(directory: Path) -> list[str]:
 
 def test_r29_running_tasks_end_others_are_recalled_new_ones_refused() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine()
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine()
             running, waiting = await client.submit("x"), await client.submit("y")
             call = await engine.next_call()
-            await world.settle()
-            world.running.stop("enough")
+            await harness.settle()
+            harness.running.stop("enough")
             for peer in (client, engine):
-                assert (await peer.hear(native.Closing)).reason == "enough"
+                assert (await peer.expect(native.Closing)).reason == "enough"
             assert engine.recalled == [waiting]
             late = await client.submit("z")
-            assert (await client.hear(native.Refused)).id == late
-            engine.give_back(waiting)
+            assert (await client.expect(native.Refused)).id == late
+            engine.answer_recall(waiting)
             await trio.sleep(5)
             await engine.finish(call, "in time")
-            assert (await client.end_of(running)).body == b"in time"
+            assert (await client.result_of(running)).body == b"in time"
             await client.closed.wait()
 
     run_virtual(main)
 
 
-def test_r29_what_does_not_end_in_time_is_left_behind() -> None:
+def test_r29_tasks_that_run_longer_than_the_grace_period_are_abandoned() -> None:
     async def main() -> None:
-        async with open_world(shutdown_grace_s=10.0) as world:
-            client, engine = await world.client(), await world.engine()
+        async with open_harness(shutdown_grace_s=10.0) as harness:
+            client, engine = await harness.client(), await harness.engine()
             await client.submit("x")
             await engine.next_call()
             began = trio.current_time()
-            world.running.stop()
+            harness.running.stop()
             await client.closed.wait()
             assert trio.current_time() - began == pytest.approx(10.0, abs=0.01)
 
     run_virtual(main)
 
 
-def test_r29_without_work_it_is_over_at_once() -> None:
+def test_r29_an_idle_scheduler_stops_at_once() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client = await world.client()
+        async with open_harness() as harness:
+            client = await harness.client()
             began = trio.current_time()
-            client.say(native.Stop("by request"))
-            assert (await client.hear(native.Closing)).reason == "by request"
+            client.send(native.Stop("by request"))
+            assert (await client.expect(native.Closing)).reason == "by request"
             await client.closed.wait()
             assert trio.current_time() == began
 
     run_virtual(main)
 
 
-def test_r29_nobody_joins_a_scheduler_that_shuts_down() -> None:
+def test_r29_no_peer_can_join_during_a_shutdown() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine()
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine()
             await client.submit("x")
             call = await engine.next_call()
-            world.running.stop()
-            await world.settle()
-            stranger = await world.stranger()
-            stranger.say(native.Hello(role="engine", token=world.running.engine_connection.token))
-            assert (await stranger.hear(native.Error)).kind == "closing"
+            harness.running.stop()
+            await harness.settle()
+            newcomer = await harness.newcomer()
+            newcomer.send(native.Hello(role="engine", token=harness.running.engine_connection.token))
+            assert (await newcomer.expect(native.Error)).kind == "closing"
             await engine.finish(call)
             await client.closed.wait()
 
     run_virtual(main)
 
 
-def test_r29_an_engine_is_asked_to_give_back_before_it_is_told_to_end() -> None:
+def test_r29_an_engine_gets_recalls_before_the_closing_message() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine()
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine()
             await client.submit("x", "y")
             await engine.next_call()
-            world.running.stop()
-            await engine.hear(native.Closing)
-            kinds = [type(message) for message in engine.heard if not isinstance(message, native.Acked)]
+            harness.running.stop()
+            await engine.expect(native.Closing)
+            kinds = [type(message) for message in engine.received_messages if not isinstance(message, native.Acked)]
             assert kinds[-2:] == [native.Recall, native.Closing]
             engine.leave()
 
     run_virtual(main)
 
 
-def test_r29_an_engine_that_lost_its_connection_may_still_bring_results() -> None:
+def test_r29_a_returning_engine_may_deliver_results_during_a_shutdown() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine()
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine()
             task = await client.submit("x")
             call = await engine.next_call()
-            world.running.stop("enough")
-            await engine.hear(native.Closing)
+            harness.running.stop("enough")
+            await engine.expect(native.Closing)
             assert (await engine.rejoin()).resumed
-            assert (await engine.hear(native.Closing)).reason == "enough"
+            assert (await engine.expect(native.Closing)).reason == "enough"
             await engine.finish(call, "here")
-            assert (await client.end_of(task)).body == b"here"
+            assert (await client.result_of(task)).body == b"here"
             await client.closed.wait()
 
     run_virtual(main)
 
 
-def test_r29_a_large_result_is_waited_for_until_its_client_has_it() -> None:
+def test_r29_the_shutdown_waits_until_a_large_result_is_acknowledged() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine()
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine()
             await client.submit("x")
             call = await engine.next_call()
-            client.beating = client.acknowledging = False
-            world.running.stop()
+            client.sends_heartbeats = client.acknowledging = False
+            harness.running.stop()
             await engine.finish(call, "", [bytes(1 << 20)])
             await trio.sleep(5)
             assert not client.closed.is_set()
             client.acknowledging = True
-            client.say(client.ping())
+            client.send(client.ping())
             await client.closed.wait()
 
     run_virtual(main)
 
 
-def test_r29_an_engine_hears_that_its_last_results_arrived() -> None:
+def test_r29_the_last_results_of_an_engine_are_acknowledged() -> None:
     async def main() -> None:
-        async with open_world() as world:
-            client, engine = await world.client(), await world.engine()
+        async with open_harness() as harness:
+            client, engine = await harness.client(), await harness.engine()
             await client.submit("x")
             call = await engine.next_call()
-            world.running.stop()
-            await world.settle()
+            harness.running.stop()
+            await harness.settle()
             await engine.finish(call)
             await engine.closed.wait()
             assert engine.acked == 1
@@ -152,7 +152,7 @@ def test_r29_an_engine_hears_that_its_last_results_arrived() -> None:
     run_virtual(main)
 
 
-def test_r30_connection_files_are_there_as_long_as_it_runs(tmp_path: Path) -> None:
+def test_r30_connection_files_exist_while_the_scheduler_runs(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     config = Config(name="lab", runtime_dir=str(tmp_path))
 
@@ -168,7 +168,7 @@ def test_r30_connection_files_are_there_as_long_as_it_runs(tmp_path: Path) -> No
     run_virtual(main)
 
 
-def test_r30_cancelling_tells_peers_and_leaves_nothing(tmp_path: Path) -> None:
+def test_r30_cancellation_notifies_peers_and_leaves_no_files(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
     network = MemoryNetwork()
@@ -183,7 +183,7 @@ def test_r30_cancelling_tells_peers_and_leaves_nothing(tmp_path: Path) -> None:
                 await peers.start(client.run)
                 await client.join()
                 nursery.cancel_scope.cancel()
-            assert "cancelled" in (await client.hear(native.Closing)).reason
+            assert "cancelled" in (await client.expect(native.Closing)).reason
         assert files_in(tmp_path) == []
 
     run_virtual(main)
@@ -191,16 +191,16 @@ def test_r30_cancelling_tells_peers_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_r30_two_schedulers_in_one_program() -> None:
     async def main() -> None:
-        async with open_world(name="one") as one, open_world(name="two") as two:
-            for world in (one, two):
-                client = await world.client()
-                await world.engine(eager=True)
-                assert (await client.end_of(await client.submit("x"))).outcome == "ok"
+        async with open_harness(name="one") as one, open_harness(name="two") as two:
+            for harness in (one, two):
+                client = await harness.client()
+                await harness.engine(eager=True)
+                assert (await client.result_of(await client.submit("x"))).outcome == "ok"
 
     run_virtual(main)
 
 
-def test_r30_an_address_in_use_is_said_plainly(tmp_path: Path) -> None:
+def test_r30_an_address_in_use_raises_address_in_use_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     network = MemoryNetwork()
     config = Config(runtime_dir=str(tmp_path))
@@ -234,7 +234,7 @@ def test_a_front_that_fails_ends_the_scheduler(tmp_path: Path) -> None:
                 client = FakeClient(lambda: network.connect(connection.address), connection.token)
                 await nursery.start(client.run)
                 await client.join()
-                client.say_raw([b"trigger"])
+                client.send_frames([b"trigger"])
         assert files_in(tmp_path) == []
 
     run_virtual(main)

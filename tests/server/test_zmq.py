@@ -1,4 +1,4 @@
-"""The same over real sockets: ipc and tcp with CURVE, real time, real signals."""
+"""The server over real sockets: ipc and tcp with CURVE, real time, real signals."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from trio_sched.server.config import Config
 from trio_sched.server.serve import Running, serve, stop_on_signals
 from trio_sched.testing import FakeClient, FakeEngine
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection, find
+from trio_sched.transport.connection_info import ConnectionInfo, find_connection
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire import native
 
 
 @pytest.fixture
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private directory with a short name: it will hold a socket."""
+    """A private directory with a name that is short enough for a socket."""
     path = tmp_path_factory.mktemp("z")
     path.chmod(0o700)
     return path
@@ -40,7 +40,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
             server.stop("the test is over")
 
 
-async def joined(nursery: trio.Nursery, kind: Any, connection: Connection, **more: Any) -> Any:
+async def joined(nursery: trio.Nursery, kind: Any, connection: ConnectionInfo, **more: Any) -> Any:
     peer = kind(lambda: ZmqSocket.dealer(connection), connection.token, **more)
     await nursery.start(peer.run)
     await peer.join()
@@ -48,7 +48,7 @@ async def joined(nursery: trio.Nursery, kind: Any, connection: Connection, **mor
 
 
 @pytest.mark.parametrize("address", ["", "tcp://127.0.0.1:0"])
-def test_tasks_go_out_and_results_come_back(directory: Path, address: str) -> None:
+def test_tasks_and_results_pass_through_real_sockets(directory: Path, address: str) -> None:
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory), address=address)) as server, trio.open_nursery() as peers:
             client = await joined(peers, FakeClient, server.connection)
@@ -56,20 +56,20 @@ def test_tasks_go_out_and_results_come_back(directory: Path, address: str) -> No
             big = bytes(1 << 20)
             call = client.calls("")[0]
             call.frames = 1
-            client.say(native.Submit([call]), [big])
+            client.send(native.Submit([call]), [big])
             for _ in range(5):
                 await client.submit(*(str(n) for n in range(200)))
             last = await client.submit("last")
-            assert (await client.end_of(last)).body == b"last"
+            assert (await client.result_of(last)).body == b"last"
             for counter in range(1, 1003):
-                assert (await client.end_of(client.full(counter))).outcome == "ok"
+                assert (await client.result_of(client.task_id(counter))).outcome == "ok"
             assert len(client.deliveries) == 1002
             peers.cancel_scope.cancel()
 
     trio.run(main)
 
 
-def test_over_tcp_each_role_has_keys_of_its_own(directory: Path) -> None:
+def test_each_role_has_its_own_keys_over_tcp(directory: Path) -> None:
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
             keys = {server.connection.secret_key, server.engine_connection.secret_key, ""}
@@ -79,18 +79,18 @@ def test_over_tcp_each_role_has_keys_of_its_own(directory: Path) -> None:
     trio.run(main)
 
 
-def test_a_client_finds_it_by_name(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_finds_the_scheduler_by_name(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIO_SCHED_RUNTIME_DIR", str(directory))
 
     async def main() -> None:
         async with running(Config(name="lab")) as server:
-            assert find("lab", "client") == server.connection
-            assert find("lab", "engine") == server.engine_connection
+            assert find_connection("lab", "client") == server.connection
+            assert find_connection("lab", "engine") == server.engine_connection
 
     trio.run(main)
 
 
-def test_a_second_scheduler_of_that_name_is_told_so(directory: Path) -> None:
+def test_a_second_scheduler_of_the_same_name_raises_address_in_use_error(directory: Path) -> None:
     async def main() -> None:
         config = Config(runtime_dir=str(directory))
         async with running(config):
@@ -109,7 +109,7 @@ def test_a_wildcard_address_is_advertised_by_name(directory: Path) -> None:
     trio.run(main)
 
 
-def test_r29_a_signal_stops_it(directory: Path) -> None:
+def test_r29_a_signal_stops_the_scheduler(directory: Path) -> None:
     async def main() -> None:
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
@@ -118,14 +118,14 @@ def test_r29_a_signal_stops_it(directory: Path) -> None:
                     await peers.start(stop_on_signals, server.stop)
                     client = await joined(peers, FakeClient, server.connection)
                     os.kill(os.getpid(), signal.SIGTERM)
-                    assert (await client.hear(native.Closing)).reason == "SIGTERM"
+                    assert (await client.expect(native.Closing)).reason == "SIGTERM"
                     peers.cancel_scope.cancel()
 
     trio.run(main)
     assert list(directory.iterdir()) == []
 
 
-def test_r29_the_second_signal_is_an_interrupt(directory: Path) -> None:
+def test_r29_the_second_signal_raises_keyboard_interrupt(directory: Path) -> None:
     async def main() -> None:
         reasons: list[str] = []
         with pytest.RaisesGroup(KeyboardInterrupt), trio.fail_after(30):
@@ -139,7 +139,7 @@ def test_r29_the_second_signal_is_an_interrupt(directory: Path) -> None:
     trio.run(main)
 
 
-def test_a_client_s_process_that_dies_is_noticed_when_results_are_sent(directory: Path) -> None:
+def test_a_dead_client_process_is_noticed_when_results_are_sent(directory: Path) -> None:
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory))) as server, trio.open_nursery() as peers:
             client = await joined(peers, FakeClient, server.connection)
@@ -148,15 +148,16 @@ def test_a_client_s_process_that_dies_is_noticed_when_results_are_sent(directory
             await engine.next_call()
             client.dealer.close()
             session = server.server.sessions.clients[client.number]
-            while session.link is not None:
+            while session.connection is not None:
                 await engine.finish(await engine.next_call())
-            assert session.unacked or session.ends  # they wait for it
+            while not (session.unacked or session.queued_results):  # its disconnection may be noticed before a result
+                await engine.finish(await engine.next_call())
             peers.cancel_scope.cancel()
 
     trio.run(main)
 
 
-def test_r30_peers_are_told_when_it_is_cancelled(directory: Path) -> None:
+def test_r30_peers_are_notified_of_a_cancellation(directory: Path) -> None:
     async def main() -> None:
         with trio.fail_after(30):
             async with trio.open_nursery() as peers:
@@ -164,7 +165,7 @@ def test_r30_peers_are_told_when_it_is_cancelled(directory: Path) -> None:
                     server = await nursery.start(serve, Config(runtime_dir=str(directory)))
                     client = await joined(peers, FakeClient, server.connection)
                     nursery.cancel_scope.cancel()
-                assert "cancelled" in (await client.hear(native.Closing)).reason
+                assert "cancelled" in (await client.expect(native.Closing)).reason
                 peers.cancel_scope.cancel()
 
     trio.run(main)
@@ -176,11 +177,11 @@ def test_r30_peers_are_told_when_it_is_cancelled(directory: Path) -> None:
 
 @pytest.mark.parametrize(("keys_of", "says"), [("engine", "client"), ("client", "engine"), ("client", "nanny")])
 def test_a_hello_for_another_role_than_the_key_s_is_refused(directory: Path, keys_of: str, says: Any) -> None:
-    """Even with the right token for what it says."""
+    """The token of the role in the Hello does not help."""
 
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
-            files: dict[str, Connection] = {"client": server.connection, "engine": server.engine_connection}
+            files: dict[str, ConnectionInfo] = {"client": server.connection, "engine": server.engine_connection}
             token = files["client" if says == "client" else "engine"].token
             with ZmqSocket.dealer(files[keys_of]) as dealer:
                 dealer.send_many([[native.encode(native.Hello(role=says, token=token))]])
@@ -195,8 +196,8 @@ def test_a_hello_for_another_role_than_the_key_s_is_refused(directory: Path, key
     trio.run(main)
 
 
-def test_another_role_cannot_take_the_place_of_a_peer_by_its_routing_id(directory: Path) -> None:
-    """Peers choose their routing ids: one that comes under that of a client that has just gone is a stranger."""
+def test_a_peer_of_another_role_cannot_reuse_a_routing_id(directory: Path) -> None:
+    """Peers choose their routing ids, so a new connection with the id of a former client is unauthenticated."""
 
     async def main() -> None:
         async with running(Config(runtime_dir=str(directory), address="tcp://127.0.0.1:0")) as server:
@@ -204,19 +205,21 @@ def test_another_role_cannot_take_the_place_of_a_peer_by_its_routing_id(director
             await answer(server.connection, hello, native.Welcome)
             [session] = server.server.sessions.clients.values()
             await answer(server.engine_connection, native.Query(1, "status"), native.Error)
-            assert session.link is not None  # nobody has said good-bye for it
+            assert session.connection is not None  # the Query did not close the session
 
     trio.run(main)
 
 
-async def answer(connection: Connection, message: Any, kind: type) -> None:
-    """Connect under a routing id of our own choice, and ask. Again as long as the router holds a former connection of
-    that id: it passes over the messages of another one."""
+async def answer(connection: ConnectionInfo, message: Any, kind: type) -> None:
+    """Connect under a chosen routing id and send the message, until an answer of this kind arrives.
+
+    A ROUTER ignores a second connection with the same routing id while it holds the first.
+    """
     while True:
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
             socket.routing_id = b"chosen"
-            curve.be_client(socket, connection)
+            curve.set_client_options(socket, connection)
             socket.connect(connection.address)
             socket.send(native.encode(message))
             if await trio.to_thread.run_sync(socket.poll, 500):
@@ -224,18 +227,18 @@ async def answer(connection: Connection, message: Any, kind: type) -> None:
                 return
 
 
-def test_status_tells_of_connections_and_who_is_refused(directory: Path) -> None:
+def test_status_counts_connections_and_rejections(directory: Path) -> None:
     async def main() -> None:
         config = Config(runtime_dir=str(directory), max_connections=2)
         async with running(config) as server, trio.open_nursery() as peers:
             client = await joined(peers, FakeClient, server.connection)
             await joined(peers, FakeEngine, server.engine_connection)
             for _ in range(2):  # the hello may be read before its connection is counted
-                await client.ask("status")
+                await client.query("status")
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as late:
                     late.start_soon(joined, late, FakeClient, server.connection)
-                    while not (status := await client.ask("status"))["connections"]["refused"]:
+                    while not (status := await client.query("status"))["connections"]["refused"]:
                         pass
                     scope.cancel()
             connections = status["connections"]

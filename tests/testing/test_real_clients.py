@@ -1,4 +1,4 @@
-"""The simulator with the real client's protocol core in place of fake clients: both sides of the wire under faults."""
+"""The simulator with the sessions of real clients in place of fake clients, so that both sides run under faults."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from trio_sched.client.functions import Function, Functions
-from trio_sched.client.session import Session
+from trio_sched.client.functions import Function, FunctionRegistry
+from trio_sched.client.session import SchedulerSession
 from trio_sched.testing import FakeClient, Simulator
 from trio_sched.wire import native
 from trio_sched.wire.native import Frame
@@ -17,18 +17,20 @@ from trio_sched.wire.payload import digest
 
 
 class Handle:
-    """What a face keeps for a task."""
+    """The handle of a task in a client session."""
 
     def __init__(self, function: Function | None) -> None:
         self.function = function
 
 
 class RealClient(FakeClient):
-    """A face of `client.session.Session` that the simulator drives like one of its own clients."""
+    """A driver of `client.session.SchedulerSession` with the interface of a fake client."""
 
     def __init__(self, connect: Callable[[], Any], token: str, now: Callable[[], float]) -> None:
-        self.functions = Functions()
-        self.session: Session[Handle] = Session(native.Hello(role="client", token=token), self.functions)
+        self.functions = FunctionRegistry()
+        self.session: SchedulerSession[Handle] = SchedulerSession(
+            native.Hello(role="client", token=token), self.functions
+        )
         self._now = now
         super().__init__(connect, token)
 
@@ -49,21 +51,21 @@ class RealClient(FakeClient):
     def ping(self) -> Any:
         return None
 
-    def say(self, message: Any, frames: Sequence[Frame] = ()) -> None:
+    def send(self, message: Any, frames: Sequence[Frame] = ()) -> None:
         if isinstance(message, native.Bye):
-            self.say_raw([native.encode(message)])
-            self.returning = False
+            self.send_frames([native.encode(message)])
+            self.rejoins = False
             return
         if isinstance(message, native.Cancel):
             self.session.cancel(message.tasks)
         elif message is not None:
-            self.session.say(message)
+            self.session.send(message)
         self._flush()
 
     def _flush(self) -> None:
-        if self.returning:
+        if self.rejoins:
             for message, frames in self.session.outgoing(self._now()):
-                self.say_raw([native.encode(message), *frames])
+                self.send_frames([native.encode(message), *frames])
 
     def submit_nowait(self, *bodies: str | bytes, fn: bytes = b"", **options: Any) -> int:
         function = None
@@ -75,15 +77,15 @@ class RealClient(FakeClient):
             assert self.session.submit(Handle(function), call, (), options.get("inputs", ())) is not None
             self.sent.append(call)
         self._flush()
-        return self.full(self.sent[-1].id)
+        return self.task_id(self.sent[-1].id)
 
-    def take(self, batch: Sequence[Sequence[Frame]]) -> None:
+    def on_messages(self, batch: Sequence[Sequence[Frame]]) -> None:
         for frames in batch:
-            self.heard.append(native.decode_to_client(frames[0]))
+            self.received_messages.append(native.decode_to_client(frames[0]))
             news = self.session.receive(frames, self._now())
             for _, dealt in news.ended:
-                end: Any = dealt.record if isinstance(dealt, native.Attached) else dealt
-                self.ends[end.id] = end
+                end: Any = dealt.record if isinstance(dealt, native.FramedRecord) else dealt
+                self.results[end.id] = end
                 self.deliveries.append(end.id)
             assert not news.lost
             if news.rejoin:
@@ -93,7 +95,7 @@ class RealClient(FakeClient):
 
 
 class RealClients(Simulator):
-    """With real clients."""
+    """The simulator with real clients."""
 
     def _make_client(self, token: str) -> FakeClient:
         return RealClient(self._connect, token, lambda: self.now)
@@ -101,7 +103,7 @@ class RealClients(Simulator):
     def _options(self, client: FakeClient) -> dict[str, Any]:
         assert isinstance(client, RealClient)
         options = super()._options(client)
-        if "inputs" in options:  # a future that is done travels as a value instead
+        if "inputs" in options:  # the value of a future that is done is sent instead
             options["inputs"] = [task for task in options["inputs"] if task in client.session.tasks]
         return options
 
@@ -114,6 +116,6 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_real_clients_lose_nothing_whatever_happens(seed: int) -> None:
+def test_real_clients_lose_nothing_under_faults(seed: int) -> None:
     server = RealClients(seed, steps=600).run()
-    assert server.scheduler.ends["ok"] > 20
+    assert server.scheduler.outcome_counts["ok"] > 20

@@ -1,4 +1,4 @@
-"""Real sockets under both event loops: everything with a time limit, so that a stall is a failure and not a hang."""
+"""Fixtures: real sockets under both event loops, with a time limit, so that a stall fails and does not hang."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import anyio
 import pytest
 
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection, ipc_address
+from trio_sched.transport.connection_info import ConnectionInfo, ipc_address
 from trio_sched.transport.zmq_socket import ZmqSocket
 
+#: Large, because the tests run in parallel with others on slow machines.
 LIMIT_S = 30.0
-"""Generous: these tests run beside others on slow machines."""
 
 
 @pytest.fixture(params=["trio", "asyncio"])
 def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[Any]]], Any]:
-    """`run(main)` under each event loop in turn, with a time limit."""
+    """A function `run(main)` that runs under each event loop in turn, with a time limit."""
 
     def run_it(main: Callable[[], Awaitable[Any]]) -> Any:
         async def limited() -> Any:
@@ -32,22 +32,22 @@ def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[Any]
 
 
 class Endpoint:
-    """Where a router is to be bound, and the connection for each role."""
+    """An address for a router, with the keys of each role."""
 
     def __init__(self, address: str, keys: curve.Keys | None) -> None:
         self.address = address
         self.keys = keys
 
     def router(self, **options: Any) -> ZmqSocket:
-        """The router."""
+        """Create the router."""
         return ZmqSocket.router(self.address, keys=self.keys.for_server() if self.keys else None, **options)
 
-    def connection(self, router: ZmqSocket, role: Any = "client") -> Connection:
-        """A connection to the router."""
+    def connection(self, router: ZmqSocket, role: Any = "client") -> ConnectionInfo:
+        """Return the connection of a role to the router."""
         if self.keys is None:
-            return Connection("test", role, router.address, "token")
+            return ConnectionInfo("test", role, router.address, "token")
         pair = self.keys.roles[role]
-        return Connection(
+        return ConnectionInfo(
             "test",
             role,
             router.address,

@@ -1,4 +1,4 @@
-"""Limits of connections: how they are derived, and who gives way."""
+"""Connection limits: their derivation, and the connection that is closed at a limit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from trio_sched.transport import connection_limits
 from trio_sched.transport.connection_limits import (
+    MIN_EVICTION_AGE_S,
     RECOUNT_S,
     REFUSING_S,
-    TIME_TO_SPEAK_S,
     ConnectionBounds,
     ConnectionLimits,
     TrackedConnection,
@@ -21,46 +21,46 @@ from trio_sched.transport.connection_limits import (
 )
 
 
-class Fake(TrackedConnection):
-    """A connection that remembers that it was closed."""
+class FakeConnection(TrackedConnection):
+    """A connection that records that it was closed."""
 
     def __init__(self, address: str = "", *, timed: bool = False) -> None:
         super().__init__(address)
-        self.closed = self.gone = False
+        self.closed = self.end_was_missed = False
         self.handshake_is_timed = timed
 
     def close(self) -> None:
         self.closed = True
 
     def is_open(self) -> bool:
-        return not self.gone
+        return not self.end_was_missed
 
 
 class Listener:
-    """Adds connections at times of its own."""
+    """A listener with its own clock."""
 
-    def __init__(self, most: int, per_address: int | None = None) -> None:
+    def __init__(self, max_connections: int, per_address: int | None = None) -> None:
         self.now = 100.0
         self.notes: Counter[str] = Counter()
-        bounds = ConnectionBounds(most, per_address or most, descriptors=1024, handshake_s=5.0)
+        bounds = ConnectionBounds(max_connections, per_address or max_connections, descriptors=1024, handshake_s=5.0)
         self.limits = ConnectionLimits(bounds, self.note, lambda: self.now)
 
     def note(self, kind: str, why: str) -> None:
         assert "at most" in why
         self.notes[kind] += 1
 
-    def accept(self, *addresses: str, timed: bool = False) -> list[Fake]:
-        accepted = [Fake(address, timed=timed) for address in addresses]
+    def accept(self, *addresses: str, timed: bool = False) -> list[FakeConnection]:
+        accepted = [FakeConnection(address, timed=timed) for address in addresses]
         for connection in accepted:
             assert self.limits.add(connection) is not connection.closed
         return accepted
 
 
-# ---- deriving -------------------------------------------------------------------------------------------------------
+# ---- derivation -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("descriptors", "asked", "most", "per_address"),
+    ("descriptors", "configured", "max_connections", "max_per_address"),
     [
         (1024, (0, 0), 512, 256),
         (20_000, (0, 0), 15_000, 7_500),
@@ -72,14 +72,14 @@ class Listener:
         (10, (0, 0), 1, 1),
     ],
 )
-def test_bounds_follow_from_the_descriptors(
-    descriptors: int, asked: tuple[int, int], most: int, per_address: int
+def test_bounds_are_derived_from_the_descriptor_limit(
+    descriptors: int, configured: tuple[int, int], max_connections: int, max_per_address: int
 ) -> None:
-    bounds = connection_bounds(descriptors, *asked)
-    assert (bounds.max_connections, bounds.max_per_address) == (most, per_address)
-    assert not bounds.is_short(most) or descriptors < 64
+    bounds = connection_bounds(descriptors, *configured)
+    assert (bounds.max_connections, bounds.max_per_address) == (max_connections, max_per_address)
+    assert not bounds.is_short(max_connections) or descriptors < 64
     assert bounds.is_short(descriptors)
-    assert most + bounds.burst <= descriptors or descriptors < 64
+    assert max_connections + bounds.burst <= descriptors or descriptors < 64
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_bounds_follow_from_the_descriptors(
         ("", ""),
     ],
 )
-def test_addresses_are_counted_by_host_and_loopback_is_not(host: str, group: str) -> None:
+def test_addresses_are_grouped_by_host_and_loopback_is_exempt(host: str, group: str) -> None:
     assert address_group(host) == group
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
-def test_a_process_takes_all_the_descriptors_it_can_have() -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
+def test_the_soft_descriptor_limit_is_raised_to_the_hard_one() -> None:
     script = """
 import resource
 from trio_sched.transport.connection_limits import descriptor_limit, raise_descriptor_limit
@@ -115,50 +115,50 @@ assert raise_descriptor_limit() == 300
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-# ---- deciding -------------------------------------------------------------------------------------------------------
+# ---- decisions ------------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_that_proved_nothing_gives_way() -> None:
+def test_the_oldest_connection_that_is_not_established_is_closed() -> None:
     listener = Listener(3)
     first, second, third = listener.accept("", "", "")
     listener.limits.establish(first)
-    listener.now += TIME_TO_SPEAK_S
+    listener.now += MIN_EVICTION_AGE_S
     (newcomer,) = listener.accept("")
     assert [c.closed for c in (first, second, third, newcomer)] == [False, True, False, False]
     assert listener.notes == {"silent_connection_closed": 1}
     assert listener.limits.open_count == 3
 
 
-def test_newcomers_are_refused_when_all_take_part() -> None:
+def test_new_connections_are_refused_when_all_are_established() -> None:
     listener = Listener(2)
-    taking_part = listener.accept("", "")
-    for connection in taking_part:
+    established = listener.accept("", "")
+    for connection in established:
         listener.limits.establish(connection)
     listener.now += 3600
     (newcomer,) = listener.accept("")
     assert newcomer.closed
-    assert not any(c.closed for c in taking_part)
+    assert not any(c.closed for c in established)
     assert listener.notes == {"connection_refused": 1}
     assert "2 connections of at most 2" in listener.limits.status()["refusing"]
-    assert not listener.limits.admits_newcomers
+    assert not listener.limits.admits_new_connections
     listener.now += REFUSING_S
     assert not listener.limits.status()["refusing"]
-    listener.limits.remove(taking_part[0])
-    assert listener.limits.admits_newcomers
+    listener.limits.remove(established[0])
+    assert listener.limits.admits_new_connections
     assert not listener.accept("")[0].closed
 
 
-def test_honest_peers_that_come_all_at_once_do_not_push_each_other_out() -> None:
+def test_young_connections_are_not_closed_for_each_other() -> None:
     listener = Listener(2)
     first, second = listener.accept("", "")
     (newcomer,) = listener.accept("")
     assert newcomer.closed
     assert not first.closed
     assert not second.closed
-    assert not listener.limits.admits_newcomers
+    assert not listener.limits.admits_new_connections
 
 
-def test_a_timed_handshake_proves_itself_by_lasting() -> None:
+def test_a_connection_that_outlasts_a_timed_handshake_is_established() -> None:
     listener = Listener(1)
     (old,) = listener.accept("", timed=True)
     listener.now += 6.1
@@ -166,11 +166,11 @@ def test_a_timed_handshake_proves_itself_by_lasting() -> None:
     assert not old.closed
 
 
-def test_each_address_has_a_limit_of_its_own() -> None:
+def test_each_address_has_its_own_limit() -> None:
     listener = Listener(10, per_address=2)
     a, b = listener.accept("192.0.2.1", "192.0.2.1")
     listener.limits.establish(b)
-    listener.now += TIME_TO_SPEAK_S
+    listener.now += MIN_EVICTION_AGE_S
     (c,) = listener.accept("192.0.2.1")
     assert (a.closed, b.closed, c.closed) == (True, False, False)
     listener.limits.establish(c)
@@ -183,18 +183,18 @@ def test_each_address_has_a_limit_of_its_own() -> None:
     assert not listener.accept("192.0.2.1")[0].closed
 
 
-def test_connections_whose_end_went_unnoticed_are_found_before_anybody_is_refused() -> None:
+def test_connections_whose_end_was_missed_are_forgotten_before_a_refusal() -> None:
     listener = Listener(2)
-    gone, there = listener.accept("192.0.2.1", "")
-    for connection in (gone, there):
+    ended, open_one = listener.accept("192.0.2.1", "")
+    for connection in (ended, open_one):
         listener.limits.establish(connection)
-    gone.gone = True
+    ended.end_was_missed = True
     listener.now += RECOUNT_S
     assert not listener.accept("")[0].closed
     assert not listener.notes
 
 
-def test_removing_twice_does_no_harm_and_nothing_is_left() -> None:
+def test_a_second_remove_has_no_effect_and_no_record_remains() -> None:
     listener = Listener(5)
     for connection in listener.accept("192.0.2.1", "192.0.2.1", "") * 2:
         listener.limits.remove(connection)

@@ -1,8 +1,8 @@
-"""The edge-trigger trap under load: both directions at full speed, and no reader may sleep while something is there for
-it.
+"""The edge-triggered descriptor under load: messages in both directions at full speed, and no reader may wait while a
+message is available.
 
-Each test is a closed loop: a bounded number of messages is under way, each is answered once. A reader that misses an
-edge stops the loop for ever, which the limit on each receive turns into a failure.
+Each test is a closed loop: a limited number of messages is unanswered at any time, and each is answered once. A reader
+that misses an edge stops the loop forever, which the time limit on each receive turns into a failure.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import pytest
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.transport.zmq_socket import ZmqSocket
 
+#: A stall lasts forever; a pause of a busy machine is shorter than this.
 STALL_S = 5.0
-"""A stall lasts for ever; a busy machine pauses for less than this."""
-UNDER_WAY = 1000
+MAX_UNANSWERED = 1000
 
 
 async def echo(router: ZmqSocket) -> None:
-    """Answer every message twice in effect: at once from the reader, and a notice from another task that only sends."""
+    """Answer every message from the reader, while another task, which only sends, sends notices."""
     peers: set[bytes] = set()
 
-    async def chatter() -> None:
+    async def send_notices() -> None:
         while True:
             router.send_many([peer, b"notice"] for peer in peers)
             await anyio.lowlevel.checkpoint()
 
     async with anyio.create_task_group() as group:
-        group.start_soon(chatter)
+        group.start_soon(send_notices)
         try:
             while True:
                 for message in await router.receive():
@@ -47,14 +47,14 @@ async def echo(router: ZmqSocket) -> None:
 
 
 async def asynchronous_load(router: ZmqSocket, dealer: ZmqSocket, seconds: float) -> int:
-    """Keep messages under way for a while, then wait for the rest. Returns how many came back."""
+    """Send messages for some seconds, then wait for the remaining answers. Return the number of answers."""
     sent = received = 0
     until = time.monotonic() + seconds
 
     async def write() -> None:
         nonlocal sent
         while time.monotonic() < until:
-            for _ in range(min(1 + sent % 40, UNDER_WAY - (sent - received))):
+            for _ in range(min(1 + sent % 40, MAX_UNANSWERED - (sent - received))):
                 dealer.send([b"%d" % sent])
                 sent += 1
             dealer.flush()
@@ -75,17 +75,17 @@ async def asynchronous_load(router: ZmqSocket, dealer: ZmqSocket, seconds: float
 
 
 def blocking_load(dealer: BlockingDealer, seconds: float) -> int:
-    """The same from a thread without an event loop, fed by another thread that wakes it."""
+    """Do the same in a thread without an event loop, which another thread feeds and wakes."""
     inbox: list[bytes] = []
-    received = handed = 0
+    received = queued = 0
     until = time.monotonic() + seconds
 
     def feed() -> None:
-        nonlocal handed
+        nonlocal queued
         while time.monotonic() < until:
-            if handed - received < UNDER_WAY:
-                inbox.append(b"%d" % handed)
-                handed += 1
+            if queued - received < MAX_UNANSWERED:
+                inbox.append(b"%d" % queued)
+                queued += 1
                 dealer.wake()
             else:
                 os.sched_yield()
@@ -93,10 +93,10 @@ def blocking_load(dealer: BlockingDealer, seconds: float) -> int:
     feeder = threading.Thread(target=feed)
     feeder.start()
     try:
-        while feeder.is_alive() or received < handed:
-            pending = received < handed
+        while feeder.is_alive() or received < queued:
+            pending = received < queued
             woken = dealer.wait(STALL_S if pending else 0.05)
-            assert woken or not pending, f"{handed - received} messages under way, and nothing for {STALL_S} s"
+            assert woken or not pending, f"{queued - received} messages unanswered, and none received for {STALL_S} s"
             count = len(inbox)
             for body in inbox[:count]:
                 dealer.send([body])
@@ -133,11 +133,11 @@ def run_blocking(run: Any, endpoint: Any, seconds: float) -> int:
 
 
 @pytest.mark.parametrize("load", [run_asynchronous, run_blocking])
-def test_no_stall(run: Any, endpoint: Any, load: Callable[..., int]) -> None:
+def test_no_reader_stalls(run: Any, endpoint: Any, load: Callable[..., int]) -> None:
     assert load(run, endpoint, 0.5) > 500
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [run_asynchronous, run_blocking])
-def test_no_stall_for_long(run: Any, endpoint: Any, load: Callable[..., int]) -> None:
+def test_no_reader_stalls_for_15_seconds(run: Any, endpoint: Any, load: Callable[..., int]) -> None:
     assert load(run, endpoint, 15.0) > 10_000

@@ -1,4 +1,4 @@
-"""A bounded rate of handshakes, shared fairly between addresses."""
+"""The rate limit on handshakes, shared fairly between addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trio_sched.transport.handshake_queue import HandshakeQueue
 
 
 class Peers:
-    """Peers that wait for their turns, and the answers they got, in order."""
+    """Peers that wait for their turns, and their answers in order."""
 
     def __init__(self, queue: HandshakeQueue, nursery: trio.Nursery) -> None:
         self.queue = queue
@@ -21,12 +21,12 @@ class Peers:
         self._nursery = nursery
 
     async def add(self, *names: str) -> None:
-        """Let them ask, one after the other. A name is an address, a colon, and more."""
+        """Start requests one after the other. A name is an address, a colon, and a number."""
         for name in names:
-            self._nursery.start_soon(self._ask, name)
+            self._nursery.start_soon(self._request, name)
             await trio.testing.wait_all_tasks_blocked()
 
-    async def _ask(self, name: str) -> None:
+    async def _request(self, name: str) -> None:
         is_granted = await self.queue.wait_turn(name.partition(":")[0], lambda: name in self.closed)
         self.answers.append((name, is_granted))
 
@@ -40,7 +40,7 @@ class Peers:
 
 
 def run_with_peers(test: Callable[[Peers], Awaitable[None]], *, max_wait_s: float = 5.0) -> None:
-    """One handshake a second, and one at once."""
+    """Run a test with a queue that grants one handshake a second, after one at once."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -56,25 +56,25 @@ def run_with_peers(test: Callable[[Peers], Awaitable[None]], *, max_wait_s: floa
     trio.run(main, clock=trio.testing.MockClock())
 
 
-def advance(seconds: float) -> None:
+def jump(seconds: float) -> None:
     clock = trio.lowlevel.current_clock()
     assert isinstance(clock, trio.testing.MockClock)
     clock.jump(seconds)
 
 
-async def after(seconds: float) -> None:
+async def advance_by(seconds: float) -> None:
     for _ in range(round(seconds * 2)):
-        advance(0.5)
+        jump(0.5)
         await trio.testing.wait_all_tasks_blocked()
 
 
-def test_turns_come_at_a_rate_and_the_newest_of_an_address_goes_first() -> None:
+def test_turns_are_granted_at_a_rate_to_the_newest_request_of_an_address() -> None:
     async def test(peers: Peers) -> None:
         await peers.add("a:1", "a:2", "a:3")
         assert peers.answers == []
-        await after(1.0)
+        await advance_by(1.0)
         assert peers.granted == ["a:3"]
-        await after(2.0)
+        await advance_by(2.0)
         assert peers.granted == ["a:3", "a:2", "a:1"]
 
     run_with_peers(test)
@@ -83,30 +83,30 @@ def test_turns_come_at_a_rate_and_the_newest_of_an_address_goes_first() -> None:
 def test_addresses_take_turns() -> None:
     async def test(peers: Peers) -> None:
         await peers.add("a:1", "a:2", "b:1", "a:3")
-        await after(2.0)
+        await advance_by(2.0)
         assert peers.granted == ["a:3", "b:1"]
 
     run_with_peers(test)
 
 
-def test_requests_whose_peer_has_closed_take_no_turn() -> None:
+def test_requests_of_closed_connections_take_no_turn() -> None:
     async def test(peers: Peers) -> None:
         await peers.add("a:1", "a:2", "a:3")
         peers.closed = {"a:2", "a:3"}
-        await after(1.0)
+        await advance_by(1.0)
         assert peers.granted == ["a:1"]
         assert sorted(peers.refused) == ["a:2", "a:3"]
         peers.closed.add("a:4")
         await peers.add("a:4")
-        await after(1.0)
+        await advance_by(1.0)
         await peers.add("a:5")
-        assert peers.granted == ["a:1", "a:5"], "the turn that nobody took is there for the next one"
+        assert peers.granted == ["a:1", "a:5"], "an unused turn is kept for the next request"
 
     run_with_peers(test)
 
 
 @pytest.mark.parametrize("flooding", ["a", "b"])
-def test_when_too_many_wait_the_oldest_of_the_largest_address_is_refused(flooding: str) -> None:
+def test_in_a_full_queue_the_oldest_request_of_the_largest_address_is_refused(flooding: str) -> None:
     async def test(peers: Peers) -> None:
         await peers.add("c:1", *[f"{flooding}:{number}" for number in range(6)])
         assert peers.refused == [f"{flooding}:0", f"{flooding}:1"]
@@ -114,7 +114,7 @@ def test_when_too_many_wait_the_oldest_of_the_largest_address_is_refused(floodin
     run_with_peers(test)
 
 
-def test_a_request_that_is_cancelled_gives_its_place_back() -> None:
+def test_a_cancelled_request_is_removed() -> None:
     async def test(peers: Peers) -> None:
         for _ in range(10):
             with trio.move_on_after(0) as scope:

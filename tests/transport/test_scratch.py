@@ -1,4 +1,4 @@
-"""Scratch directories: gone when their owner is, whatever it died of; those in use and those of others stay."""
+"""Scratch directories: removed when their owner has ended for any reason; other directories are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sched.transport.scratch import LOCK_NAME, ScratchDirectory, sweep
+from trio_sched.transport.scratch import LOCK_NAME, ScratchDirectory, remove_abandoned
 
 PREFIX = "trio_sched-test-"
 
@@ -21,7 +21,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def left_by_a_killed_process(temporary: Path) -> Path:
+def abandoned_directory(temporary: Path) -> Path:
     code = "import os, sys; from trio_sched.transport.scratch import *; d = ScratchDirectory(sys.argv[1])\n"
     code += "(d.path / 'inside').mkdir(); print(d.path, flush=True); os.kill(os.getpid(), 9)"
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -29,39 +29,39 @@ def left_by_a_killed_process(temporary: Path) -> Path:
     return Path(done.stdout.strip())
 
 
-def test_it_is_private_and_removed_at_the_end(temporary: Path) -> None:
+def test_a_scratch_directory_is_private_and_removed_at_the_end(temporary: Path) -> None:
     with ScratchDirectory(PREFIX) as scratch:
         assert scratch.path.parent == temporary
         assert stat.S_IMODE(scratch.path.stat().st_mode) == 0o700
         (scratch.path / "file").touch()
-        sweep(PREFIX)
+        remove_abandoned(PREFIX)
         with ScratchDirectory(PREFIX) as another:
             assert another.path != scratch.path
         assert (scratch.path / "file").exists()
     assert not list(temporary.iterdir())
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(temporary: Path) -> None:
-    left = left_by_a_killed_process(temporary)
+def test_the_directory_of_a_killed_process_is_removed_by_the_next_one(temporary: Path) -> None:
+    left = abandoned_directory(temporary)
     assert (left / "inside").is_dir()
     with ScratchDirectory(PREFIX) as scratch:
         assert list(temporary.iterdir()) == [scratch.path]
 
 
-def test_a_process_that_was_given_the_lock_keeps_it(temporary: Path) -> None:
+def test_an_inherited_lock_keeps_the_directory(temporary: Path) -> None:
     scratch = ScratchDirectory(PREFIX)
     command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[scratch.lock]) as process:
         scratch.release()
-        sweep(PREFIX)
+        remove_abandoned(PREFIX)
         assert scratch.path.exists()
         process.communicate()
-    sweep(PREFIX)
+    remove_abandoned(PREFIX)
     assert not scratch.path.exists()
 
 
-def test_what_is_not_surely_ours_and_left_behind_stays(temporary: Path) -> None:
-    left = left_by_a_killed_process(temporary)
+def test_links_unlocked_and_shared_directories_are_kept(temporary: Path) -> None:
+    left = abandoned_directory(temporary)
     link, unlocked, shared = (temporary / f"{PREFIX}{name}" for name in ("link", "unlocked", "shared"))
     kept = temporary / "elsewhere"
     left.rename(kept)
@@ -70,14 +70,14 @@ def test_what_is_not_surely_ours_and_left_behind_stays(temporary: Path) -> None:
     shared.mkdir()
     shared.chmod(0o755)
     (shared / LOCK_NAME).touch()
-    sweep(PREFIX)
+    remove_abandoned(PREFIX)
     assert {path.name for path in temporary.iterdir()} == {path.name for path in (link, unlocked, shared, kept)}
     assert (kept / "inside").is_dir()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a directory of another user")
-def test_directories_of_other_users_are_not_touched(temporary: Path) -> None:
-    left = left_by_a_killed_process(temporary)
+def test_directories_of_other_users_are_kept(temporary: Path) -> None:
+    left = abandoned_directory(temporary)
     os.chown(left, 12345, 12345)
-    sweep(PREFIX)
+    remove_abandoned(PREFIX)
     assert (left / "inside").is_dir()

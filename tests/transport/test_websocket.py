@@ -1,4 +1,4 @@
-"""WebSockets over real sockets: who may connect, what one peer may cost, and that no peer can hurt another."""
+"""The WebSocket server over real sockets: handshakes, limits of a peer, and isolation of failures."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from trio_websocket import (
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport import websocket
-from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
-from trio_sched.transport.websocket import Handshake, Limits, Refusal, WebSocketPeer
-from trio_sched.transport.websocket_meter import FrameMeter, Rates, Unfinished
-from trio_sched.transport.websocket_stream import MeteredStream
+from trio_sched.transport.connection_limits import MIN_EVICTION_AGE_S, ConnectionLimits, connection_bounds
+from trio_sched.transport.websocket import Handshake, HandshakeRefusal, WebSocketLimits, WebSocketPeer
+from trio_sched.transport.websocket_meter import FrameMeter, MeteredStream, PartialMessages, ReceiveLimits
 
 WAIT_S = 30.0
 TLS = Path(__file__).parent / "tls"
+#: More than the buffers of two sockets hold.
 BIG = "x" * 50_000_000
-"""More than the buffers of two sockets hold."""
 REQUEST = (
     b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
@@ -37,17 +36,17 @@ REQUEST = (
 )
 
 
-class Serving:
-    """A server for one test: its address, and what it noted."""
+class Served:
+    """A server for one test: its address, and the events that it counted."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.port = int(url.rpartition(":")[2].strip("/"))
         self.notes: list[tuple[str, str]] = []
         self.handshakes: list[Handshake] = []
-        self.refusal: Refusal | None = None
+        self.refusal: HandshakeRefusal | None = None
 
-    def admit(self, handshake: Handshake) -> Refusal | None:
+    def admit(self, handshake: Handshake) -> HandshakeRefusal | None:
         self.handshakes.append(handshake)
         return self.refusal
 
@@ -55,7 +54,7 @@ class Serving:
         self.notes.append((kind, why))
 
     async def noted(self, kind: str) -> str:
-        """Wait until something of this kind was noted; why."""
+        """Wait for an event of this kind, and return its reason."""
         while True:
             for known, why in self.notes:
                 if known == kind:
@@ -77,19 +76,19 @@ async def serving(
     admitted: bool = True,
     rates: dict[str, Any] | None = None,
     **limits: Any,
-) -> AsyncIterator[Serving]:
-    """`admitted`: every peer is, from its first byte."""
-    chosen = Limits(
-        **{"window_bytes": 1 << 20, "rates": Rates(**{"message_bytes": 1 << 20, **(rates or {})}), **limits}
+) -> AsyncIterator[Served]:
+    """Run a server. `admitted`: every peer is authenticated from its first message on."""
+    chosen = WebSocketLimits(
+        **{"window_bytes": 1 << 20, "rates": ReceiveLimits(**{"message_bytes": 1 << 20, **(rates or {})}), **limits}
     )
 
     async def handle_peer(peer: WebSocketPeer) -> None:
         if admitted:
-            peer.admit()
+            peer.mark_authenticated()
         await handle(peer)
 
     listeners, url = await websocket.listen("127.0.0.1", 0, tls)
-    server = Serving(url)
+    server = Served(url)
     with trio.fail_after(WAIT_S):
         async with trio.open_nursery() as nursery:
             serve = partial(websocket.serve, connections=connections)
@@ -100,7 +99,7 @@ async def serving(
 
 @asynccontextmanager
 async def connected(url: str, **options: Any) -> AsyncIterator[WebSocketConnection]:
-    """A client. Its library leaves the socket open when the server closes first."""
+    """Connect a client, and close its socket, which its library leaves open when the server closes first."""
     async with open_websocket_url(url, **options) as client:
         try:
             yield client
@@ -110,20 +109,20 @@ async def connected(url: str, **options: Any) -> AsyncIterator[WebSocketConnecti
             await trio.aclose_forcefully(client._stream)
 
 
-async def shaken(server: Serving) -> trio.SocketStream:
-    """A client without a library, after its handshake."""
+async def after_handshake(server: Served) -> trio.SocketStream:
+    """Connect a client without a library, and complete its handshake."""
     stream = await trio.open_tcp_stream("127.0.0.1", server.port)
     await stream.send_all(REQUEST)
     answer = b""
     while not answer.endswith(b"\r\n\r\n"):
         answer += await stream.receive_some(1)
     assert answer.startswith(b"HTTP/1.1 101")
-    assert b"deflate" not in answer, "a few bytes could become gigabytes"
+    assert b"deflate" not in answer, "compression would allow a few bytes to become gigabytes"
     return stream
 
 
 async def read_to_the_end(stream: trio.SocketStream) -> bytes:
-    """Until the server closes, or resets because it did not read everything; what it said."""
+    """Read until the server closes the connection, or resets it because of unread bytes. Return the bytes."""
     received = b""
     try:
         while data := await stream.receive_some():
@@ -134,15 +133,15 @@ async def read_to_the_end(stream: trio.SocketStream) -> bytes:
     return received
 
 
-async def answers(server: Serving, **options: Any) -> None:
-    """The server is there for others."""
+async def check_served(server: Served, **options: Any) -> None:
+    """Check that the server serves another client."""
     async with connected(server.url, **options) as client:
-        await client.send_message("still there?")
-        assert await client.get_message() == "still there?"
+        await client.send_message("hello")
+        assert await client.get_message() == "hello"
 
 
 async def until_closed(client: WebSocketConnection) -> tuple[int, str | None]:
-    """Read until the server closes; its code and reason."""
+    """Read until the server closes the connection. Return its code and reason."""
     try:
         while True:
             await client.get_message()
@@ -156,10 +155,10 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     trio.run(main)
 
 
-# ---- talking --------------------------------------------------------------------------------------------------------
+# ---- messages -------------------------------------------------------------------------------------------------------
 
 
-def test_text_and_binary_there_and_back() -> None:
+def test_text_and_binary_messages_are_echoed() -> None:
     async def main() -> None:
         async with serving() as server, connected(server.url) as client:
             for data in ("text", b"binary", "", "ü" * 1000, b"\0" * 500_000):
@@ -169,7 +168,7 @@ def test_text_and_binary_there_and_back() -> None:
     run(main)
 
 
-def test_what_was_queued_arrives_before_the_close() -> None:
+def test_queued_messages_arrive_before_the_close() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         for number in range(1000):
             assert peer.send(str(number))
@@ -185,24 +184,24 @@ def test_what_was_queued_arrives_before_the_close() -> None:
     run(main)
 
 
-def test_the_reason_of_a_peer_that_closes() -> None:
-    said, told = trio.open_memory_channel[str](1)
+def test_the_close_reason_of_the_peer_is_kept() -> None:
+    send_reason, reasons = trio.open_memory_channel[str](1)
 
     async def listen(peer: WebSocketPeer) -> None:
         async for _ in peer:
             pass
-        said.send_nowait(peer.closed_because)
+        send_reason.send_nowait(peer.close_reason)
 
     async def main() -> None:
         async with serving(listen) as server:
             async with connected(server.url) as client:
                 await client.aclose(4001, "had enough")
-            assert await told.receive() == "4001 had enough"
+            assert await reasons.receive() == "4001 had enough"
 
     run(main)
 
 
-# ---- who may connect ------------------------------------------------------------------------------------------------
+# ---- handshakes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,24 +216,26 @@ def test_the_reason_of_a_peer_that_closes() -> None:
         ("/", [(b"Origin", b"null")], Handshake("/", "null")),
     ],
 )
-def test_what_a_handshake_says(path: str, headers: list[tuple[bytes, bytes]], expected: Handshake) -> None:
+def test_a_handshake_has_path_origin_and_token(
+    path: str, headers: list[tuple[bytes, bytes]], expected: Handshake
+) -> None:
     async def main() -> None:
         async with serving() as server:
             await answers_at(server, path, headers)
             assert server.handshakes == [expected]
             assert "secret" not in repr(server.handshakes)
 
-    async def answers_at(server: Serving, path: str, headers: list[tuple[bytes, bytes]]) -> None:
+    async def answers_at(server: Served, path: str, headers: list[tuple[bytes, bytes]]) -> None:
         async with connected(server.url.rstrip("/") + path, extra_headers=headers):
             pass
 
     run(main)
 
 
-def test_one_that_may_not_connect_is_told_why() -> None:
+def test_a_refusal_is_an_http_response_with_the_reason() -> None:
     async def main() -> None:
         async with serving() as server:
-            server.refusal = Refusal(403, "not you")
+            server.refusal = HandshakeRefusal(403, "not you")
             stream = await trio.open_tcp_stream("127.0.0.1", server.port)
             await stream.send_all(REQUEST)
             answer = await read_to_the_end(stream)
@@ -242,25 +243,25 @@ def test_one_that_may_not_connect_is_told_why() -> None:
             assert answer.endswith(b"\r\n\r\nnot you\n")
             assert await server.noted("refused") == "not you"
             server.refusal = None
-            await answers(server)
+            await check_served(server)
 
     run(main)
 
 
-# ---- how many may connect in a second -------------------------------------------------------------------------------
+# ---- the rate of handshakes -----------------------------------------------------------------------------------------
 
 
+#: Permits one handshake, and the next one after several seconds.
 ONE_HANDSHAKE: dict[str, Any] = {"handshakes_per_s": 1 / websocket.HANDSHAKE_BURST_S}
-"""And none more for seconds."""
 
 
-def test_connections_without_a_request_use_up_no_handshake() -> None:
+def test_connections_without_a_request_take_no_turn() -> None:
     async def main() -> None:
         async with serving(**ONE_HANDSHAKE) as server:
             for _ in range(50):
                 await (await trio.open_tcp_stream("127.0.0.1", server.port)).aclose()
             silent = [await trio.open_tcp_stream("127.0.0.1", server.port) for _ in range(50)]
-            await answers(server)
+            await check_served(server)
             for stream in silent:
                 await trio.aclose_forcefully(stream)
             assert server.notes == []
@@ -268,10 +269,10 @@ def test_connections_without_a_request_use_up_no_handshake() -> None:
     run(main)
 
 
-def test_peers_that_show_a_token_do_not_wait_for_those_that_show_none() -> None:
+def test_peers_with_a_token_do_not_wait_for_peers_without_one() -> None:
     async def main() -> None:
         async with serving(handshake_s=20.0, **ONE_HANDSHAKE) as server:
-            await answers(server)
+            await check_served(server)
             waiting = [await trio.open_tcp_stream("127.0.0.1", server.port) for _ in range(6)]
             for stream in waiting:
                 await stream.send_all(REQUEST)
@@ -284,10 +285,10 @@ def test_peers_that_show_a_token_do_not_wait_for_those_that_show_none() -> None:
     run(main)
 
 
-def test_beyond_those_that_may_wait_the_oldest_is_refused() -> None:
+def test_in_a_full_queue_the_oldest_handshake_is_refused() -> None:
     async def main() -> None:
-        async with serving(handshake_s=4.0, **ONE_HANDSHAKE) as server:  # one may wait
-            await answers(server)
+        async with serving(handshake_s=4.0, **ONE_HANDSHAKE) as server:  # one request may wait
+            await check_served(server)
             oldest = await trio.open_tcp_stream("127.0.0.1", server.port)
             await oldest.send_all(REQUEST)
             newest = await trio.open_tcp_stream("127.0.0.1", server.port)
@@ -299,21 +300,28 @@ def test_beyond_those_that_may_wait_the_oldest_is_refused() -> None:
     run(main)
 
 
-@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="the system does not tell")
-def test_a_peer_that_has_hung_up_is_noticed_whatever_it_sent_before() -> None:
+@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="the system does not report it")
+def test_a_close_by_the_peer_is_detected_behind_unread_bytes() -> None:
     async def main() -> None:
         here, there = trio.socket.socketpair()
         async with trio.SocketStream(here) as stream:
-            metered = MeteredStream(stream, 1.0, FrameMeter(stream.receive_some, Rates(1 << 20), Unfinished(1 << 20)))
+            meter = FrameMeter(
+                stream.receive_some,
+                ReceiveLimits(1 << 20),
+                PartialMessages(1 << 20),
+                on_violation=lambda _too_large, _reason: None,
+                on_activity=lambda: None,
+            )
+            metered = MeteredStream(stream, meter, 1.0, on_progress=lambda: None)
             await there.send(b"a request")
-            assert not metered.has_hung_up
+            assert not metered.is_closed_by_peer
             there.close()
-            assert metered.has_hung_up
+            assert metered.is_closed_by_peer
 
     run(main)
 
 
-# ---- what one may cost ----------------------------------------------------------------------------------------------
+# ---- limits of a peer -----------------------------------------------------------------------------------------------
 
 
 def test_a_message_that_is_too_large_closes_the_connection_with_the_reason() -> None:
@@ -327,12 +335,12 @@ def test_a_message_that_is_too_large_closes_the_connection_with_the_reason() -> 
                 assert code == websocket.TOO_LARGE
                 assert "1000 bytes" in (reason or "")
             assert "1000 bytes" in await server.noted("too_large")
-            await answers(server)
+            await check_served(server)
 
     run(main)
 
 
-def test_one_that_lets_its_queue_fill_up_is_closed_with_the_reason() -> None:
+def test_a_peer_with_a_full_queue_is_closed_with_the_reason() -> None:
     accepted: list[int] = []
 
     async def flood(peer: WebSocketPeer) -> None:
@@ -348,14 +356,14 @@ def test_one_that_lets_its_queue_fill_up_is_closed_with_the_reason() -> None:
             async with connected(server.url) as client:
                 code, reason = await until_closed(client)
             assert code == websocket.POLICY
-            assert "you read too slowly" in (reason or "")
-            assert "you read too slowly" in await server.noted("slow_reader")
+            assert "the peer reads too slowly" in (reason or "")
+            assert "the peer reads too slowly" in await server.noted("slow_reader")
             assert 25 <= accepted[0] <= 30
 
     run(main)
 
 
-def test_a_message_larger_than_the_queue_goes_through() -> None:
+def test_a_message_larger_than_the_queue_is_sent() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         assert peer.send("small")
         assert peer.send("y" * 5_000_000)
@@ -371,7 +379,7 @@ def test_a_message_larger_than_the_queue_goes_through() -> None:
     run(main)
 
 
-def test_one_that_takes_nothing_is_cut_off() -> None:
+def test_a_peer_that_does_not_read_is_disconnected() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         peer.send(BIG)
         async for _ in peer:
@@ -379,7 +387,7 @@ def test_one_that_takes_nothing_is_cut_off() -> None:
 
     async def main() -> None:
         async with serving(talk, stall_s=0.2) as server:
-            stream = await shaken(server)
+            stream = await after_handshake(server)
             assert "nothing in 0.2 s" in await server.noted("slow_reader")
             await stream.aclose()
             assert [kind for kind, _ in server.notes] == ["slow_reader"]
@@ -387,11 +395,11 @@ def test_one_that_takes_nothing_is_cut_off() -> None:
     run(main)
 
 
-def test_bytes_that_it_takes_are_signs_of_life() -> None:
-    signs: list[float] = []
+def test_bytes_that_the_peer_reads_are_activity() -> None:
+    active_at: list[float] = []
 
     async def talk(peer: WebSocketPeer) -> None:
-        peer.on_life(lambda: signs.append(trio.current_time()))
+        peer.on_activity(lambda: active_at.append(trio.current_time()))
         peer.send(BIG)
         async for _ in peer:
             pass
@@ -402,37 +410,37 @@ def test_bytes_that_it_takes_are_signs_of_life() -> None:
             connected(server.url, max_message_size=1 << 30) as client,
         ):
             assert len(await client.get_message()) == len(BIG)
-        assert signs
+        assert active_at
 
     run(main)
 
 
-def test_bytes_that_only_the_system_takes_are_none() -> None:
-    signs: list[float] = []
+def test_bytes_that_only_the_kernel_takes_are_not_activity() -> None:
+    active_at: list[float] = []
 
     async def talk(peer: WebSocketPeer) -> None:
-        peer.on_life(lambda: signs.append(trio.current_time()))
+        peer.on_activity(lambda: active_at.append(trio.current_time()))
         peer.send("x" * 1000)
         async for _ in peer:
             pass
 
     async def main() -> None:
         async with serving(talk, ping_s=0.01) as server:
-            stream = await shaken(server)
+            stream = await after_handshake(server)
             received = b""
-            while b"\x89\x04" not in received:  # a ping, which is not answered
+            while b"\x89\x04" not in received:  # a ping, which the client does not answer
                 received += await stream.receive_some()
             await stream.aclose()
-        assert signs == []
+        assert active_at == []
 
     run(main)
 
 
-def test_pongs_are_signs_of_life() -> None:
+def test_pongs_are_activity() -> None:
     async def talk(peer: WebSocketPeer) -> None:
-        alive = trio.Event()
-        peer.on_life(alive.set)
-        await alive.wait()
+        active = trio.Event()
+        peer.on_activity(active.set)
+        await active.wait()
         peer.send("alive")
 
     async def main() -> None:
@@ -442,32 +450,32 @@ def test_pongs_are_signs_of_life() -> None:
     run(main)
 
 
-def test_one_that_does_not_answer_a_close_is_not_waited_for() -> None:
+def test_a_close_that_the_peer_does_not_answer_has_a_deadline() -> None:
     async def talk(peer: WebSocketPeer) -> None:
         peer.close(1001, "bye")
 
     async def main() -> None:
         async with serving(talk, close_s=0.1) as server:
-            stream = await shaken(server)
+            stream = await after_handshake(server)
             assert (await read_to_the_end(stream)).endswith(b"bye")
 
     run(main)
 
 
-# ---- what goes wrong on one ends there ------------------------------------------------------------------------------
+# ---- isolation of failures ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "garbage", [b"\x16\x03\x01 not TLS here", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(100_000)]
 )
-def test_a_handshake_that_is_none_ends_only_its_own_connection(garbage: bytes) -> None:
+def test_an_invalid_handshake_ends_only_its_own_connection(garbage: bytes) -> None:
     async def main() -> None:
         async with serving(handshake_s=0.2) as server:
             stream = await trio.open_tcp_stream("127.0.0.1", server.port)
             with suppress(trio.BrokenResourceError):
                 await stream.send_all(garbage)
             await read_to_the_end(stream)
-            await answers(server)
+            await check_served(server)
 
     run(main)
 
@@ -477,23 +485,23 @@ def test_a_handshake_that_is_none_ends_only_its_own_connection(garbage: bytes) -
     [
         (b"\x81\x05hello", 1002),  # not masked, as a client's frames must be
         (b"\x81\x82\0\0\0\0\xff\xff", 1007),  # text that is not UTF-8
-        (b"\x83\x80\0\0\0\0", 1002),  # no such kind of frame
-        (b"\xc1\x80\0\0\0\0", 1002),  # compressed, which was not agreed
+        (b"\x83\x80\0\0\0\0", 1002),  # a frame of an undefined type
+        (b"\xc1\x80\0\0\0\0", 1002),  # compressed, without the extension
     ],
 )
 def test_a_broken_frame_ends_only_its_own_connection(frame: bytes, code: int) -> None:
     async def main() -> None:
         async with serving(close_s=0.2) as server:
-            stream = await shaken(server)
+            stream = await after_handshake(server)
             await stream.send_all(frame)
             await read_to_the_end(stream)
             assert (await server.noted("malformed")).startswith(str(code))
-            await answers(server)
+            await check_served(server)
 
     run(main)
 
 
-def test_one_that_says_nothing_is_not_waited_for() -> None:
+def test_a_connection_without_a_request_times_out() -> None:
     async def main() -> None:
         async with serving(handshake_s=0.1) as server:
             assert await read_to_the_end(await trio.open_tcp_stream("127.0.0.1", server.port)) == b""
@@ -506,7 +514,7 @@ def test_a_handler_that_fails_ends_its_own_connection() -> None:
     async def fail(peer: WebSocketPeer) -> None:
         async for data in peer:
             if data == "fail":
-                raise ValueError("as it was told")
+                raise ValueError("the handler failed")
             peer.send(data)
 
     async def main() -> None:
@@ -514,8 +522,8 @@ def test_a_handler_that_fails_ends_its_own_connection() -> None:
             async with connected(server.url) as client:
                 await client.send_message("fail")
                 await until_closed(client)
-            assert "as it was told" in await server.noted("websocket_failure")
-            await answers(server)
+            assert "the handler failed" in await server.noted("websocket_failure")
+            await check_served(server)
 
     run(main)
 
@@ -523,13 +531,13 @@ def test_a_handler_that_fails_ends_its_own_connection() -> None:
 # ---- listening ------------------------------------------------------------------------------------------------------
 
 
-def test_over_tls() -> None:
+def test_tls_connections_are_served() -> None:
     async def main() -> None:
         tls = websocket.tls_context(str(TLS / "localhost.crt"), str(TLS / "localhost.key"))
         async with serving(tls=tls, handshake_s=0.5) as server:
             assert server.url.startswith("wss://127.0.0.1:")
             trusting = ssl.create_default_context(cafile=str(TLS / "localhost.crt"))
-            await answers(server, ssl_context=trusting)
+            await check_served(server, ssl_context=trusting)
             untrusting = await trio.open_ssl_over_tcp_stream("127.0.0.1", server.port)
             with pytest.raises(trio.BrokenResourceError):
                 await untrusting.do_handshake()
@@ -537,13 +545,13 @@ def test_over_tls() -> None:
             stream = await trio.open_tcp_stream("127.0.0.1", server.port)
             await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
             await read_to_the_end(stream)
-            await answers(server, ssl_context=trusting)
+            await check_served(server, ssl_context=trusting)
 
     run(main)
 
 
 @pytest.mark.parametrize(
-    ("certificate", "key", "says"),
+    ("certificate", "key", "message"),
     [
         ("localhost.crt", "", "websocket_key is not set"),
         ("", "localhost.key", "websocket_certificate is not set"),
@@ -551,9 +559,9 @@ def test_over_tls() -> None:
         ("localhost.key", "localhost.crt", "cannot be used"),
     ],
 )
-def test_a_certificate_that_will_not_do(certificate: str, key: str, says: str) -> None:
+def test_an_unusable_certificate_is_an_error(certificate: str, key: str, message: str) -> None:
     paths = [str(TLS / name) if name else "" for name in (certificate, key)]
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         websocket.tls_context(*paths)
 
 
@@ -561,7 +569,7 @@ def test_without_a_certificate_there_is_no_tls() -> None:
     assert websocket.tls_context("", "") is None
 
 
-def test_a_port_in_use() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     async def main() -> None:
         async with serving() as server:
             with pytest.raises(AddressInUseError, match=f"websocket_port = {server.port}"):
@@ -571,7 +579,7 @@ def test_a_port_in_use() -> None:
 
 
 @pytest.mark.parametrize("host", ["", "192.0.2.1", "no such host"])
-def test_a_host_that_is_none(host: str) -> None:
+def test_an_invalid_host_is_an_error(host: str) -> None:
     with pytest.raises(ConfigError, match="websocket_host"):
         trio.run(websocket.listen, host, 0)
 
@@ -591,14 +599,14 @@ def test_a_name_with_several_addresses_has_one_port() -> None:
 
 
 async def until_open(limits: ConnectionLimits, count: int) -> None:
-    """Wait until so many connections are counted."""
+    """Wait until `count` connections are counted."""
     while True:
         if limits.open_count == count:
             return
         await trio.sleep(0.001)
 
 
-def test_silent_connections_give_way_and_those_with_a_token_stay() -> None:
+def test_silent_connections_are_closed_in_favor_of_new_ones_and_those_with_a_token_stay() -> None:
     async def main() -> None:
         now = 100.0
         notes: list[str] = []
@@ -609,12 +617,12 @@ def test_silent_connections_give_way_and_those_with_a_token_stay() -> None:
                 await until_open(limits, 4)
                 refused = await trio.open_tcp_stream("127.0.0.1", server.port)
                 assert await read_to_the_end(refused) == b""
-                now += TIME_TO_SPEAK_S
+                now += MIN_EVICTION_AGE_S
                 async with connected(server.url + "?token=shown") as other:
                     assert await read_to_the_end(silent[0]) == b""
                     for client in (page, other):
-                        await client.send_message("still there?")
-                        assert await client.get_message() == "still there?"
+                        await client.send_message("hello")
+                        assert await client.get_message() == "hello"
                 for stream in silent[1:]:
                     await stream.aclose()
             assert notes == ["connection_refused", "silent_connection_closed"]
@@ -623,7 +631,7 @@ def test_silent_connections_give_way_and_those_with_a_token_stay() -> None:
     trio.run(main)
 
 
-def test_a_listener_without_descriptors_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_continues_after_a_lack_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "_NO_DESCRIPTORS_PAUSE_S", 0.0)
     accept = trio.SocketListener.accept
     failures = iter([errno.EMFILE, errno.ENFILE])
@@ -637,7 +645,7 @@ def test_a_listener_without_descriptors_goes_on(monkeypatch: pytest.MonkeyPatch)
 
     async def main() -> None:
         async with serving() as server:
-            await answers(server)
+            await check_served(server)
             assert [kind for kind, _ in server.notes].count("no_descriptors") == 2
 
     trio.run(main)

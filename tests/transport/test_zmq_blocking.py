@@ -1,4 +1,4 @@
-"""BlockingDealer: its owner sleeps until there is something to do, others wake it, and it costs little to import."""
+"""BlockingDealer: the owner waits for messages, other threads wake it, and its import is cheap."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ WAIT_S = 10.0
 
 
 @pytest.fixture(params=["eventfd", "socketpair"])
-def alarm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to wake."""
+def wakeup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run with both kinds of wake-up descriptor."""
     if request.param == "socketpair":
         monkeypatch.setattr(zmq_blocking.sys, "platform", "darwin")
 
 
-def test_it_loads_no_event_loop() -> None:
+def test_the_module_imports_no_event_loop() -> None:
     slow = {"trio", "anyio", "asyncio", "numpy", "structlog", "typer", "ssl"}
     code = f"import sys, trio_sched.transport.zmq_blocking; print(*sorted(set(sys.modules) & {slow}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 
-def test_there_and_back(endpoint: Any) -> None:
+def test_messages_are_sent_and_received(endpoint: Any) -> None:
     async def serve(dealer_done: threading.Event) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(router.authenticate)
@@ -62,18 +62,18 @@ def test_there_and_back(endpoint: Any) -> None:
             thread.join()
 
 
-def test_a_wait_ends_in_time(local: Any) -> None:
+def test_a_wait_times_out(local: Any) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
-        began = time.monotonic()
+        started = time.monotonic()
         assert dealer.wait(0.02) is False
-        assert 0.02 <= time.monotonic() - began < WAIT_S
+        assert 0.02 <= time.monotonic() - started < WAIT_S
         assert dealer.wait(0.0) is False
         assert dealer.wait(-1.0) is False
         assert dealer.receive(0.001) is None
 
 
-@pytest.mark.usefixtures("alarm")
-def test_a_wake_before_the_wait_ends_it_at_once_and_only_once(local: Any) -> None:
+@pytest.mark.usefixtures("wakeup")
+def test_a_wake_before_the_wait_ends_one_wait_at_once(local: Any) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
         dealer.wake()
         dealer.wake()
@@ -81,12 +81,12 @@ def test_a_wake_before_the_wait_ends_it_at_once_and_only_once(local: Any) -> Non
         assert dealer.wait(0.0) is False
 
 
-@pytest.mark.usefixtures("alarm")
-def test_a_wake_ends_a_wait_that_sleeps(local: Any) -> None:
+@pytest.mark.usefixtures("wakeup")
+def test_a_wake_ends_a_running_wait(local: Any) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
 
         def wake() -> None:
-            while not dealer._asleep:
+            while not dealer._is_waiting:
                 os.sched_yield()
             dealer.wake()
 
@@ -96,25 +96,23 @@ def test_a_wake_ends_a_wait_that_sleeps(local: Any) -> None:
         thread.join()
 
 
-def test_a_sleeping_owner_costs_one_system_call_and_one_that_is_awake_none(
-    local: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wake_makes_a_system_call_only_while_the_owner_waits(local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
-        rings: list[int] = []
-        monkeypatch.setattr(dealer._alarm, "ring", lambda: rings.append(1))
+        calls: list[int] = []
+        monkeypatch.setattr(dealer._wakeup, "set", lambda: calls.append(1))
         dealer.wake()
         assert dealer.wait(0.0) is True
         dealer.wake()
-        assert rings == []
-        dealer._asleep = True  # as the others see it while the owner sleeps, and until it has got up
+        assert calls == []
+        dealer._is_waiting = True  # the state while the owner waits, and until it runs again
         dealer.wake()
         dealer.wake()
-        assert rings == [1]
+        assert calls == [1]
 
 
-@pytest.mark.usefixtures("alarm")
+@pytest.mark.usefixtures("wakeup")
 def test_no_wake_is_lost(local: Any) -> None:
-    """Several threads hand over numbers, waking the owner each time; it must never sleep on one."""
+    """Several threads pass numbers and wake the owner each time. It must not wait while a number is in the inbox."""
     inbox: list[int] = []
     each, threads = 3_000, 3
     with local.router() as router, BlockingDealer(local.connection(router)) as dealer:
@@ -139,20 +137,20 @@ def test_no_wake_is_lost(local: Any) -> None:
             producer.join()
 
 
-@pytest.mark.usefixtures("alarm")
-def test_waking_a_closed_one_does_nothing(local: Any) -> None:
+@pytest.mark.usefixtures("wakeup")
+def test_a_wake_after_the_close_has_no_effect(local: Any) -> None:
     with local.router() as router:
         dealer = BlockingDealer(local.connection(router))
-        descriptor = dealer._alarm.descriptor
+        descriptor = dealer._wakeup.descriptor
         dealer.close()
         dealer.close()
-        dealer._asleep = True  # as a thread sees it that looked just before the close
+        dealer._is_waiting = True  # the state that a thread has read just before the close
         dealer.wake()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
 
 
-def test_it_leaves_no_descriptor_behind(local: Any) -> None:
+def test_closed_dealers_leave_no_descriptors(local: Any) -> None:
     def descriptors() -> int:
         return len(os.listdir("/dev/fd"))
 
@@ -162,7 +160,7 @@ def test_it_leaves_no_descriptor_behind(local: Any) -> None:
         for _ in range(5):
             with BlockingDealer(connection) as dealer:
                 dealer.wait(0.0)
-        until = time.monotonic() + WAIT_S  # the router's ends are closed by a thread of libzmq, when it gets to it
+        until = time.monotonic() + WAIT_S  # a thread of libzmq closes the ends of the router, at some time
         while descriptors() > before and time.monotonic() < until:
             threading.Event().wait(0.01)
         assert descriptors() <= before

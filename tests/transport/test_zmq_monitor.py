@@ -1,4 +1,4 @@
-"""Bounded connections of real ZeroMQ sockets: who gets in, who gives way, and that what was let in goes on."""
+"""Connection limits on real ZeroMQ sockets: refused, closed and unaffected connections."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ import zmq
 
 from trio_sched.errors import AddressInUseError
 from trio_sched.transport import zmq_monitor
-from trio_sched.transport.connection_limits import TIME_TO_SPEAK_S, ConnectionLimits, connection_bounds
-from trio_sched.transport.local_gate import LocalGate
-from trio_sched.transport.reach import describe_unanswered
+from trio_sched.transport.connection_limits import MIN_EVICTION_AGE_S, ConnectionLimits, connection_bounds
+from trio_sched.transport.reachability import describe_unanswered
 from trio_sched.transport.zmq_blocking import BlockingDealer
-from trio_sched.transport.zmq_bound import SocketSet
+from trio_sched.transport.zmq_monitor import AcceptGate
 from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.transport.zmq_socket_set import SocketSet
 
 WAIT_S = 20.0
-MOST = 8
+MAX_CONNECTIONS = 8
 
 
 class Clock:
-    """Time that passes when the test says so."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -39,13 +39,15 @@ class Clock:
         return self.now
 
 
-class Bounded:
-    """Limits that count what they note."""
+class Limited:
+    """Limits with a clock and counted events."""
 
-    def __init__(self, most: int = MOST, descriptors: int = 20_000, handshake_s: float = 60.0) -> None:
+    def __init__(
+        self, max_connections: int = MAX_CONNECTIONS, descriptors: int = 20_000, handshake_s: float = 60.0
+    ) -> None:
         self.clock = Clock()
         self.notes: Counter[str] = Counter()
-        bounds = connection_bounds(descriptors, most, handshake_s=handshake_s)
+        bounds = connection_bounds(descriptors, max_connections, handshake_s=handshake_s)
         self.limits = ConnectionLimits(bounds, lambda kind, why: self.notes.update([kind]), self.clock)
 
     def until_open(self, count: int) -> None:
@@ -53,15 +55,20 @@ class Bounded:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Wait for what another thread is about to do."""
+    """Wait for a condition that another thread fulfils."""
     limit = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < limit
         threading.Event().wait(0.002)
 
 
+def monitor_of(router: ZmqSocket) -> zmq_monitor.ConnectionMonitor:
+    assert router._monitor is not None
+    return router._monitor
+
+
 def connect(address: str) -> socket.socket:
-    """A connection that says nothing."""
+    """Open a connection that sends nothing."""
     if address.startswith("ipc://"):
         raw = socket.socket(socket.AF_UNIX)
         raw.settimeout(WAIT_S)
@@ -72,7 +79,7 @@ def connect(address: str) -> socket.socket:
 
 
 def is_closed(raw: socket.socket) -> bool:
-    """Whether the other side has closed it; waits for that."""
+    """Wait until the peer has closed the connection."""
     with contextlib.suppress(ConnectionError):
         while raw.recv(4096):
             pass
@@ -81,7 +88,7 @@ def is_closed(raw: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def silent(address: str, count: int) -> Iterator[list[socket.socket]]:
-    """So many connections that say nothing."""
+    """Open `count` connections that send nothing."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(connect(address)) for _ in range(count)]
 
@@ -108,53 +115,53 @@ async def serving(router: ZmqSocket) -> Any:
             router.close()
 
 
-def test_silent_connections_give_way_and_those_that_speak_stay(run: Any, endpoint: Any) -> None:
+def test_silent_connections_are_closed_in_favor_of_new_ones_and_active_ones_stay(run: Any, endpoint: Any) -> None:
     async def main() -> None:
-        bounded = Bounded()
-        router = endpoint.router(limits=bounded.limits)
+        limited = Limited()
+        router = endpoint.router(limits=limited.limits)
         async with serving(router):
-            await anyio.to_thread.run_sync(attack, bounded, router)
-        until(lambda: bounded.limits.open_count == 0)
+            await anyio.to_thread.run_sync(attack, limited, router)
+        until(lambda: limited.limits.open_count == 0)
 
-    def attack(bounded: Bounded, router: ZmqSocket) -> None:
-        with BlockingDealer(endpoint.connection(router)) as first, silent(router.address, MOST - 1) as raw:
+    def attack(limited: Limited, router: ZmqSocket) -> None:
+        with BlockingDealer(endpoint.connection(router)) as first, silent(router.address, MAX_CONNECTIONS - 1) as raw:
             assert answered(first)
-            bounded.until_open(MOST)
-            until(lambda: answered(first) and len(router._monitor._silent) == MOST - 1)  # type: ignore[union-attr]
-            bounded.clock.now += TIME_TO_SPEAK_S
+            limited.until_open(MAX_CONNECTIONS)
+            until(lambda: answered(first) and len(monitor_of(router)._silent) == MAX_CONNECTIONS - 1)
+            limited.clock.now += MIN_EVICTION_AGE_S
             with BlockingDealer(endpoint.connection(router)) as second:
                 assert answered(second)
                 assert is_closed(raw[0])
-                bounded.clock.now += TIME_TO_SPEAK_S
-                with silent(router.address, 3 * MOST):
+                limited.clock.now += MIN_EVICTION_AGE_S
+                with silent(router.address, 3 * MAX_CONNECTIONS):
                     assert answered(first)
                     assert answered(second)
-                    assert bounded.limits.open_count <= MOST
-        assert bounded.notes["silent_connection_closed"] >= 1
+                    assert limited.limits.open_count <= MAX_CONNECTIONS
+        assert limited.notes["silent_connection_closed"] >= 1
 
     run(main)
 
 
-def test_when_all_speak_newcomers_are_refused_and_get_in_when_there_is_room(run: Any, endpoint: Any) -> None:
+def test_new_connections_are_refused_until_an_active_one_ends(run: Any, endpoint: Any) -> None:
     async def main() -> None:
-        bounded = Bounded(2)
-        router = endpoint.router(limits=bounded.limits)
+        limited = Limited(2)
+        router = endpoint.router(limits=limited.limits)
         async with serving(router):
-            await anyio.to_thread.run_sync(crowd, bounded, router)
+            await anyio.to_thread.run_sync(crowd, limited, router)
 
-    def crowd(bounded: Bounded, router: ZmqSocket) -> None:
+    def crowd(limited: Limited, router: ZmqSocket) -> None:
         with BlockingDealer(endpoint.connection(router)) as second, contextlib.ExitStack() as stack:
             with BlockingDealer(endpoint.connection(router)) as first:
-                # the first messages may come before we know of their connections
-                until(lambda: answered(first) and answered(second) and bounded.limits.open_count == 2)
-                until(lambda: answered(first) and answered(second) and not router._monitor.some_are_silent)  # type: ignore[union-attr]
+                # the first messages may arrive before the events of their connections
+                until(lambda: answered(first) and answered(second) and limited.limits.open_count == 2)
+                until(lambda: answered(first) and answered(second) and not monitor_of(router).has_silent_connections)
                 late = stack.enter_context(BlockingDealer(endpoint.connection(router)))
                 late.send([b"late"])
-                until(lambda: bounded.notes["connection_refused"])
-                bounded.clock.now += TIME_TO_SPEAK_S
+                until(lambda: limited.notes["connection_refused"])
+                limited.clock.now += MIN_EVICTION_AGE_S
                 assert answered(second)
             received = None
-            for _ in range(20):  # what was said to a connection that was refused is lost
+            for _ in range(20):  # a message to a refused connection is lost
                 late.send([b"late"])
                 received = late.receive(1.0)
                 if received:
@@ -165,19 +172,19 @@ def test_when_all_speak_newcomers_are_refused_and_get_in_when_there_is_room(run:
     run(main)
 
 
-def test_a_handshake_that_does_not_end_is_closed_by_libzmq(run: Any, endpoint: Any) -> None:
+def test_libzmq_closes_a_connection_whose_handshake_times_out(run: Any, endpoint: Any) -> None:
     async def main() -> None:
-        bounded = Bounded(handshake_s=0.05)
-        router = endpoint.router(limits=bounded.limits)
+        limited = Limited(handshake_s=0.05)
+        router = endpoint.router(limits=limited.limits)
         async with serving(router):
             with silent(router.address, 3) as raw:
                 await anyio.to_thread.run_sync(lambda: [is_closed(one) for one in raw])
-                await anyio.to_thread.run_sync(bounded.until_open, 0)
+                await anyio.to_thread.run_sync(limited.until_open, 0)
 
     run(main)
 
 
-def test_a_descriptor_that_was_used_again_is_not_shut_down() -> None:
+def test_a_reused_descriptor_is_not_shut_down() -> None:
     mine, other = socket.socketpair()
     with mine, other:
         connection = zmq_monitor.DescriptorConnection.of(mine.fileno())
@@ -193,42 +200,42 @@ def test_a_descriptor_that_was_used_again_is_not_shut_down() -> None:
             assert mine.recv(100) == b"still there"
 
 
-def test_what_is_no_connection_is_not_counted(tmp_path: Path) -> None:
+def test_a_descriptor_that_is_not_a_connection_is_not_counted(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
         assert zmq_monitor.DescriptorConnection.of(file.fileno()) is None
     assert zmq_monitor.DescriptorConnection.of(1 << 20) is None
 
 
-def test_a_set_of_sockets_shares_the_limits() -> None:
-    bounded = Bounded()
-    with SocketSet(limits=bounded.limits) as sockets:
+def test_the_sockets_of_a_set_share_the_limits() -> None:
+    limited = Limited()
+    with SocketSet(limits=limited.limits) as sockets:
         addresses = [sockets.bind(kind, "tcp://127.0.0.1:0").address for kind in ("router", "pub", "xpub")]
         with contextlib.ExitStack() as stack:
             raw = []
-            for address, count in zip(addresses, (3, 6, MOST), strict=True):
+            for address, count in zip(addresses, (3, 6, MAX_CONNECTIONS), strict=True):
                 raw += stack.enter_context(silent(address, 3))
-                bounded.until_open(count)
-            until(lambda: bounded.notes["connection_refused"] == 1)
-            bounded.clock.now += TIME_TO_SPEAK_S
+                limited.until_open(count)
+            until(lambda: limited.notes["connection_refused"] == 1)
+            limited.clock.now += MIN_EVICTION_AGE_S
             with silent(addresses[0], 1):
                 assert is_closed(raw[0])
         with pytest.raises(AddressInUseError):
             sockets.bind("router", addresses[0])
-    assert bounded.limits.open_count == 0
+    assert limited.limits.open_count == 0
 
 
-def test_a_monitor_that_nobody_reads_in_time_holds_libzmq_up_and_not_the_end(local: Any, monkeypatch: Any) -> None:
-    """More events than the monitor holds, at the moment of the end."""
+def test_a_slow_monitor_delays_libzmq_and_does_not_block_the_close(local: Any, monkeypatch: Any) -> None:
+    """The monitor has more events than it holds when the socket is closed."""
     slow = threading.Event()
-    take = zmq_monitor.ConnectionMonitor._take
+    count = zmq_monitor.ConnectionMonitor._count
 
     def wait(self: Any, accepted: bool, descriptor: int) -> None:
         slow.wait(WAIT_S)
-        take(self, accepted, descriptor)
+        count(self, accepted, descriptor)
 
-    monkeypatch.setattr(zmq_monitor.ConnectionMonitor, "_take", wait)
-    bounded = Bounded(most=10_000)
-    router = local.router(limits=bounded.limits)
+    monkeypatch.setattr(zmq_monitor.ConnectionMonitor, "_count", wait)
+    limited = Limited(max_connections=10_000)
+    router = local.router(limits=limited.limits)
     for _ in range(1200):
         with contextlib.suppress(BlockingIOError):
             raw = socket.socket(socket.AF_UNIX)
@@ -237,27 +244,27 @@ def test_a_monitor_that_nobody_reads_in_time_holds_libzmq_up_and_not_the_end(loc
                 raw.connect(router.address.removeprefix("ipc://"))
     slow.set()
     router.close()
-    assert bounded.limits.open_count == 0
+    assert limited.limits.open_count == 0
 
 
 # ---- the gate -------------------------------------------------------------------------------------------------------
 
 
-def test_a_closed_gate_turns_newcomers_away_and_keeps_who_is_inside(tmp_path: Path) -> None:
+def test_a_closed_gate_refuses_new_connections_and_keeps_accepted_ones(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        gate = LocalGate(path)
+        gate = AcceptGate(path)
         with connect(f"ipc://{path}") as inside:
             served = listener.accept()[0]
             gate.close()
             gate.close()
             assert gate.is_closed
             with connect(f"ipc://{path}") as newcomer:
-                gate.turn_away()
+                gate.refuse_pending()
                 assert is_closed(newcomer)
-            gate.turn_away()
+            gate.refuse_pending()
             with served:
                 inside.send(b"x")
                 assert served.recv(1) == b"x"
@@ -267,45 +274,47 @@ def test_a_closed_gate_turns_newcomers_away_and_keeps_who_is_inside(tmp_path: Pa
             with connect(f"ipc://{path}"):
                 listener.accept()[0].close()
         gate.close()
-        gate.remove()
+        gate.discard()
     assert [file.name for file in tmp_path.iterdir()] == ["s"]
 
 
 def test_a_gate_that_cannot_be_closed_stays_open(tmp_path: Path) -> None:
-    gate = LocalGate(str(tmp_path / "nothing" / "s"))
+    gate = AcceptGate(str(tmp_path / "nothing" / "s"))
     gate.close()
     assert not gate.is_closed
-    gate.turn_away()
+    gate.refuse_pending()
 
 
 def test_the_gate_closes_when_the_reserve_is_used_up(local: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(zmq_monitor, "_GATE_S", 3600.0)
-    bounded = Bounded(descriptors=1024)
-    router = local.router(limits=bounded.limits)
+    limited = Limited(descriptors=1024)
+    router = local.router(limits=limited.limits)
     monkeypatch.setattr(zmq_monitor.os, "listdir", lambda _path: range(1000))
+    gate = monitor_of(router)._gate
+    assert gate is not None
     with connect(router.address), contextlib.closing(router):
-        until(lambda: router._monitor._gate.is_closed)  # type: ignore[union-attr]
+        until(lambda: gate.is_closed)
 
 
-# ---- what a client is told ------------------------------------------------------------------------------------------
+# ---- the diagnosis for clients --------------------------------------------------------------------------------------
 
 
-def test_why_nobody_answers(tmp_path: Path) -> None:
+def test_the_diagnosis_of_an_unanswered_address_names_the_cause(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     assert "nothing listens" in describe_unanswered(f"ipc://{path}")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         assert "nothing listens" in describe_unanswered(f"ipc://{path}")
         listener.listen()
-        gate = LocalGate(path)
+        gate = AcceptGate(path)
         gate.close()
         ended = threading.Event()
 
-        def turn_away() -> None:
+        def refuse_pending() -> None:
             while not ended.wait(0.01):
-                gate.turn_away()
+                gate.refuse_pending()
 
-        thread = threading.Thread(target=turn_away)
+        thread = threading.Thread(target=refuse_pending)
         thread.start()
         assert "max_connections" in describe_unanswered(f"ipc://{path}")
         ended.set()
@@ -318,5 +327,5 @@ def test_why_nobody_answers(tmp_path: Path) -> None:
     assert "could not be resolved here" in describe_unanswered("tcp://nowhere.invalid:1")
 
 
-def test_libzmq_is_what_we_think() -> None:
+def test_the_event_numbers_of_libzmq_are_as_documented() -> None:
     assert (int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)) == (0x20, 0x200)

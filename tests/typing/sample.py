@@ -1,4 +1,4 @@
-"""What users write, with the types that they get. Checked by mypy (test_types.py), never run."""
+"""Code as users write it, with the types that it has. Checked by mypy (test_types.py), never run."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ def waiting(client: Client, standard: concurrent.futures.Future[float]) -> None:
     print(done)
 
 
+def parameters() -> None:
+    assert_type(Client("lab", name="notebook", weight=2, reconnect="same-name"), Client)
+    assert_type(Client(engines=2, hwm=1, connect_timeout=60), Client)
+
+
 def results_as_arguments(client: Client, rows: Future[list[int]], depth: Future[int]) -> None:
     assert_type(client.submit(fit, rows), Future[float])
     assert_type(client.submit(fit, [depth, depth]), Future[float])
@@ -66,6 +71,10 @@ def wrong(client: Client) -> None:
     client.submit(fit)  # type: ignore[call-overload]
     client.options(retires=3)  # type: ignore[call-arg]
     client.options(retries="3")  # type: ignore[arg-type]
+    Client(enginez=2)  # type: ignore[call-arg]
+    Client(engines="2")  # type: ignore[arg-type]
+    trio_sched.open_client("lab", 2)  # type: ignore[call-arg]
+    trio_sched.open_client(reconnect="always")  # type: ignore[arg-type]
 
 
 @depend(callable, len)

@@ -1,4 +1,4 @@
-"""The types that users of the package see: mypy --strict over what they would write."""
+"""The types that users of the package see: mypy --strict checks code as they write it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ pytest.importorskip("mypy")
 HERE = Path(__file__).resolve().parent
 
 
-def test_the_sample_has_the_types_that_it_says(tmp_path: Path) -> None:
-    """In a process of its own: mypy raises the recursion limit of the one it runs in, for good."""
+def test_the_sample_has_the_asserted_types(tmp_path: Path) -> None:
+    """Run mypy in another process: it raises the recursion limit of its process permanently."""
     options = ["--strict", "--no-incremental", "--cache-dir", str(tmp_path)]
     command = [sys.executable, "-m", "mypy", *options, str(HERE / "sample.py")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_has_the_marker_of_typed_packages() -> None:
     import trio_sched
 
     assert Path(trio_sched.__file__).with_name("py.typed").exists()

@@ -1,4 +1,4 @@
-"""A scheduler with both fronts over real sockets, and a WebSocket client that says what a page would say."""
+"""Fixtures: a scheduler with both fronts over real sockets, and a WebSocket client that acts as a page."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ WAIT_S = 30.0
 
 
 class Page:
-    """A client: says what it is told, and sorts what it hears by type."""
+    """A client that sends JSON messages and sorts the received ones by type."""
 
     def __init__(self, connection: WebSocketConnection) -> None:
         self.connection = connection
-        self.heard: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         self.welcome: dict[str, Any] = {}
 
-    async def say(self, type_: str, **fields: Any) -> None:
+    async def send(self, type_: str, **fields: Any) -> None:
         await self.connection.send_message(json.dumps({"type": type_, **fields}))
 
-    async def hear(self, type_: str) -> dict[str, Any]:
-        """The next message of that type; others are put aside."""
+    async def receive(self, type_: str) -> dict[str, Any]:
+        """Return the next message of that type; keep the others."""
         while True:
-            for at, message in enumerate(self.heard):
+            for at, message in enumerate(self.received):
                 if message["type"] == type_:
-                    return self.heard.pop(at)
-            self.heard.append(json.loads(await self.connection.get_message()))
+                    return self.received.pop(at)
+            self.received.append(json.loads(await self.connection.get_message()))
 
     async def join(self, **hello: Any) -> dict[str, Any]:
-        await self.say("hello", role="client", **hello)
-        self.welcome = await self.hear("welcome")
+        await self.send("hello", role="client", **hello)
+        self.welcome = await self.receive("welcome")
         return self.welcome
 
     async def submit(self, *calls: dict[str, Any], **more: Any) -> None:
-        await self.say("submit", tasks=list(calls), **more)
+        await self.send("submit", tasks=list(calls), **more)
 
     async def results(self, count: int) -> list[dict[str, Any]]:
-        """At least so many results, each message of them acknowledged."""
+        """Receive at least `count` results, and acknowledge each message of results."""
         ends: list[dict[str, Any]] = []
         while len(ends) < count:
-            message = await self.hear("results")
+            message = await self.receive("results")
             ends += message["results"]
-            await self.say("ping", received=message["seq"])
+            await self.send("ping", received=message["seq"])
         return ends
 
     async def closed(self) -> tuple[int, str]:
-        """Read until the scheduler closes the connection: code and reason."""
+        """Read until the scheduler closes the connection. Return the code and the reason."""
         try:
             while True:
-                self.heard.append(json.loads(await self.connection.get_message()))
+                self.received.append(json.loads(await self.connection.get_message()))
         except ConnectionClosed as closed:
             reason = closed.reason
         assert reason is not None
@@ -71,7 +71,7 @@ class Page:
 
 
 class Lab:
-    """A running scheduler."""
+    """A running scheduler with both fronts."""
 
     def __init__(self, running: Running, nursery: trio.Nursery) -> None:
         self.running = running
@@ -82,28 +82,28 @@ class Lab:
     def connect(
         self, query: str = "", headers: dict[str, str] | None = None, **options: Any
     ) -> AbstractAsyncContextManager[Page]:
-        """A page's connection; its token must be in what is given, or in its Hello."""
+        """Connect a page. Its token must be in the arguments, or in its Hello."""
         extra = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
         return self._connect(self.url + query, extra_headers=extra, **options)
 
     def bearer(self, **options: Any) -> AbstractAsyncContextManager[Page]:
-        """A connection of one that has shown the token."""
+        """Connect a page with the token in its request."""
         return self.connect(headers={"Authorization": f"Bearer {self.token}"}, **options)
 
     @asynccontextmanager
     async def _connect(self, url: str, **options: Any) -> AsyncIterator[Page]:
         options.setdefault("max_message_size", 1 << 30)
-        with suppress(LocalProtocolError):  # its library answers a ping that comes while it closes
+        with suppress(LocalProtocolError):  # its library answers a ping that arrives during the close
             async with open_websocket_url(url, **options) as connection:
                 try:
                     yield Page(connection)
                 finally:
                     with trio.move_on_after(WAIT_S):
                         await connection.aclose()
-                    await trio.aclose_forcefully(connection._stream)  # which it leaves open when we close first
+                    await trio.aclose_forcefully(connection._stream)  # left open when the server closes first
 
     async def engine(self, **options: Any) -> FakeEngine:
-        """An engine over ZeroMQ."""
+        """Start an engine over ZeroMQ."""
         connection = self.running.engine_connection
         engine = FakeEngine(lambda: ZmqSocket.dealer(connection), connection.token, **options)
         await self.nursery.start(engine.run)
@@ -111,20 +111,20 @@ class Lab:
         return engine
 
     async def counted(self, name: str) -> int:
-        """The value of a counter, once it is not 0."""
-        counters = self.running.server.hub.counters
+        """Wait until a counter is not 0, and return it."""
+        counters = self.running.server.ingress.counters
         await self.until(lambda: counters[name] > 0)
         return counters[name]
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait for something that nobody tells."""
+        """Wait for a condition that no event reports."""
         while not holds():
             await trio.lowlevel.checkpoint()
 
 
 @pytest.fixture
 def lab(runtime_dir: Path) -> Callable[..., AbstractAsyncContextManager[Lab]]:
-    """`async with lab(**settings) as it`: a scheduler that listens for WebSockets."""
+    """`async with lab(**settings) as it` runs a scheduler that listens for WebSockets."""
 
     @asynccontextmanager
     async def made(**settings: Any) -> AsyncIterator[Lab]:
@@ -142,5 +142,5 @@ def lab(runtime_dir: Path) -> Callable[..., AbstractAsyncContextManager[Lab]]:
 
 @pytest.fixture
 def run() -> Callable[[Callable[[], Awaitable[None]]], None]:
-    """`run(main)` under trio."""
+    """A function `run(main)` that runs under Trio."""
     return trio.run

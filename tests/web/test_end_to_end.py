@@ -1,4 +1,4 @@
-"""From a WebSocket to a real engine and back: a Python client and, where there is one, node's own WebSocket."""
+"""Calls from a WebSocket to a real engine: a Python client and, if node is installed, its WebSocket."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def by_name(number: int, call: str, *args: Any, **options: Any) -> dict[str, Any
     return {"id": number, "call": call, "args": list(args), "options": options}
 
 
-def test_calls_by_name(run: Any, lab: Any) -> None:
+def test_calls_by_name_return_values_and_errors(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await it.nursery.start(partial(run_nanny, it.running.engine_connection, workers=1))
@@ -51,18 +51,19 @@ def test_calls_by_name(run: Any, lab: Any) -> None:
                 by_name(5, "builtins:dict", [["a", [1, None, "ü"]]]),
                 by_name(6, "builtins:print", "printed", after=[5]),
             )
-            ends = {end["id"] & 0xFFFF_FFFF: end for end in await page.results(6)}
-            assert ends[1]["value"] == 5.0
-            assert (ends[2]["outcome"], ends[2]["error"]["name"]) == ("error", "ValueError")
-            assert (ends[3]["outcome"], "nowhere" in ends[3]["error"]["message"]) == ("error", True)
-            assert payload.loads(base64.b64decode(ends[4]["body"])) == 1 + 2j, "no plain data: as bytes"
-            assert ends[5]["value"] == {"a": [1, None, "ü"]}
-            assert (ends[6].get("value"), ends[6]["codec"], ends[6]["stdout"]) == (None, "msgpack", "printed\n")
+            results = {end["id"] & 0xFFFF_FFFF: end for end in await page.results(6)}
+            assert results[1]["value"] == 5.0
+            assert (results[2]["outcome"], results[2]["error"]["name"]) == ("error", "ValueError")
+            assert (results[3]["outcome"], "nowhere" in results[3]["error"]["message"]) == ("error", True)
+            assert payload.loads(base64.b64decode(results[4]["body"])) == 1 + 2j, "not plain data: as bytes"
+            assert results[5]["value"] == {"a": [1, None, "ü"]}
+            assert (results[6].get("value"), results[6]["codec"]) == (None, "msgpack")
+            assert results[6]["stdout"] == "printed\n"
 
     run(main)
 
 
-def test_a_pickled_call_with_arrays(run: Any, lab: Any) -> None:
+def test_a_pickled_call_with_arrays_returns_its_result(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await it.nursery.start(partial(run_nanny, it.running.engine_connection, workers=1))
@@ -74,14 +75,14 @@ def test_a_pickled_call_with_arrays(run: Any, lab: Any) -> None:
             submit = native.Submit([call], functions={call.fn: function})
             await page.connection.send_message(msgspec.json.encode(submit).decode())
             [end] = await page.results(1)
-            told = msgspec.json.decode(json.dumps(end), type=native.TaskEnd)
-            assert told.attached, "large arrays travel out of band"
-            assert numpy.array_equal(payload.loads(told.body, told.attached), numpy.sqrt(given))
+            result = msgspec.json.decode(json.dumps(end), type=native.TaskResult)
+            assert result.attached, "large arrays travel out of band"
+            assert numpy.array_equal(payload.loads(result.body, result.attached), numpy.sqrt(given))
 
     run(main)
 
 
-def test_node(run: Any, lab: Any) -> None:
+def test_a_node_client_gets_a_result(run: Any, lab: Any) -> None:
     node = shutil.which("node")
     command = [node or "", "--experimental-websocket", "-e"]
     if not node or subprocess.run([*command, "new WebSocket"], capture_output=True).stderr.count(b"bad option"):
@@ -93,6 +94,6 @@ def test_node(run: Any, lab: Any) -> None:
             done = await trio.run_process([*command, SCRIPT, f"{it.url}?token={it.token}"], capture_stdout=True)
             result, closed = done.stdout.decode().splitlines()
             assert json.loads(result)["value"] == 5
-            assert closed == "1000 good-bye"
+            assert closed == "1000 session closed"
 
     run(main)

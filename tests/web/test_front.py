@@ -1,4 +1,4 @@
-"""The WebSocket front over real sockets: who may come in, what it costs the others, and that nothing is lost."""
+"""The WebSocket front over real sockets: authentication, limits, and sessions that survive their connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.web import front
 from trio_sched.web.front import WebSocketFront
 from trio_sched.wire import native, payload
-from trio_sched.wire.native import TaskEnd
+from trio_sched.wire.native import TaskResult
 
 BY_NAME = {"id": 1, "call": "math:hypot", "args": [3, 4]}
 REQUEST = (
@@ -30,13 +30,13 @@ REQUEST = (
 )
 
 
-def plain(call: native.Call, value: Any) -> TaskEnd:
-    """An engine's answer to a call by name."""
-    return TaskEnd(call.id, body=msgspec.msgpack.encode(value), codec="msgpack", attempt=call.attempt)
+def plain(call: native.Call, value: Any) -> TaskResult:
+    """Return an engine's result of a call by name."""
+    return TaskResult(call.id, body=msgspec.msgpack.encode(value), codec="msgpack", attempt=call.attempt)
 
 
 async def refusal(url: str, path: str = "/", headers: str = "") -> tuple[int, str]:
-    """Status and body of the answer to a handshake that is refused."""
+    """Send a handshake that is refused. Return the status and the body of the response."""
     stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2].strip("/")))
     await stream.send_all(REQUEST.format(path=path, headers=headers).encode())
     answer = b""
@@ -47,10 +47,10 @@ async def refusal(url: str, path: str = "/", headers: str = "") -> tuple[int, st
     return int(head.split()[1]), body.decode()
 
 
-# ---- the messages ---------------------------------------------------------------------------------------------------
+# ---- messages -------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_by_name_in_json(run: Any, lab: Any) -> None:
+def test_a_call_by_name_is_submitted_in_json(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             engine = await it.engine()
@@ -58,7 +58,7 @@ def test_a_call_by_name_in_json(run: Any, lab: Any) -> None:
             await page.submit(BY_NAME)
             call = await engine.next_call()
             assert (call.call, call.args) == ("math:hypot", [3, 4])
-            engine.say(native.Finished([plain(call, {"length": 5.0})]))
+            engine.send(native.Finished([plain(call, {"length": 5.0})]))
             [end] = await page.results(1)
             assert end["value"] == {"length": 5.0}
             assert end["id"] == (welcome["session"] << 32) + 1
@@ -66,7 +66,7 @@ def test_a_call_by_name_in_json(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_a_pickled_call_in_json(run: Any, lab: Any) -> None:
+def test_a_pickled_call_is_submitted_in_json(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             engine = await it.engine(eager=True)
@@ -83,17 +83,17 @@ def test_a_pickled_call_in_json(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_a_binary_client_hears_binary(run: Any, lab: Any) -> None:
+def test_a_binary_client_receives_binary_messages(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await it.engine(eager=True)
-            say, hear = page.connection.send_message, page.connection.get_message
-            await say(native.encode(native.Hello("client")))
-            welcome = native.decode_to_client(await hear())
+            send, receive = page.connection.send_message, page.connection.get_message
+            await send(native.encode(native.Hello("client")))
+            welcome = native.decode_to_client(await receive())
             assert isinstance(welcome, native.Welcome)
-            await say(native.encode(native.Submit([native.Call(1, body=b"\xff", attached=[b"a", b"b"])])))
+            await send(native.encode(native.Submit([native.Call(1, body=b"\xff", attached=[b"a", b"b"])])))
             while True:
-                message = native.decode_to_client(await hear())
+                message = native.decode_to_client(await receive())
                 if isinstance(message, native.Results):
                     break
             [end] = message.results
@@ -102,7 +102,7 @@ def test_a_binary_client_hears_binary(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_frames_travel_inside(run: Any, lab: Any) -> None:
+def test_frames_are_part_of_their_record(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             engine = await it.engine()
@@ -119,33 +119,33 @@ def test_frames_travel_inside(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_what_is_said_behind_a_hello_waits_for_its_answer(run: Any, lab: Any) -> None:
+def test_messages_behind_a_hello_wait_for_the_welcome(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await it.engine(eager=True)
-            said = [{"type": "hello", "role": "client"}]
-            said += [{"type": "submit", "tasks": [{"id": number, "body": ""}]} for number in range(1, 101)]
-            await page.connection._stream.send_all(b"".join(frame(json.dumps(message)) for message in said))
+            sent = [{"type": "hello", "role": "client"}]
+            sent += [{"type": "submit", "tasks": [{"id": number, "body": ""}]} for number in range(1, 101)]
+            await page.connection._stream.send_all(b"".join(frame(json.dumps(message)) for message in sent))
             assert len(await page.results(100)) == 100
 
     run(main)
 
 
-def test_a_message_that_cannot_be_read_is_answered_and_changes_nothing(run: Any, lab: Any) -> None:
+def test_a_malformed_message_is_answered_and_changes_nothing(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await page.join()
             for text, kind in (("{", "malformed"), ('{"type": "dance"}', "unknown_type"), ("[1e999]", "malformed")):
                 await page.connection.send_message(text)
-                assert (await page.hear("error"))["kind"] == kind
-            await page.say("query", request=7, what="status")
-            reply = await page.hear("reply")
+                assert (await page.receive("error"))["kind"] == kind
+            await page.send("query", request=7, what="status")
+            reply = await page.receive("reply")
             assert (reply["request"], reply["data"]["counters"]["malformed"]) == (7, 2)
 
     run(main)
 
 
-def test_the_limit_it_is_told_is_the_front_s(run: Any, lab: Any) -> None:
+def test_the_welcome_has_the_message_limit_of_the_front(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(websocket_max_message_bytes=10_000) as it:
             async with it.bearer() as page:
@@ -161,10 +161,10 @@ def test_the_limit_it_is_told_is_the_front_s(run: Any, lab: Any) -> None:
     run(main)
 
 
-# ---- who may come in ------------------------------------------------------------------------------------------------
+# ---- handshakes -----------------------------------------------------------------------------------------------------
 
 
-def test_the_token_in_any_of_three_places(run: Any, lab: Any) -> None:
+def test_the_token_is_accepted_in_three_places(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(websocket_token="a b&c=ü") as it:
             assert it.token == "a b&c=ü"
@@ -187,12 +187,12 @@ def test_a_wrong_token_is_refused(run: Any, lab: Any) -> None:
                 assert (status, "token" in body) == (401, True)
                 assert (await refusal(it.url, "/", f"Authorization: Bearer {wrong}\r\n"))[0] == 401
             async with it.connect() as page:
-                await page.say("hello", role="client", token="wrong")
-                assert (await page.hear("error"))["kind"] == "unauthenticated"
+                await page.send("hello", role="client", token="wrong")
+                assert (await page.receive("error"))["kind"] == "unauthenticated"
                 assert (await page.closed())[0] == 1008
             async with it.connect() as page:
-                await page.say("hello", role="client")
-                assert (await page.hear("error"))["kind"] == "unauthenticated"
+                await page.send("hello", role="client")
+                assert (await page.receive("error"))["kind"] == "unauthenticated"
                 assert (await page.closed())[0] == 1008
             assert it.running.status()["clients"] == []
 
@@ -200,11 +200,11 @@ def test_a_wrong_token_is_refused(run: Any, lab: Any) -> None:
 
 
 @pytest.mark.parametrize("role", ["engine", "nanny"])
-def test_only_clients_come_this_way(run: Any, lab: Any, role: str) -> None:
+def test_only_clients_may_connect(run: Any, lab: Any, role: str) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
-            await page.say("hello", role=role, token=it.running.engine_connection.token)
-            assert (await page.hear("error"))["kind"] == "unauthenticated"
+            await page.send("hello", role=role, token=it.running.engine_connection.token)
+            assert (await page.receive("error"))["kind"] == "unauthenticated"
             assert (await page.closed())[0] == 1008
 
     run(main)
@@ -216,13 +216,13 @@ def test_the_first_message_must_be_a_hello(run: Any, lab: Any) -> None:
             for text in ('{"type": "ping"}', "nonsense", '{"type": "submit", "tasks": []}'):
                 async with it.bearer() as page:
                     await page.connection.send_message(text)
-                    await page.hear("error")
+                    await page.receive("error")
                     assert (await page.closed())[0] == 1008
 
     run(main)
 
 
-def test_and_it_must_come_soon(run: Any, lab: Any) -> None:
+def test_the_hello_has_a_time_limit(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(websocket_hello_s=0.5) as it:
             async with it.bearer() as page:
@@ -232,8 +232,8 @@ def test_and_it_must_come_soon(run: Any, lab: Any) -> None:
             async with it.bearer() as page:
                 await page.join()
                 await trio.sleep(0.6)
-                await page.say("ping")
-                await page.hear("pong")
+                await page.send("ping")
+                await page.receive("pong")
 
     run(main)
 
@@ -253,7 +253,7 @@ def test_pages_of_other_origins_are_refused(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_there_is_one_path(run: Any, lab: Any) -> None:
+def test_other_paths_are_refused(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             assert (await refusal(it.url, "/other"))[0] == 404
@@ -261,26 +261,26 @@ def test_there_is_one_path(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_there_is_a_limit_to_connections(run: Any, lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_connections_is_limited(run: Any, lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr(front, "STRANGERS_KEPT", 1)
+        monkeypatch.setattr(front, "EXTRA_CONNECTIONS", 1)
         async with lab(max_clients=1) as it, it.bearer() as first, it.bearer() as second:
             await first.join()
-            await second.say("hello", role="client")
-            assert (await second.hear("error"))["kind"] == "too_many"
+            await second.send("hello", role="client")
+            assert (await second.receive("error"))["kind"] == "too_many"
             async with it.bearer() as third:
                 assert (await refusal(it.url))[0] == 503
                 del third
-                await first.say("ping")
-                await first.hear("pong")
+                await first.send("ping")
+                await first.receive("pong")
 
     run(main)
 
 
-# ---- coming and going -----------------------------------------------------------------------------------------------
+# ---- sessions -------------------------------------------------------------------------------------------------------
 
 
-def test_results_wait_for_one_that_went_away(run: Any, lab: Any) -> None:
+def test_results_wait_for_a_disconnected_client(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             engine = await it.engine()
@@ -288,11 +288,11 @@ def test_results_wait_for_one_that_went_away(run: Any, lab: Any) -> None:
                 welcome = await page.join()
                 await page.submit(BY_NAME, {**BY_NAME, "id": 2})
                 calls = [await engine.next_call(), await engine.next_call()]
-                engine.say(native.Finished([plain(calls[0], "first")]))
-                assert (await page.hear("results"))["results"][0]["value"] == "first"
-            with trio.fail_after(5):  # at once, not after the patience for silent ones
+                engine.send(native.Finished([plain(calls[0], "first")]))
+                assert (await page.receive("results"))["results"][0]["value"] == "first"
+            with trio.fail_after(5):  # at once, not after the heartbeat timeout
                 await it.until(lambda: not it.running.status()["clients"][0]["connected"])
-            engine.say(native.Finished([plain(calls[1], "second")]))
+            engine.send(native.Finished([plain(calls[1], "second")]))
             async with it.bearer() as page:
                 resume = {key: welcome[key] for key in ("session", "secret", "scheduler")}
                 again = await page.join(**resume)
@@ -310,42 +310,42 @@ def test_a_session_is_on_one_connection_at_a_time(run: Any, lab: Any) -> None:
             await second.join(session=welcome["session"], secret=welcome["secret"])
             code, reason = await first.closed()
             assert (code, "another connection" in reason) == (1008, True)
-            await second.say("ping")
-            await second.hear("pong")
+            await second.send("ping")
+            await second.receive("pong")
 
     run(main)
 
 
-def test_a_good_bye_is_answered_with_one(run: Any, lab: Any) -> None:
+def test_a_bye_is_answered_with_a_normal_close(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await page.join()
-            await page.say("bye")
-            assert await page.closed() == (1000, "good-bye")
+            await page.send("bye")
+            assert await page.closed() == (1000, "session closed")
             assert it.running.status()["clients"] == []
 
     run(main)
 
 
-def test_a_page_that_is_silent_but_there_stays(run: Any, lab: Any) -> None:
+def test_a_page_that_only_sends_pongs_stays_connected(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(heartbeat_s=0.1, missed_heartbeats=5) as it, it.bearer() as page:
             await page.join()
-            await trio.sleep(1.5)  # three times the patience, in which only pongs are heard
-            await page.say("ping")
-            await page.hear("pong")
+            await trio.sleep(1.5)  # three times the heartbeat timeout, in which only pongs arrive
+            await page.send("ping")
+            await page.receive("pong")
             assert it.running.status()["clients"][0]["connected"]
 
     run(main)
 
 
-def test_at_the_end_everybody_is_told(run: Any, lab: Any) -> None:
+def test_a_shutdown_closes_every_connection_with_the_reason(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it, it.bearer() as page:
             await page.join()
             it.running.stop("enough")
             assert await page.closed() == (1001, "the scheduler shut down")
-            assert {message["reason"] for message in page.heard if message["type"] == "closing"} == {"enough"}
+            assert {message["reason"] for message in page.received if message["type"] == "closing"} == {"enough"}
 
     run(main)
 
@@ -353,22 +353,22 @@ def test_at_the_end_everybody_is_told(run: Any, lab: Any) -> None:
 # ---- slow readers ---------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_reader_holds_up_nobody_and_finds_its_results_later(run: Any, lab: Any) -> None:
+def test_a_slow_reader_delays_no_other_client_and_gets_its_results_later(run: Any, lab: Any) -> None:
     count, size = 150, 100_000
 
     async def main() -> None:
         fast = {"websocket_bytes_per_s": 1 << 30}
         async with lab(window_bytes=1 << 20, heartbeat_s=0.25, missed_heartbeats=30, **fast) as it:
             await it.engine(eager=True)
-            welcome = await stuck(it)
+            welcome = await submit_without_reading(it)
             async with it.bearer() as page:
                 again = await page.join(**welcome)
                 assert again["resumed"]
                 ends = await page.results(count)
                 assert sorted(end["id"] & 0xFFFF_FFFF for end in ends) == list(range(1, count + 1))
 
-    async def stuck(it: Any) -> dict[str, Any]:
-        """A client that submits and reads nothing, until it is cut off; what resumes its session."""
+    async def submit_without_reading(it: Any) -> dict[str, Any]:
+        """Run a client that submits and does not read, until it is disconnected. Return the keys of its session."""
         stream = await trio.open_tcp_stream("127.0.0.1", int(it.url.rpartition(":")[2].strip("/")))
         await stream.send_all(REQUEST.format(path=f"/?token={it.token}", headers="").encode())
         received = b""
@@ -384,9 +384,9 @@ def test_a_slow_reader_holds_up_nobody_and_finds_its_results_later(run: Any, lab
         native_client = FakeClient(lambda: ZmqSocket.dealer(it.running.connection), it.running.connection.token)
         await it.nursery.start(native_client.run)
         await native_client.join()
-        await native_client.end_of(await native_client.submit("meanwhile"), 10.0)
+        await native_client.result_of(await native_client.submit("meanwhile"), 10.0)
         await it.until(lambda: not it.running.status()["clients"][0]["connected"])
-        await native_client.end_of(await native_client.submit("afterwards"), 10.0)
+        await native_client.result_of(await native_client.submit("afterwards"), 10.0)
         await stream.aclose()
         return {key: welcome[key] for key in ("session", "secret")}
 
@@ -394,21 +394,21 @@ def test_a_slow_reader_holds_up_nobody_and_finds_its_results_later(run: Any, lab
 
 
 def frame(text: str) -> bytes:
-    """A text frame as a client sends it, masked with zeros."""
+    """Return a text frame of a client, masked with zeros."""
     data = text.encode()
     length = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xff" + len(data).to_bytes(8, "big")
     return b"\x81" + length + bytes(4) + data
 
 
-def test_one_that_asks_and_does_not_read_is_closed(run: Any, lab: Any) -> None:
+def test_a_client_that_queries_and_does_not_read_is_closed(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab(window_bytes=1 << 14) as it:
             async with it.bearer(message_queue_size=1) as page:
                 await page.join()
                 number = 0
-                while not it.running.server.hub.counters["slow_reader"]:
+                while not it.running.server.ingress.counters["slow_reader"]:
                     number += 1
-                    await page.say("query", request=number, what="status")
+                    await page.send("query", request=number, what="status")
                 code, reason = await page.closed()
                 assert code == 1008
                 assert "too slowly" in reason
@@ -420,7 +420,7 @@ def test_one_that_asks_and_does_not_read_is_closed(run: Any, lab: Any) -> None:
 # ---- listening ------------------------------------------------------------------------------------------------------
 
 
-def test_the_connection_file_has_the_address(run: Any, lab: Any) -> None:
+def test_the_connection_file_contains_the_url(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             assert it.url == it.running.addresses["websocket"]
@@ -432,7 +432,7 @@ def test_the_connection_file_has_the_address(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_what_is_wrong_with_the_settings_says_so(run: Any, lab: Any) -> None:
+def test_invalid_settings_are_errors(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             port = int(it.url.rpartition(":")[2].strip("/"))
@@ -448,7 +448,7 @@ def test_what_is_wrong_with_the_settings_says_so(run: Any, lab: Any) -> None:
     run(main)
 
 
-def test_tls(run: Any, lab: Any) -> None:
+def test_the_front_serves_tls(run: Any, lab: Any) -> None:
     import ssl
 
     tls = Path(__file__).parents[1] / "transport" / "tls"
@@ -464,10 +464,10 @@ def test_tls(run: Any, lab: Any) -> None:
     run(main)
 
 
-# ---- what strangers and large messages may cost ---------------------------------------------------------------------
+# ---- unauthenticated peers and large messages -----------------------------------------------------------------------
 
 
-def test_a_stranger_that_floods_is_closed_and_one_that_says_hello_is_not(run: Any, lab: Any) -> None:
+def test_an_unauthenticated_peer_that_floods_is_closed_and_others_are_served(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             stream = await trio.open_tcp_stream("127.0.0.1", int(it.url.rpartition(":")[2].strip("/")))
@@ -484,22 +484,22 @@ def test_a_stranger_that_floods_is_closed_and_one_that_says_hello_is_not(run: An
     run(main)
 
 
-def test_a_hello_has_a_limit_and_the_messages_behind_it_have_their_own(run: Any, lab: Any) -> None:
+def test_the_hello_has_a_smaller_size_limit_than_later_messages(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             await it.engine(eager=True)
             async with it.bearer() as page:
-                await page.say("hello", role="client")
+                await page.send("hello", role="client")
                 await page.submit({"id": 1, "body": "A" * 100_000})
                 await page.results(1)
             async with it.bearer() as page:
-                await page.say("hello", role="client", name="x" * 20_000)
+                await page.send("hello", role="client", name="x" * 20_000)
                 assert (await page.closed())[0] == 1009
 
     run(main)
 
 
-def test_large_messages_are_taken_one_at_a_time_and_small_ones_pass(run: Any, lab: Any) -> None:
+def test_large_messages_are_decoded_one_at_a_time_and_small_ones_do_not_wait(run: Any, lab: Any) -> None:
     async def main() -> None:
         async with lab() as it:
             await it.engine(eager=True)

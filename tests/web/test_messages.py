@@ -1,4 +1,4 @@
-"""Messages of the native wire as JSON text and msgpack binary: nothing is lost, and JSON says what it can."""
+"""Messages of the native wire as JSON text and msgpack binary: no data is lost, and plain data is JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trio_sched.wire.native import (
     Results,
     Stop,
     Submit,
-    TaskEnd,
+    TaskResult,
     Watch,
     Welcome,
 )
@@ -54,13 +54,13 @@ FROM_CLIENT = [
 ]
 
 
-def value_of(data: Any) -> TaskEnd:
-    """How a call by name that returned `data` ended."""
-    return TaskEnd(1, body=msgspec.msgpack.encode(data), codec="msgpack")
+def value_of(data: Any) -> TaskResult:
+    """Return the result of a call by name that returned `data`."""
+    return TaskResult(1, body=msgspec.msgpack.encode(data), codec="msgpack")
 
 
-def as_json(end: TaskEnd, *frames: bytes) -> dict[str, Any]:
-    """The one result, as a page sees it."""
+def as_json(end: TaskResult, *frames: bytes) -> dict[str, Any]:
+    """Return the one result as a page receives it."""
     text = messages.encode(Results(1, [end]), frames, binary=False)
     assert isinstance(text, str)
     [result] = json.loads(text)["results"]
@@ -69,12 +69,12 @@ def as_json(end: TaskEnd, *frames: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("message", FROM_CLIENT, ids=lambda message: type(message).__name__)
-def test_what_a_client_says_in_either_format(message: Any) -> None:
+def test_messages_of_a_client_are_decoded_in_both_formats(message: Any) -> None:
     assert messages.decode(msgspec.json.encode(message).decode()) == (message, [])
     assert messages.decode(native.encode(message)) == (message, [])
 
 
-def test_what_a_page_would_write() -> None:
+def test_hand_written_json_is_decoded() -> None:
     text = '{"type": "submit", "tasks": [{"id": 1, "call": "math:hypot", "args": [3, 4.5], "kwargs": {}}], "new": 1}'
     assert messages.decode(text) == (Submit([Call(1, call="math:hypot", args=[3, 4.5], kwargs={})]), [])
 
@@ -92,7 +92,7 @@ def test_attached_buffers_become_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "kind", "says"),
+    ("data", "kind", "message"),
     [
         ("", "malformed", "not a message"),
         ("nonsense", "malformed", "not a message"),
@@ -117,15 +117,15 @@ def test_attached_buffers_become_frames() -> None:
         (native.encode(Welcome(1, "s", "i")), "unknown_type", "welcome"),
     ],
 )
-def test_what_cannot_be_read_says_why(data: Any, kind: str, says: str) -> None:
-    with pytest.raises(WireError, match=says) as caught:
+def test_a_malformed_message_raises_with_the_reason(data: Any, kind: str, message: str) -> None:
+    with pytest.raises(WireError, match=message) as caught:
         messages.decode(data)
     assert caught.value.kind == kind
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_what_is_taken_can_be_passed_on_from_a_deeper_stack(binary: bool) -> None:
-    """Decoder and encoder use the stack; the scheduler encodes in the middle of a turn, where an error would end it."""
+def test_a_decoded_message_can_be_encoded_in_a_deeper_stack(binary: bool) -> None:
+    """Decoder and encoder use the stack. The scheduler encodes during a turn, where an error would end the turn."""
 
     def nested(levels: int) -> Any:
         data: Any = b"\x91" * levels + b"\x90" if binary else "[" * levels + "[]" + "]" * levels
@@ -141,19 +141,19 @@ def test_what_is_taken_can_be_passed_on_from_a_deeper_stack(binary: bool) -> Non
         else:
             native.encode(native.Assign(message.tasks))
 
-    def taken(levels: int) -> Any:
+    def decoded(levels: int) -> Any:
         try:
             return messages.decode(nested(levels))[0]
         except WireError:
             return None
 
-    # How deep is too deep depends on the version of Python: since 3.12 C code has a limit of its own.
+    # The permitted depth depends on the version of Python: since 3.12 C code has its own limit.
     accepted, refused = 100, 1_000_000
-    assert taken(accepted) is not None
-    assert taken(refused) is None
+    assert decoded(accepted) is not None
+    assert decoded(refused) is None
     while refused - accepted > 1:
         middle = (accepted + refused) // 2
-        message = taken(middle)
+        message = decoded(middle)
         if message is None:
             refused = middle
         else:
@@ -162,7 +162,7 @@ def test_what_is_taken_can_be_passed_on_from_a_deeper_stack(binary: bool) -> Non
 
 
 @given(PLAIN)
-def test_plain_data_comes_as_json(data: Any) -> None:
+def test_plain_data_is_converted_to_json(data: Any) -> None:
     result = as_json(value_of(data))
     assert result.get("value") == data
     assert result["codec"] == "msgpack"
@@ -179,7 +179,7 @@ def test_plain_data_comes_as_json(data: Any) -> None:
         (datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC), "2020-01-02T00:00:00Z"),
     ],
 )
-def test_the_conventions_of_javascript(data: Any, value: Any) -> None:
+def test_special_values_follow_javascript(data: Any, value: Any) -> None:
     assert as_json(value_of(data)).get("value") == value
 
 
@@ -195,56 +195,62 @@ def test_the_conventions_of_javascript(data: Any, value: Any) -> None:
     ],
     ids=["extension", "odd key", "large", "deep", "garbage", "empty"],
 )
-def test_what_json_cannot_say_stays_bytes(body: bytes) -> None:
-    result = as_json(TaskEnd(1, body=body, codec="msgpack"))
+def test_results_that_json_cannot_represent_stay_bytes(body: bytes) -> None:
+    result = as_json(TaskResult(1, body=body, codec="msgpack"))
     assert base64.b64decode(result.get("body", "")) == body
     assert "value" not in result
 
 
-def test_a_pickled_result_comes_as_bytes() -> None:
+def test_a_pickled_result_is_sent_as_bytes() -> None:
     body, _ = payload.dumps({1, 2})
-    result = as_json(TaskEnd(1, body=body))
+    result = as_json(TaskResult(1, body=body))
     assert payload.loads(base64.b64decode(result["body"])) == {1, 2}
     assert "codec" not in result
 
 
-def test_a_large_body_travels_inside() -> None:
+def test_a_large_body_is_part_of_its_record() -> None:
     body = payload.dumps("x" * 100_000)[0]
-    result = as_json(TaskEnd(1, frames=1), body)
+    result = as_json(TaskResult(1, frames=1), body)
     assert payload.loads(base64.b64decode(result["body"])) == "x" * 100_000
     assert "frames" not in result
     assert (
-        as_json(TaskEnd(1, frames=1, codec="msgpack"), msgspec.msgpack.encode("y" * 100_000))["value"] == "y" * 100_000
+        as_json(TaskResult(1, frames=1, codec="msgpack"), msgspec.msgpack.encode("y" * 100_000))["value"]
+        == "y" * 100_000
     )
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_buffers_travel_attached_each_to_its_own_record(binary: bool) -> None:
-    ends = [TaskEnd(1, frames=2, body=b"1"), TaskEnd(2, body=b"2"), TaskEnd(3, frames=2), TaskEnd(4, frames=1)]
+def test_buffers_are_attached_to_their_own_record(binary: bool) -> None:
+    ends = [
+        TaskResult(1, frames=2, body=b"1"),
+        TaskResult(2, body=b"2"),
+        TaskResult(3, frames=2),
+        TaskResult(4, frames=1),
+    ]
     frames = [b"a", memoryview(b"b"), bytearray(b"3"), b"c", b"4"]
     message = Results(7, ends, 9)
     data = messages.encode(message, frames, binary=binary)
     decode = msgspec.msgpack.decode if binary else msgspec.json.decode
-    told = decode(data, type=Results)
-    assert [(end.body, end.attached, end.frames) for end in told.results] == [
+    decoded = decode(data, type=Results)
+    assert [(end.body, end.attached, end.frames) for end in decoded.results] == [
         (b"1", [b"a", b"b"], 2),
         (b"2", None, 0),
         (b"3", [b"c"], 1),
         (b"4", None, 0),
     ]
-    assert (told.seq, told.accepted) == (7, 9)
-    assert message.results is ends, "what is kept to be sent again is not touched"
+    assert (decoded.seq, decoded.accepted) == (7, 9)
+    assert message.results is ends, "the original, which may be sent again, is unchanged"
     assert [(end.body, end.frames) for end in ends] == [(b"1", 2), (b"2", 0), (b"", 2), (b"", 1)]
 
 
-def test_in_binary_plain_data_stays_msgpack() -> None:
+def test_plain_data_stays_msgpack_in_binary_messages() -> None:
     data = messages.encode(Results(1, [value_of([1, 2])]), (), binary=True)
     [end] = msgspec.msgpack.decode(data, type=Results).results
     assert (msgspec.msgpack.decode(end.body), end.value) == ([1, 2], None)
 
 
-def test_errors_come_in_words() -> None:
+def test_errors_have_name_message_and_traceback() -> None:
     error = native.RemoteError("ValueError", "no", "Traceback ...")
-    result = as_json(TaskEnd(1, "error", body=b"pickle", error=error, reason="it failed"))
+    result = as_json(TaskResult(1, "error", body=b"pickle", error=error, reason="it failed"))
     assert result["error"] == {"name": "ValueError", "message": "no", "traceback": "Traceback ..."}
     assert (result["outcome"], result["reason"]) == ("error", "it failed")

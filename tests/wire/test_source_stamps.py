@@ -1,4 +1,4 @@
-"""Which modules have stamps, what a stamp stands for, and when it is made again."""
+"""Source stamps: which modules have them, what they depend on, and when they are made again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         del sys.modules[name]
 
 
-def test_own_modules_are_those_that_are_neither_installed_nor_python_s(make: Make) -> None:
+def test_own_modules_are_neither_installed_nor_part_of_python(make: Make) -> None:
     import encodings.idna
     import zipimport
 
@@ -65,12 +65,12 @@ def test_a_module_in_a_zip_file_has_no_stamp(tmp_path: Path, monkeypatch: pytest
     del sys.modules["stamped_zipped"]
 
 
-def test_what_needs_no_own_module_is_sent_as_it_is() -> None:
+def test_a_function_without_own_modules_is_sent_unchanged() -> None:
     pickled = payload.dump_function(json.dumps)
     assert LoadedSources().seal(pickled) == (pickled, None)
 
 
-def test_a_seal_holds_until_a_module_is_loaded_again(make: Make) -> None:
+def test_a_seal_holds_until_a_module_is_reloaded(make: Make) -> None:
     make("stamped_b", "def g(): pass\n")
     module = make("stamped_a", "from stamped_b import g\ndef f(): pass\n")
     sources, pickled = LoadedSources(), payload.dump_function(module.f)
@@ -79,12 +79,12 @@ def test_a_seal_holds_until_a_module_is_loaded_again(make: Make) -> None:
     assert holds()
     importlib.reload(sys.modules["stamped_b"])
     assert not holds()
-    assert sources.seal(pickled)[0] == first  # nothing was edited
+    assert sources.seal(pickled)[0] == first  # the source is unchanged
     make("stamped_b", "def g(): return 1\n")
     assert sources.seal(pickled)[0] != first
 
 
-def test_a_module_may_say_that_it_differs_between_machines(make: Make) -> None:
+def test_a_module_may_opt_out_of_stamps(make: Make) -> None:
     make("stamped_b", "__trio_sched_stamp__ = False\ndef g(): pass\n")
     module = make("stamped_a", "from stamped_b import g\ndef f(): pass\n")
     sources = LoadedSources()
@@ -94,11 +94,11 @@ def test_a_module_may_say_that_it_differs_between_machines(make: Make) -> None:
     assert sources.seal(payload.dump_function(module.f))[0] == sealed
 
 
-def test_line_ends_make_no_difference() -> None:
+def test_a_digest_does_not_depend_on_line_ends() -> None:
     assert source_stamps.digest_of_source(b"a = 1\r\n") == source_stamps.digest_of_source(b"a = 1\n")
 
 
-def test_references_are_found_without_running_any_code_of_the_values(make: Make) -> None:
+def test_references_are_found_without_running_code_of_the_values(make: Make) -> None:
     make("stamped_b", "import functools\nclass C: pass\n@functools.lru_cache\ndef cached(): pass\ndef g(): pass\n")
     make("stamped_c", "")
     lazy = "class Lazy:\n    def __getattr__(self, name): raise SystemExit\n    __module__ = property(__getattr__)\n"
@@ -111,7 +111,7 @@ def test_references_are_found_without_running_any_code_of_the_values(make: Make)
                 delattr(module, name)
 
 
-def test_imports_inside_of_functions_are_references(make: Make, tmp_path: Path) -> None:
+def test_imports_inside_functions_are_references(make: Make, tmp_path: Path) -> None:
     make("stamped_b", "")
     (tmp_path / "stamped_pkg" / "inner").mkdir(parents=True)
     statements = ("import stamped_b", "from .. import one", "from ..two import x")
@@ -125,7 +125,7 @@ def test_imports_inside_of_functions_are_references(make: Make, tmp_path: Path) 
     assert found == {"stamped_b", "stamped_pkg.one", "stamped_pkg.two"}
 
 
-def test_dependents_are_followed_to_the_end_and_in_circles(make: Make) -> None:
+def test_dependents_are_found_transitively_and_in_cycles(make: Make) -> None:
     make("stamped_c", "")
     make("stamped_b", "import stamped_c\n")
     make("stamped_a", "import stamped_b\n")
@@ -136,10 +136,10 @@ def test_dependents_are_followed_to_the_end_and_in_circles(make: Make) -> None:
     assert with_dependents({"stamped_e"}) == {"stamped_e"}
 
 
-def test_a_module_edited_since_its_import_has_no_stamp_until_the_file_is_as_it_was(make: Make, tmp_path: Path) -> None:
+def test_a_module_edited_since_its_import_has_no_stamp_until_the_edit_is_undone(make: Make, tmp_path: Path) -> None:
     source = "class C:\n    class D:\n        @staticmethod\n        def m(): return 1\ndef f(): return 1\n"
     module = make("stamped_a", source)
-    module.C.myself = module.C  # a circle
+    module.C.myself = module.C  # a cycle
     sources, pickled = LoadedSources(), payload.dump_function(module.f)
     (tmp_path / "stamped_a.py").write_text(source.replace("m(): return 1", "m(): return 2"))
     with pytest.raises(SubmitError, match=r"'stamped_a' is not what its file .* importlib\.reload\(stamped_a\)"):
@@ -151,12 +151,12 @@ def test_a_module_edited_since_its_import_has_no_stamp_until_the_file_is_as_it_w
     assert sources.seal(pickled)[0] != pickled
 
 
-def test_an_edit_of_constants_alone_is_noticed_until_the_module_is_loaded_again(
+def test_an_edit_of_constants_is_noticed_until_the_module_is_reloaded(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     module = make("stamped_a", "X = 1\ndef f(): return X\n")
-    (tmp_path / "stamped_a.py").write_text("X = 2\ndef f(): return X\n")  # of the same size, and in the same second
+    (tmp_path / "stamped_a.py").write_text("X = 2\ndef f(): return X\n")  # the same size, and in the same second
     sources = LoadedSources()
     with pytest.raises(SubmitError, match=r"importlib\.reload"):
         sources.seal(payload.dump_function(module.f))
@@ -164,24 +164,24 @@ def test_an_edit_of_constants_alone_is_noticed_until_the_module_is_loaded_again(
     sources.seal(payload.dump_function(module.f))
 
 
-def test_what_a_reload_leaves_behind_is_no_edit(make: Make) -> None:
+def test_names_that_a_reload_leaves_in_the_module_are_not_an_edit(make: Make) -> None:
     make("stamped_a", "def f(): return 1\ndef former(): return 1\n")
     module = make("stamped_a", "def f(): return 22\n")
     assert module.former() == 1
     LoadedSources().seal(payload.dump_function(module.f))
 
 
-def test_a_file_older_than_the_process_is_what_was_loaded(make: Make, tmp_path: Path) -> None:
+def test_a_file_older_than_the_process_counts_as_the_loaded_source(make: Make, tmp_path: Path) -> None:
     module = make("stamped_a", "def f(): return 1\n")
     (tmp_path / "stamped_a.py").write_text("def f(): return 2\n")
     os.utime(tmp_path / "stamped_a.py", (1, 1))
     assert LoadedSources().digest_of("stamped_a", module) == source_stamps.digest_of_source(b"def f(): return 2\n")
 
 
-def test_an_engine_without_the_wanted_version_changes_nothing(make: Make) -> None:
+def test_an_engine_without_the_required_version_changes_no_module(make: Make) -> None:
     module = make("stamped_a", "")
     sources = LoadedSources()
-    with pytest.raises(CallError, match=r"'stamped_a' .*, from /x/a\.py, .* the file .*stamped_a\.py holds another"):
+    with pytest.raises(CallError, match=r"'stamped_a' .*, from /x/a\.py, .* the file .*stamped_a\.py has another"):
         sources.require([Stamp("stamped_a", "another", "/x/a.py")])
     assert sys.modules["stamped_a"] is module
     sources.require([Stamp("stamped_not_here", "another", "/x/b.py")])
@@ -191,13 +191,14 @@ def test_an_engine_without_the_wanted_version_changes_nothing(make: Make) -> Non
 _AUTORELOADED = """
 import os, sys
 from IPython.core.interactiveshell import InteractiveShell
-from trio_sched.client.functions import Functions
+from trio_sched.client.functions import FunctionRegistry
 sys.path.insert(0, os.getcwd())
-shell, functions = InteractiveShell.instance(), Functions()
+shell, functions = InteractiveShell.instance(), FunctionRegistry()
 def write(source):
     with open("stamped_a.py", "w") as file:
         file.write(source)
-    shell.run_cell("digests.append(functions.of(stamped_a.f).digest); assert stamped_a.f() == expected").raise_error()
+    shell.run_cell("digests.append(functions.register(stamped_a.f).digest)").raise_error()
+    shell.run_cell("assert stamped_a.f() == expected").raise_error()
 open("stamped_a.py", "w").close()
 shell.run_cell("%load_ext autoreload").raise_error()
 shell.run_cell("%autoreload 2").raise_error()
@@ -215,7 +216,7 @@ assert len(set(digests)) == 4 and len(digests) == 5, digests
 """
 
 
-def test_what_autoreload_of_ipython_does_is_noticed(tmp_path: Path) -> None:
+def test_a_reload_by_autoreload_of_ipython_is_noticed(tmp_path: Path) -> None:
     pytest.importorskip("IPython")
     done = subprocess.run(
         [sys.executable, "-c", _AUTORELOADED],

@@ -1,7 +1,7 @@
-"""The commands put together, and how they fail: one clear line on standard error, and an exit code. Never a traceback.
+"""The commands together, and the report of errors: one line on standard error, and an exit code.
 
-0: done. 1: it failed. 2: wrong usage, or a wrong setting. 130: interrupted. `run` exits as its script does.
-TRIO_SCHED_DEBUG=1 shows the traceback of an error after all, for whoever looks for a bug in trio_sched.
+Exit codes: 0 success, 1 failure, 2 wrong usage or a wrong setting, 130 interrupted. `run` exits with the code of its
+script. TRIO_SCHED_DEBUG=1 shows the traceback of an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trio_sched.cli import bench, cancel, engine, explain, ipcontroller, run, serve, status, stop, up
+from trio_sched.cli import bench, control, engine, ipcontroller, run, serve, status
 from trio_sched.errors import ConfigError, TrioSchedError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -21,20 +21,20 @@ PROGRAM = "trio-sched"
 app = typer.Typer(name=PROGRAM, pretty_exceptions_enable=False, rich_markup_mode=None)
 _command = app.command
 _command("run", context_settings={"allow_interspersed_args": False})(run.run)
-_command("up")(up.up)
+_command("up")(serve.up)
 _command("serve")(serve.serve)
 _command("engine")(engine.engine)
 _command("ipcontroller", context_settings={"ignore_unknown_options": True}, epilog=ipcontroller.OPTIONS)(
     ipcontroller.ipcontroller
 )
 _command("status")(status.status)
-_command("explain")(explain.explain)
-_command("cancel")(cancel.cancel)
-_command("stop")(stop.stop)
+_command("explain")(control.explain)
+_command("cancel")(control.cancel)
+_command("stop")(control.stop)
 _command("bench")(bench.bench)
 
 
-def _version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -44,17 +44,20 @@ def _version(wanted: bool) -> None:
 
 @app.callback(epilog="TRIO_SCHED_DEBUG=1 shows the traceback of an error.")
 def _trio_sched(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
 ) -> None:
-    """Run Python calls on many engines: a task scheduler, its engines, and a look at what they do."""
+    """Run Python calls on many engines."""
 
 
-# Usage errors are click's, which newer versions of typer carry within themselves; this is the class in either place.
+# Usage errors are classes of click, or of the copy of click inside newer versions of typer.
 _UsageError: Any = typer.BadParameter.__mro__[2]
 
 
 def run_command_line(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; errors are reported here and nowhere else."""
+    """Run one command, report its error if it fails, and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False)
@@ -67,14 +70,14 @@ def run_command_line(arguments: list[str] | None = None) -> int:
 
 
 def _report(error: BaseException) -> int:
-    """Say in one line what went wrong, and return the exit code for it."""
+    """Print the error in one line, and return the exit code for it."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, BaseExceptionGroup):
-        error = _worst(error)
+        error = _most_important(error)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return INTERRUPTED
-    if isinstance(error, BrokenPipeError):  # the reader (head, less) had enough
+    if isinstance(error, BrokenPipeError):  # the reader of the output (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     code = FAILURE
@@ -87,23 +90,23 @@ def _report(error: BaseException) -> int:
     elif isinstance(error, (TrioSchedError, OSError)):
         message = str(error)
     else:
-        message = f"{type(error).__name__}: {error} (a bug in trio_sched; TRIO_SCHED_DEBUG=1 shows where)"
+        message = f"{type(error).__name__}: {error} (a bug in trio_sched; TRIO_SCHED_DEBUG=1 shows the traceback)"
     typer.echo(f"{PROGRAM}: error: {' '.join(message.split())}", err=True)
     return code
 
 
-def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Of several errors at once the one that tells most: an interruption, else the first of ours, else the first."""
-    flat: list[BaseException] = []
+def _most_important(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return an interruption among the errors of a group, else the first TrioSchedError, else the first error."""
+    errors: list[BaseException] = []
     groups: list[BaseException] = [group]
     while groups:
-        one = groups.pop(0)
-        if isinstance(one, BaseExceptionGroup):
-            groups.extend(one.exceptions)
+        error = groups.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            groups.extend(error.exceptions)
         else:
-            flat.append(one)
+            errors.append(error)
     for kind in (KeyboardInterrupt, TrioSchedError, BaseException):
-        for one in flat:
-            if isinstance(one, kind):
-                return one
+        for error in errors:
+            if isinstance(error, kind):
+                return error
     return group

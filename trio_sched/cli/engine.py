@@ -1,23 +1,26 @@
-"""`trio-sched engine`: engines on this machine for a scheduler that runs here or elsewhere."""
+"""`trio-sched engine`: engines on this machine, for a scheduler on this or another machine."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trio_sched.cli.options import Lifeline, LogFormat, LogLevel, Resources, Slots, Where, Workers, amounts
+from trio_sched.cli.options import Lifeline, LogFormat, LogLevel, Resources, Slots, Where, Workers, parse_resources
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     import trio
 
     from trio_sched.engine.nanny import Nanny
-    from trio_sched.transport.connection import Connection
 
 Hwm = Annotated[
     int | None,
-    typer.Option(min=0, help="Most tasks in hand for each slot. Default: as the scheduler says.", show_default=False),
+    typer.Option(
+        min=0, help="High-water mark of each slot; 0: no limit. Default: the scheduler's.", show_default=False
+    ),
 ]
 Name = Annotated[
     str, typer.Option(help="Name of these engines in `status`. Default: host and process.", show_default=False)
@@ -35,51 +38,66 @@ def engine(
     log_level: LogLevel = "info",
     log_format: LogFormat = "console",
 ) -> None:
-    """Run engines in the foreground, until Ctrl-C, SIGTERM, or the scheduler shuts down.
+    """Run engines in the foreground.
 
-    They reconnect by themselves, and go on working meanwhile. A scheduler that does not answer is waited for as long
-    as its connection file is there.
+    They run until Ctrl-C, SIGTERM, or a shutdown of the scheduler. After a lost connection they reconnect, and tasks
+    continue meanwhile. If the scheduler does not answer, the engines wait as long as its connection file exists.
     """
-    told: dict[str, Any] = {"slots": slots, "hwm": hwm, "resources": amounts(resource), "name": name}
+    resources = parse_resources(resource)
+    from functools import partial
+
     import trio
 
-    from trio_sched.cli.logs import configure_logs
-    from trio_sched.engine.machine import cores
-    from trio_sched.transport.connection import ENV_CONNECTION, find
+    from trio_sched.cli.log_setup import configure_logs
+    from trio_sched.engine.host import cores
+    from trio_sched.engine.nanny import run_nanny
+    from trio_sched.transport.connection_info import ENV_CONNECTION, find_connection
     from trio_sched.transport.connection_limits import raise_descriptor_limit
 
     configure_logs(log_level, log_format)
-    raise_descriptor_limit()  # each worker takes some
-    told["where"] = connection or os.environ.get(ENV_CONNECTION)  # where to look should the scheduler be restarted
-    told["workers"] = cores() if engines is None else engines
-    told["start_timeout_s"] = None  # a scheduler that is suspended may yet go on
-    reason = trio.run(_work, find(connection, "engine"), told, lifeline)
-    typer.echo(f"ended: {reason}")
+    raise_descriptor_limit()  # each worker uses some
+    found = find_connection(connection, "engine")
+    workers = cores() if engines is None else engines
+    nanny = partial(
+        run_nanny,
+        found,
+        workers=workers,
+        slots=slots,
+        hwm=hwm,
+        resources=resources,
+        name=name,
+        where=connection or os.environ.get(ENV_CONNECTION),  # to find the scheduler again after its restart
+        start_timeout_s=None,  # a suspended scheduler may resume
+    )
+    started = f"{workers} engines for {found.name} at {found.address}"
+    typer.echo(f"ended: {trio.run(_run, nanny, started, lifeline)}")
 
 
-async def _work(connection: Connection, told: dict[str, Any], lifeline: bool) -> str:
-    """A nanny until it is told to stop, or its scheduler shuts down; returns why it ended."""
+async def _run(run_nanny: Callable[..., Awaitable[str]], started: str, lifeline: bool) -> str:
+    """Run a nanny until a request to stop, or until its scheduler shuts down; return the reason."""
     import trio
 
-    from trio_sched.cli.hosting import Stopper
-    from trio_sched.cli.watching import told_to_stop
-    from trio_sched.engine.nanny import run_nanny
+    from trio_sched.cli.signals import handle_stop_requests
 
     reason = ""
+    nanny: Nanny | None = None
+    scope = trio.CancelScope()
 
-    async def work(*, task_status: trio.TaskStatus[Nanny]) -> None:
+    def stop(why: str) -> None:
         nonlocal reason
-        reason = await run_nanny(connection, task_status=task_status, **told)
+        if nanny is not None:
+            nanny.stop(why)
+        else:  # the scheduler has not answered yet
+            reason = why
+            scope.cancel()
 
-    def give_up(why: str) -> None:
+    async def run(*, task_status: trio.TaskStatus[Nanny]) -> None:
         nonlocal reason
-        reason = why
-        nursery.cancel_scope.cancel()
+        reason = await run_nanny(task_status=task_status)
 
-    stop = Stopper()
-    async with told_to_stop(stop, lifeline=lifeline), trio.open_nursery() as nursery:
-        stop.target(give_up)  # as long as we wait for the scheduler
-        nanny = await nursery.start(work)
-        stop.target(nanny.stop)
-        typer.echo(f"{told['workers']} engines for {connection.name} at {connection.address}")
+    async with handle_stop_requests(stop, lifeline=lifeline):
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nanny = await nursery.start(run)
+                typer.echo(started)
     return reason

@@ -1,7 +1,7 @@
-"""`trio-sched ipcontroller`: a controller for ipyparallel's clients and engines, started as ipcontroller is.
+"""`trio-sched ipcontroller`: a controller for ipyparallel's clients and engines, with the options of ipcontroller.
 
-Options are ipcontroller's, read by `ipyparallel.options` and not by typer: `--x=y`, `--x y` and `--Class.trait=y` are
-one language with the profile's configuration file. Signals end it at once: clients' tasks are not waited for.
+`ipyparallel.options` reads the options, not typer: `--x=y`, `--x y` and `--Class.trait=y` set the same names as the
+profile's configuration file. A signal stops the controller at once, without a wait for running tasks.
 """
 
 from __future__ import annotations
@@ -14,42 +14,44 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from trio_sched.ipyparallel.settings import Told
+    from trio_sched.ipyparallel.settings import ControllerOptions
     from trio_sched.server.config import Config
-    from trio_sched.server.links import Front
+    from trio_sched.server.ingress import Front
 
-OPTIONS = """Options, as ipcontroller has them (--x=y or --x y, --Class.trait=y for all of ipcontroller's that mean
-something here; the profile's ipcontroller_config.py says the same as c.Class.trait = y):
+OPTIONS = """Options of ipcontroller, as --x=y or --x y. Other options are written --Class.trait=y; in the profile's
+ipcontroller_config.py they are c.Class.trait = y:
 
 \b
---profile NAME, --profile-dir PATH, --ipython-dir PATH   where connection files go
---cluster-id ID       part of their names
---init                write a configuration file to fill in
---config PATH         one more configuration file
---ip ADDRESS          where to listen [127.0.0.1]; --location NAME: what others call this machine
+--profile NAME, --profile-dir PATH, --ipython-dir PATH   directory of the connection files
+--cluster-id ID       part of the names of connection files
+--init                write a commented configuration file
+--config PATH         an additional configuration file
+--ip ADDRESS          where to listen [127.0.0.1]
+--location NAME       name of this machine in connection files
 --transport tcp|ipc
---port N, --ports 10101-10120   which ports; else any that are free
---ssh, --enginessh USER@HOST    through which clients, engines tunnel
---reuse               keep key and ports of the last run
---ping MS             between heartbeats [3000]
+--port N, --ports 10101-10120   ports to listen at [any free ports]
+--ssh, --enginessh USER@HOST    host of the tunnels of clients, engines
+--reuse               keep the key and the ports of the last run
+--ping MS             milliseconds between heartbeats [3000]
 --scheme NAME         leastload, lru, plainrandom, twobin, weighted or pure
 --hwm N               most tasks outstanding on an engine [1]; 0: no limit
---dictdb, --sqlitedb, --nodb    where records of tasks are kept [--dictdb]
+--dictdb, --sqlitedb, --nodb    storage of task records [--dictdb]
 --enable-curve, --no-curve      encrypt all connections [when a port is open to other machines]
---other-users         without CURVE, let other users of this machine connect [only the own user and root]
---keyfile PATH, --secure, --no-secure   with what messages are signed [a new key]
+--other-users         without CURVE, let other users of this machine connect [only this user and root]
+--keyfile PATH, --secure, --no-secure   key that signs messages [a new key]
 --log-level LEVEL, --debug, --quiet, --log-to-file, --clean-logs
 --work-dir PATH
---native NAME         also serve trio_sched's own clients and engines, under this name
+--native NAME         also serve clients and engines of trio_sched, under this name
 """
 Options = Annotated[
-    list[str] | None, typer.Argument(metavar="--x=y", help="As ipcontroller's; see below.", show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="--x=y", help="Options of ipcontroller, as listed below.", show_default=False),
 ]
 _LOG = re.compile(r"ipcontroller-.*\.(log|err|out)")
 
 
 def ipcontroller(arguments: Options = None) -> None:
-    """Run the controller for ipyparallel's clients and engines: in place of ipcontroller."""
+    """Run a controller for ipyparallel's clients and engines."""
     arguments = arguments or []
     if "--version" in arguments:
         from importlib.metadata import version
@@ -61,9 +63,9 @@ def ipcontroller(arguments: Options = None) -> None:
         return
     import trio
 
-    from trio_sched.ipyparallel.settings import prepare, told
+    from trio_sched.ipyparallel.settings import prepare, read_options
 
-    wanted = told(arguments, os.environ)
+    wanted = read_options(arguments, os.environ)
     profile_dir = Path(wanted.config.profile_dir)
     prepare(profile_dir, init=wanted.init)
     if wanted.work_dir:
@@ -72,32 +74,25 @@ def ipcontroller(arguments: Options = None) -> None:
     trio.run(_run, wanted)
 
 
-async def _run(wanted: Told) -> None:
-    import trio
-
-    from trio_sched.cli.hosting import Stopper, prepare_process
-    from trio_sched.cli.watching import told_to_stop
+async def _run(wanted: ControllerOptions) -> None:
+    from trio_sched.cli.local_cluster import run_cluster, stop_on_request
     from trio_sched.logs import get_logger
-    from trio_sched.server.serve import serve
 
     log = get_logger(__name__)
     for warning in wanted.warnings:
         log.warning(warning)
-    prepare_process()
-    config, fronts = _server(wanted)
-    stop = Stopper()
-    async with told_to_stop(stop), trio.open_nursery() as nursery:
-        running = await nursery.start(serve, config, fronts)
-        stop.target(running.stop)
+    config, fronts = _config_and_fronts(wanted)
+    async with stop_on_request(run_cluster(config, fronts=fronts)):
+        pass
 
 
-def _server(wanted: Told) -> tuple[Config, list[Front]]:
-    """The server's settings and its ways in."""
+def _config_and_fronts(wanted: ControllerOptions) -> tuple[Config, list[Front]]:
+    """Return the settings and the fronts of the scheduler."""
     from trio_sched.ipyparallel.front import IpyparallelFront
 
     front = IpyparallelFront(wanted.config)
     if not wanted.native:
-        directory = str(wanted.config.security_dir)  # nothing of ours goes there: nobody can connect natively
+        directory = str(wanted.config.security_dir)  # no native front: no connection file is written there
         return wanted.config.for_server(runtime_dir=directory, log_level=wanted.log_level), [front]
     from trio_sched.server.native import NativeFront
 
@@ -105,9 +100,9 @@ def _server(wanted: Told) -> tuple[Config, list[Front]]:
     return config, [front, NativeFront(config)]
 
 
-def _open_logs(wanted: Told, directory: Path) -> None:
-    """Logs to standard error, or into the profile's log directory."""
-    from trio_sched.cli.logs import configure_logs
+def _open_logs(wanted: ControllerOptions, directory: Path) -> None:
+    """Send logs to standard error, or to a file in the profile's log directory."""
+    from trio_sched.cli.log_setup import configure_logs
 
     if wanted.clean_logs:
         for path in directory.iterdir():

@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
-ONLOOKER = "trio-sched"
-"""As what the commands introduce themselves to a scheduler."""
+#: The name under which commands connect to a scheduler as an administrator.
+ADMIN_NAME = "trio-sched"
 
 
 def complete_names(incomplete: str) -> list[str]:
-    """For shell completion: the names of the schedulers that have connection files here."""
+    """Return the names of the schedulers with connection files here, for shell completion."""
     try:
-        from trio_sched.transport.connection import runtime_dir
+        from trio_sched.transport.connection_info import runtime_dir
 
         files = sorted(runtime_dir().glob("*-client.json"))
-    except Exception:  # completion never fails: it has nothing to offer then
+    except Exception:  # an error would end up in the user's prompt
         return []
     return [name for file in files if (name := file.name.removesuffix("-client.json")).startswith(incomplete)]
 
@@ -32,34 +32,41 @@ Where = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Workers = Annotated[
     int | None,
     typer.Option(
-        "-n", "--engines", min=0, metavar="N", help="How many engines. Default: one per core.", show_default=False
+        "-n", "--engines", min=0, metavar="N", help="Number of engines. Default: one per core.", show_default=False
     ),
 ]
-Slots = Annotated[int, typer.Option(min=1, metavar="N", help="Tasks that each engine runs at once, in threads.")]
+Slots = Annotated[int, typer.Option(min=1, metavar="N", help="Tasks that each engine runs at a time, in threads.")]
 Resources = Annotated[
     list[str] | None,
     typer.Option(
-        "--resource", metavar="NAME=AMOUNT", help="What each engine offers: gpu=1. Can be repeated.", show_default=False
+        "--resource",
+        metavar="NAME=AMOUNT",
+        help="Resource of each engine, such as gpu=1; can be repeated.",
+        show_default=False,
     ),
 ]
 Lifeline = Annotated[bool, typer.Option("--lifeline", help="Shut down when standard input ends.")]
-LogLevel = Annotated[str, typer.Option(help="debug, info, warning, error, critical.")]
-LogFormat = Annotated[str, typer.Option(help="console or json.")]
+LogLevel = Annotated[str, typer.Option(help="Lowest level that is logged: debug, info, warning, error, critical.")]
+LogFormat = Annotated[str, typer.Option(help="Format of the logs: console or json.")]
 
 
-def amounts(given: list[str] | None) -> dict[str, float]:
-    """["gpu=1"] -> {"gpu": 1.0}; a name alone counts one."""
-    found: dict[str, float] = {}
-    for text in given or []:
+def parse_resources(texts: list[str] | None) -> dict[str, float]:
+    """Parse the values of `--resource`: ["gpu=1"] -> {"gpu": 1.0}. The amount of a name alone is 1.
+
+    :raises BadParameter: a value has no name, or its amount is not a finite number above 0.
+    """
+    resources: dict[str, float] = {}
+    for text in texts or []:
         name, _, amount = text.partition("=")
         try:
-            found[name] = float(amount or 1)
+            resources[name] = float(amount or 1)
         except ValueError:
-            found[name] = 0.0
-        if not name or not 0 < found[name] < float("inf"):
-            raise typer.BadParameter(f"{text!r} is no amount above 0 by name, such as gpu=1", param_hint="--resource")
-    return found
+            resources[name] = 0.0
+        if not name or not 0 < resources[name] < float("inf"):
+            message = f"{text!r} is not a name with an amount above 0, such as gpu=1"
+            raise typer.BadParameter(message, param_hint="--resource")
+    return resources

@@ -1,4 +1,4 @@
-"""`trio-sched status`: what a scheduler is doing, as tables, as JSON, or again and again."""
+"""`trio-sched status`: the state of a scheduler as tables or JSON, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trio_sched.cli.console import console
-from trio_sched.cli.options import ONLOOKER, Json, Where
+from trio_sched.cli.options import ADMIN_NAME, Json, Where
+from trio_sched.cli.tables import stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-RARE = ("error", "unreachable", "timeout", "lost", "cancelled")
+#: States that are shown only if a task is in them.
+RARE_STATES = ("error", "unreachable", "timeout", "lost", "cancelled")
 
 
 def status(
     connection: Where = None,
     as_json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How often --watch looks.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Repeat until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Interval of --watch.")] = 1.0,
 ) -> None:
-    """Show tasks by state, engines with their load, clients, and what went wrong."""
-    from trio_sched.cli.asking import Conversation
+    """Show tasks by state, engines, clients and problems."""
+    from trio_sched.cli.admin_client import AdminClient
 
-    with Conversation(connection) as scheduler:
+    with AdminClient(connection) as scheduler:
         if watch:
             _watch(scheduler.query, every, as_json)
         else:
             _show(scheduler.query("status"), as_json)
 
 
-def _show(view: dict[str, Any], as_json: bool) -> None:
+def _show(status: dict[str, Any], as_json: bool) -> None:
     if as_json:
         import json
 
-        typer.echo(json.dumps(view))
+        typer.echo(json.dumps(status))
         return
-    console().print(rendered(view))
+    stdout_console().print(render(status))
 
 
 def _watch(query: Any, every_s: float, as_json: bool) -> None:
-    """On a terminal in place; as JSON one line each time."""
+    """Update the tables in place, or print a line of JSON each time."""
     import time
 
     if as_json:
@@ -51,33 +52,34 @@ def _watch(query: Any, every_s: float, as_json: bool) -> None:
             time.sleep(every_s)
     from rich.live import Live
 
-    with Live(rendered(query("status")), console=console(), auto_refresh=False) as live:
+    with Live(render(query("status")), console=stdout_console(), auto_refresh=False) as live:
         while True:
             time.sleep(every_s)
-            live.update(rendered(query("status")), refresh=True)
+            live.update(render(query("status")), refresh=True)
 
 
-def rendered(view: dict[str, Any]) -> Group:
-    """The tables of one look."""
+def render(status: dict[str, Any]) -> Group:
+    """Return the tables for the scheduler's answer to the query "status"."""
     from rich.console import Group
     from rich.text import Text
 
-    draining = ", draining" if view["draining"] else ""
-    about = f"{view['name']}: up {_ago(view['up_s'])}, scheme {view['scheme']}, hwm {view['hwm']}{draining}"
-    parts: list[Any] = [Text(about), _tasks(view["tasks"])]
-    parts += [_engines(view["engines"])] if view["engines"] else [Text("no engines; to start some: trio-sched engine")]
-    clients = [row for row in view["clients"] if row.get("name") != ONLOOKER]
+    draining = ", draining" if status["draining"] else ""
+    up = _duration(status["up_s"])
+    summary = f"{status['name']}: up {up}, scheme {status['scheme']}, hwm {status['hwm']}{draining}"
+    parts: list[Any] = [Text(summary), _tasks(status["tasks"])]
+    parts += [_engines(status["engines"])] if status["engines"] else [Text("no engines; start some: trio-sched engine")]
+    clients = [row for row in status["clients"] if row.get("name") != ADMIN_NAME]
     if clients:
         parts.append(_clients(clients))
-    if refusing := view.get("connections", {}).get("refusing"):
-        parts.append(Text(f"newcomers are refused: {refusing}"))
-    if odd := {reason: count for reason, count in view["counters"].items() if count}:
-        parts.append(Text("odd things: " + ", ".join(f"{reason} {count}" for reason, count in odd.items())))
+    if reason := status.get("connections", {}).get("refusing"):
+        parts.append(Text(f"new connections are refused: {reason}"))
+    if problems := {kind: count for kind, count in status["counters"].items() if count}:
+        parts.append(Text("problems: " + ", ".join(f"{kind} {count}" for kind, count in problems.items())))
     return Group(*parts)
 
 
 def _table(*columns: str) -> Table:
-    """With `#` behind the names of columns of numbers."""
+    """Return an empty table. A column whose name ends in `#` is right-aligned, for numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -88,20 +90,21 @@ def _table(*columns: str) -> Table:
 
 
 def _tasks(tasks: dict[str, int]) -> Table:
-    """States by name; of the ends only those that occurred, and ok."""
-    shown = {name: count for name, count in tasks.items() if count or name not in RARE}
+    """Return the table of tasks by state."""
+    shown = {name: count for name, count in tasks.items() if count or name not in RARE_STATES}
     table = _table("tasks:", *(f"{name}#" for name in shown))
     table.add_row("", *(f"{count:,}" for count in shown.values()))
     return table
 
 
 def _engines(engines: list[dict[str, Any]]) -> Table:
-    table = _table("engine#", "state", "load#", "slots#", "done#", "free", "process", "here#")
+    table = _table("engine#", "state", "load#", "slots#", "done#", "free", "process", "up#")
     for row in engines:
-        state = row["state"] if row.get("connected", True) else f"{row['state']}, away"
+        state = row["state"] if row.get("connected", True) else f"{row['state']}, disconnected"
         load = f"{row['load']}/{row['hwm'] * row['slots']}" if row["hwm"] else str(row["load"])
         free = " ".join(f"{name} {row['free'].get(name, 0):g}/{amount:g}" for name, amount in row["resources"].items())
-        cells = (row["engine"], state, load, row["slots"], f"{row['done']:,}", free, _process(row), _ago(row["here_s"]))
+        done, up = f"{row['done']:,}", _duration(row["here_s"])
+        cells = (row["engine"], state, load, row["slots"], done, free, _process(row), up)
         table.add_row(*map(str, cells))
     return table
 
@@ -109,7 +112,7 @@ def _engines(engines: list[dict[str, Any]]) -> Table:
 def _clients(clients: list[dict[str, Any]]) -> Table:
     table = _table("client#", "state", "submitted#", "ready#", "undelivered#", "weight#", "process")
     for row in clients:
-        state = ("here" if row.get("connected") else "away") + (", paused" if row.get("paused") else "")
+        state = ("connected" if row.get("connected") else "disconnected") + (", paused" if row.get("paused") else "")
         counts = (f"{row.get(name, 0):,}" for name in ("submitted", "ready", "undelivered"))
         table.add_row(str(row["client"]), state, *counts, f"{row['weight']:g}", _process(row))
     return table
@@ -119,8 +122,8 @@ def _process(row: dict[str, Any]) -> str:
     return f"{row.get('pid', '?')} on {row.get('host', '?')}"
 
 
-def _ago(seconds: float) -> str:
-    """A duration with its two largest units."""
+def _duration(seconds: float) -> str:
+    """Format a duration with its two largest units."""
     for name, size, smaller, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "m", 60), ("m", 60, "s", 1)):
         if seconds >= size:
             return f"{int(seconds // size)}{name}{int(seconds % size // part)}{smaller}"

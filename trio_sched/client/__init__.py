@@ -1,4 +1,4 @@
-"""The clients: a blocking `concurrent.futures.Executor` and an asynchronous one for trio and asyncio.
+"""The clients: a blocking `concurrent.futures.Executor`, and an asynchronous client for trio and asyncio.
 
-Empty on purpose: an engine imports `client.functional` and must not pay for the rest.
+Has no imports: an engine imports `client.conditions` and must not load the rest.
 """

@@ -1,101 +1,108 @@
-"""`Client`: a `concurrent.futures.Executor` whose workers are a scheduler's engines.
+"""`Client`: a `concurrent.futures.Executor` whose workers are the engines of a scheduler.
 
-Whatever takes an executor takes this one: `map` with chunks, `with`, `as_completed`, `wait`, `loop.run_in_executor`.
-What an executor has no words for (dependencies, targets, retries, timeouts, priorities, resources) is said with
-`options(...)`, which returns a view of the client with `submit` and `map`.
+All code that takes an executor works with it: `map` with chunks, `with`, `as_completed`, `wait`,
+`loop.run_in_executor`. What an executor does not have (dependencies, targets, retries, timeouts, priorities, resources)
+is given to `options(...)`, which returns a view of the client with `submit` and `map`.
 """
+
+# P in the first overload of `submit` could stand for the parameters of the others, which mypy reports. But mypy tries
+# the others for calls whose arguments do not fit P, which have futures; and in this order its errors name the argument.
+# mypy: disable-error-code="overload-cannot-match"
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any, Never, ParamSpec, TypeAlias, TypeVar, overload
 
-from trio_sched.client.calls import check_map, find_function, find_rows, make_call
+from trio_sched.client.calls import check_map_arguments, make_call, pickle_function, prepare_map
+from trio_sched.client.connection import Connection
 from trio_sched.client.functions import Function
 from trio_sched.client.future import Future
-from trio_sched.client.line import Line
-from trio_sched.client.lookout import check_seconds, hello
-from trio_sched.client.misuse import check_client_arguments, check_keywords, check_map_keywords
+from trio_sched.client.misuse import check_keywords, check_map_keywords
 from trio_sched.client.options import OptionNames, TaskRef, Unpack, task_number, wire_options
-from trio_sched.client.successor import Reconnect, Successor
-from trio_sched.transport.connection import Connection, find
+from trio_sched.client.settings import ClientSettings, init_takes_settings
+from trio_sched.errors import NoSchedulerError, VersionMismatch
+from trio_sched.transport.connection_info import ENV_ENGINE_OF, ConnectionInfo, find_connection
 from trio_sched.wire import native
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Late: TypeAlias = futures.Future[Any] | Sequence[futures.Future[Any]]
-"""What may stand where a function wants a value, or several (R9); deeper inside, mypy needs a cast."""
+#: What may stand in place of a function's argument (R9): a future, or a sequence of futures. For a future deeper inside
+#: an argument, mypy needs a cast.
+FutureArg: TypeAlias = futures.Future[Any] | Sequence[futures.Future[Any]]
 
-CONNECT_TIMEOUT_S = 10.0
-RECONNECT_S = 60.0
-ASK_TIMEOUT_S = 10.0
+#: The default timeout of queries, in seconds.
+QUERY_TIMEOUT_S = 10.0
 
 
 class Submitter(Executor):
-    """What `Client` and its views have in common: submitting under given options."""
+    """Submits tasks with given options: the base of `Client` and its views."""
 
-    _line: Line
-    _asked: OptionNames
-    _wire: native.Options | None
+    _connection: Connection
+    _option_values: OptionNames
+    _wire_options: native.Options | None
 
     @overload
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
-    @overload  # mypy compares with P, which could stand for these; but it tries them for a call that P does not fit
-    def submit(self, fn: Callable[..., T], a: Late, /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
     @overload
-    def submit(self, fn: Callable[..., T], a: Any, b: Late, /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
+    def submit(self, fn: Callable[..., T], a: FutureArg, /, *args: Any, **kwargs: Any) -> Future[T]: ...
     @overload
-    def submit(self, fn: Callable[..., T], a: Any, b: Any, c: Late, /, *args: Any, **kwargs: Any) -> Future[T]: ...  # type: ignore[overload-cannot-match]
+    def submit(self, fn: Callable[..., T], a: Any, b: FutureArg, /, *args: Any, **kwargs: Any) -> Future[T]: ...
+    @overload
+    def submit(self, fn: Callable[..., T], a: Any, b: Any, c: FutureArg, /, *args: Any, **kwargs: Any) -> Future[T]: ...
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run `fn(*args, **kwargs)` on an engine; returns its future.
+        """Run `fn(*args, **kwargs)` on an engine, and return its future.
 
         A future among the arguments, at any depth, stands for its result: the task waits for it, and its value goes
-        from engine to engine without coming here (R9). It must be one of this client. If it fails, the task fails with
-        ImpossibleDependency. Waits while the scheduler holds as many bytes of calls as its settings client_bytes and
-        total_bytes allow, except in a callback.
+        from engine to engine without passing through this process (R9). It must be a future of this client. If its task
+        fails, this task fails with ImpossibleDependency. Waits while the scheduler holds as many bytes of calls as its
+        settings client_bytes and total_bytes allow, except in a callback.
 
         :raises SubmitError: the function or an argument cannot be pickled; the message names it.
-        :raises TypeError: a keyword argument is an option of a task (see `options`), and no parameter of the function.
-        :raises VersionMismatch: no engine runs this Python.
-        :raises SchedulerClosed: the scheduler is gone, or shuts down.
-        :raises RuntimeError: after `shutdown`, or in a forked child.
+        :raises TypeError: a keyword argument is an option of a task (see `options`), and the function has no parameter
+            of that name.
+        :raises VersionMismatch: no engine runs this minor version of Python.
+        :raises SchedulerClosed: the scheduler has ended, or shuts down.
+        :raises RuntimeError: the client was shut down, or this is a forked child.
         """
         if kwargs:
             check_keywords(fn, kwargs)
-        return self._submit(find_function(self._line.functions, fn), args, kwargs)
+        return self._submit(pickle_function(self._connection.functions, fn), args, kwargs)
 
     def _submit(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        line = self._line
-        session, lookout = line.session, line.lookout
-        if lookout.warning:
-            lookout.warn()
-        future: Future[Any] = Future(line.origin, function)
+        connection = self._connection
+        if connection.watch.warning:
+            connection.watch.emit_warning()
+        session, session_ref = connection.session, connection.session_ref
         while True:
-            call, frames, inputs = make_call(function, args, kwargs, self._wire, line.origin, session.max_message_bytes)
-            with line.lock:
-                if lookout.trouble is not None:
-                    lookout.check()
-                if line.session.blocked:
-                    line.wait_for_credit()
-                if future._origin is not line.origin:  # the scheduler was replaced meanwhile
-                    session, future = line.session, Future(line.origin, function)
+            call, frames, inputs = make_call(
+                function, args, kwargs, self._wire_options, session_ref, session.max_message_bytes
+            )
+            with connection.lock:
+                watch = connection.watch
+                if watch.submit_error is not None:
+                    watch.check_can_submit()
+                if connection.session.is_blocked:
+                    connection.wait_for_credit()
+                if session_ref is not connection.session_ref:  # another scheduler has answered since
+                    session, session_ref = connection.session, connection.session_ref
                     continue
-                number = session.submit(future, call, frames, [needed.number for needed in inputs])
-                if number is not None:
-                    future.number = number
+                future: Future[Any] = Future(session_ref, function, session.next_counter)
+                if session.submit(future, call, frames, [needed.number for needed in inputs]) is not None:
                     break
-            for needed in inputs:  # one has ended just now: its value goes along
+            for needed in inputs:  # one has ended since it was pickled: its value must be in the call
                 if isinstance(needed, Future):
                     needed.wait_if_ending(session.tasks)
-        line.wake()
+        connection.wake()
         return future
 
     def map(
@@ -108,187 +115,244 @@ class Submitter(Executor):
         progress: bool = False,
         **misnamed: Never,
     ) -> Generator[T, None, None]:
-        """`map(fn, *iterables)` on the engines, in order.
+        """Submit `fn` for each row of the iterables, and return an iterator over the results, in order.
 
-        `timeout`: seconds from now until the last result. `chunksize`: calls that travel and run as one task.
-        `buffersize`: tasks that are submitted ahead; the iterables, which may be endless, are read as results are
-        taken. None: everything is submitted now. `progress`: show a bar. If one call fails, the iterator raises what it
-        raised. When the iterator has raised or was closed, the tasks that are left are cancelled.
+        If a call fails, the iterator raises its exception. When the iterator has raised or was closed, the remaining
+        tasks are cancelled.
 
+        :param timeout: seconds from now until the last result.
+        :param chunksize: calls that travel and run as one task.
+        :param buffersize: tasks that are submitted ahead of the results taken; the iterables, which may be endless, are
+            read accordingly. None: every task is submitted at once.
+        :param progress: whether to show a progress bar on standard error.
         :raises TypeError: `buffersize` is neither an integer nor None, or there is an argument of another name.
-        :raises ValueError: `chunksize` or `buffersize` is less than 1, or a bar is asked for with a `buffersize`.
+        :raises ValueError: `chunksize` or `buffersize` is less than 1, or `progress` is given with a `buffersize`.
         """
         check_map_keywords(fn, misnamed)
-        check_map(chunksize, buffersize)
+        check_map_arguments(chunksize, buffersize)
         if progress and buffersize is not None:
             raise ValueError("progress=True needs the number of tasks, which is not known with a buffersize; omit one")
-        until = None if timeout is None else time.monotonic() + timeout
-        function, rows = find_rows(self._line.functions, fn, iterables, chunksize)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        function, rows = prepare_map(self._connection.functions, fn, iterables, chunksize)
         submitting = (self._submit(function, row, {}) for row in rows)
         submitted = deque(submitting if buffersize is None else itertools.islice(submitting, buffersize))
         if progress:
-            from trio_sched.client.progress import show
+            from trio_sched.client.progress import show_progress
 
-            show(submitted, getattr(fn, "__name__", "map"))
-        results = _results(submitted, submitting, until)
-        return results if chunksize == 1 else _flattened(results)
+            show_progress(submitted, getattr(fn, "__name__", "map"))
+        results = _iterate_results(submitted, submitting, deadline)
+        return results if chunksize == 1 else _flatten(results)
 
     def options(self, **options: Unpack[OptionNames]) -> Submitter:
-        """A view that submits with these options, beside those that this one has. See OptionNames."""
-        return View(self._line, {**self._asked, **options})
+        """Return a view that submits with these options, in addition to its own. See `OptionNames`.
 
-    # ---- looking and cancelling -------------------------------------------------------------------------------------
+        :raises ValueError: a value is not valid; the message names the option.
+        :raises TypeError: there is no option of that name.
+        """
+        return BoundOptions(self._connection, {**self._option_values, **options})
 
-    def status(self, timeout: float = ASK_TIMEOUT_S) -> dict[str, Any]:
-        """The scheduler in numbers: tasks by state, clients, engines with their load, counters."""
-        status: dict[str, Any] = self._line.ask("status", 0, timeout)
+    # ---- queries and cancellation -----------------------------------------------------------------------------------
+
+    def status(self, timeout: float = QUERY_TIMEOUT_S) -> dict[str, Any]:
+        """Return the scheduler's status: tasks by state, clients, engines with their load, counters.
+
+        :param timeout: seconds to wait for the answer.
+        :raises TrioSchedError: the scheduler did not answer, or has ended.
+        """
+        status: dict[str, Any] = self._connection.ask("status", 0, timeout)
         return status
 
-    def engines(self, timeout: float = ASK_TIMEOUT_S) -> list[dict[str, Any]]:
-        """The engines that are here: number, host, Python, load, resources."""
-        engines: list[dict[str, Any]] = self._line.ask("engines", 0, timeout)
+    def engines(self, timeout: float = QUERY_TIMEOUT_S) -> list[dict[str, Any]]:
+        """Return the connected engines: number, host, Python, load, resources. Raises as `status`."""
+        engines: list[dict[str, Any]] = self._connection.ask("engines", 0, timeout)
         return engines
 
-    def explain(self, task: TaskRef, timeout: float = ASK_TIMEOUT_S) -> str:
-        """Why a task is not running now, in words."""
-        return str(self._line.ask("explain", self._number(task), timeout))
+    def explain(self, task: TaskRef, timeout: float = QUERY_TIMEOUT_S) -> str:
+        """Return the reason why a task is not running now. Raises as `status`.
 
-    def story(self, task: TaskRef, timeout: float = ASK_TIMEOUT_S) -> list[tuple[float, str]]:
-        """What happened to a task, in order: (seconds, what)."""
-        return [(when, what) for when, what in self._line.ask("story", self._number(task), timeout)]
+        :raises ValueError: `task` is not a task of this scheduler.
+        """
+        return str(self._connection.ask("explain", self._number(task), timeout))
+
+    def story(self, task: TaskRef, timeout: float = QUERY_TIMEOUT_S) -> list[tuple[float, str]]:
+        """Return the history of a task: (seconds, text) of each event, in order. Raises as `explain`."""
+        return [(when, what) for when, what in self._connection.ask("story", self._number(task), timeout)]
 
     def cancel(self, *tasks: TaskRef) -> None:
-        """Cancel tasks of any client of this scheduler: futures, or ids."""
+        """Cancel tasks of any client of this scheduler, given as futures or ids (R23).
+
+        :raises ValueError: one of these is not a task of this scheduler.
+        """
         for task in tasks:
-            number = task_number(task, self._line.origin.scheduler, "cancel it with its own cancel()")
-            if isinstance(task, Future) and task.session == self._line.session.number:
+            number = task_number(task, self._connection.session_ref.scheduler, "cancel it with its own cancel()")
+            if isinstance(task, Future) and task.session == self._connection.session.number:
                 task.cancel()
             else:
-                self._line.cancel(number)
+                self._connection.cancel(number)
 
     def _number(self, task: TaskRef) -> int:
-        return task_number(task, self._line.origin.scheduler)
+        return task_number(task, self._connection.session_ref.scheduler)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks. With `wait`, return when all have ended; with `cancel_futures`, cancel them first.
+        """Refuse further submissions. Tasks that are not cancelled still run, and their futures still end.
 
-        Without `wait` the tasks go on, and their futures still end.
+        :param wait: whether to return only when every task has ended.
+        :param cancel_futures: whether to cancel the unfinished tasks first.
         """
-        self._line.leave(now=False, cancel=cancel_futures)
+        self._connection.leave(now=False, cancel=cancel_futures)
         if wait:
-            self._line.join()
+            self._connection.join()
 
 
 class Client(Submitter):
     """An executor on the engines of a scheduler.
 
     `Client()` finds the running scheduler: $TRIO_SCHED_CONNECTION, else the only one of this user. `where` names one: a
-    name, or the path of a connection file. `Client(engines=4)` brings a scheduler and four engines of its own, as
-    processes that end when the client is closed or dies, and waits until the engines have joined; `hwm` and `scheme`
-    are theirs.
+    name, or the path of a connection file. `Client(engines=4)` starts a local cluster of a scheduler and four engines,
+    as processes that end when the client is closed or exits for any reason, and waits until the engines have joined;
+    `hwm` and `scheme` are its settings.
 
-    `name` is shown in status and dashboards. `weight` is the fair share (R15). With `cancel_on_leave` the tasks end
-    with the client, however it ends; else they go on. A scheduler not heard of for `reconnect_s` seconds counts as
-    gone: its unfinished tasks end with SchedulerClosed, and so does the client. With `reconnect="same-name"` the client
-    goes on: it connects to the next scheduler of the name, or in the file, by which it found this one. The unfinished
-    tasks are lost with the old one all the same; `submit` raises SchedulerClosed until the new one has answered.
+    `name` is shown in status and dashboards. `weight` is the fair share (R15). With `cancel_on_leave` the tasks are
+    cancelled when the client leaves or is lost; else they go on. A scheduler that sends nothing for `reconnect_s`
+    seconds counts as gone: its unfinished tasks end with SchedulerClosed, and the client ends. With
+    `reconnect="same-name"` the client goes on: it connects to the next scheduler of the name or file that led to this
+    one. The unfinished tasks are lost with the old scheduler all the same; `submit` raises SchedulerClosed until the
+    new one has answered.
 
     Leaving `with` waits for all tasks, as with every executor. At the interpreter's exit a client that was not shut
-    down hands over what was submitted, but waits for no results.
+    down sends what was submitted, but does not wait for results.
 
-    :raises NoSchedulerError: there is none, or several, or it does not answer, or the engines of its own have not all
-        joined, within `connect_timeout` seconds.
-    :raises ConnectionFileError: the file that was named cannot be used.
+    :raises NoSchedulerError: there is no scheduler, several match, it does not answer, or the engines of the local
+        cluster have not all joined, within `connect_timeout` seconds.
+    :raises ConnectionFileError: the given connection file cannot be used.
+    :raises TypeError: an argument has a wrong name or type, or arguments contradict each other.
+    :raises ValueError: an argument's value is not valid.
     """
 
-    def __init__(
-        self,
-        where: str | Path | Connection | None = None,
-        *,
-        engines: int | None = None,
-        hwm: int | None = None,
-        scheme: str | None = None,
-        name: str = "",
-        weight: float = 1.0,
-        cancel_on_leave: bool = False,
-        connect_timeout: float = CONNECT_TIMEOUT_S,
-        reconnect_s: float = RECONNECT_S,
-        reconnect: Reconnect = "never",
-        **misnamed: Never,
-    ) -> None:
-        from trio_sched.client.own import OwnScheduler
+    @init_takes_settings
+    def __init__(self, settings: ClientSettings) -> None:
+        cluster, where = None, settings.where
+        if settings.engines is not None:
+            from trio_sched.client.local_cluster import LocalCluster
 
-        check_client_arguments(Client, where, misnamed)
-        check_seconds(connect_timeout=connect_timeout, reconnect_s=reconnect_s)
-        own = OwnScheduler.if_asked(where, engines, hwm=hwm, scheme=scheme)
+            cluster = LocalCluster(settings.engines, hwm=settings.hwm, scheme=settings.scheme)
         try:
-            connection = own.connection() if own else where if isinstance(where, Connection) else find(where, "client")
-            greeting = hello(connection, name=name, weight=weight, cancel_on_leave=cancel_on_leave)
-            successor = Successor.if_asked(reconnect, where, connection, own=own is not None)
-            line = Line(connection, greeting, reconnect_s=reconnect_s, companion=own, successor=successor)
+            if cluster is not None:
+                info = cluster.connection()
+            else:
+                info = where if isinstance(where, ConnectionInfo) else find_connection(where, "client")
+            connection = Connection(settings, info, cluster)
         except BaseException:
-            if own:
-                own.close()
+            if cluster is not None:
+                cluster.close()
             raise
-        line.start(connect_timeout)
-        self._line = line
-        self._asked = {}
-        self._wire = None
-        weakref.finalize(self, line.abandon).atexit = False
+        connection.start(settings.connect_timeout)
+        self._connection = connection
+        self._option_values = {}
+        self._wire_options = None
+        weakref.finalize(self, connection.abandon).atexit = False
 
     @property
     def session(self) -> int:
-        """The number of this client's session: the first part of its tasks' ids."""
-        return self._line.session.number
+        """The number of this client's session, which is the first part of its tasks' ids."""
+        return self._connection.session.number
 
     def __enter__(self) -> Client:
         return self
 
     def __repr__(self) -> str:
-        return f"<Client {self._line.session.number} of {self._line.connection.name!r}>"
+        return f"<Client {self._connection.session.number} of {self._connection.info.name!r}>"
 
 
-class View(Submitter):
+class BoundOptions(Submitter):
     """A client with options; made by `options(...)`. Shutting it down shuts its client down."""
 
-    def __init__(self, line: Line, asked: OptionNames) -> None:
-        self._line = line
-        self._asked = asked
-        self._wire = wire_options(asked, line.origin.scheduler)
+    def __init__(self, connection: Connection, option_values: OptionNames) -> None:
+        self._connection = connection
+        self._option_values = option_values
+        self._wire_options = wire_options(option_values, connection.session_ref.scheduler)
 
 
-def _results(
-    submitted: deque[Future[Any]], submitting: Iterator[Future[Any]], until: float | None
+# ---- results of map -------------------------------------------------------------------------------------------------
+
+
+def _iterate_results(
+    submitted: deque[Future[Any]], submitting: Iterator[Future[Any]], deadline: float | None
 ) -> Generator[Any, None, None]:
-    """The results in order; for each one that is taken, submit the next task, if there is one.
+    """Yield the results in order, and submit the next task, if there is one, for each result that is taken.
 
-    Nothing here refers to a result that was yielded. However it ends, the tasks that are left are cancelled.
+    Keeps no reference to a result that was yielded. At its end, for any reason, the remaining tasks are cancelled.
     """
     try:
         while submitted:
             submitted.extend(itertools.islice(submitting, 1))
-            yield _pop_result(submitted, until)
+            yield _pop_result(submitted, deadline)
     finally:
         for future in submitted:
             future.cancel()
 
 
-def _pop_result(submitted: deque[Future[Any]], until: float | None) -> Any:
-    """The result of the first of these, which is taken off; cancelled if there is none in time."""
+def _pop_result(submitted: deque[Future[Any]], deadline: float | None) -> Any:
+    """Remove the first of these futures, and return its result. It is cancelled if there is no result in time."""
     future = submitted.popleft()
     try:
-        return future.result(None if until is None else until - time.monotonic())
+        return future.result(None if deadline is None else deadline - time.monotonic())
     except BaseException:
         future.cancel()
         raise
     finally:
-        del future  # it is in the traceback of the exception that it holds
+        del future  # else the traceback of the exception would refer to the future, which refers to the exception
 
 
-def _flattened(chunks: Generator[list[T], None, None]) -> Generator[T, None, None]:
-    """The results in all of these lists, without a reference to one that was yielded."""
+def _flatten(chunks: Generator[list[T], None, None]) -> Generator[T, None, None]:
+    """Yield the results in these lists. Keeps no reference to a result that was yielded."""
     with contextlib.closing(chunks):
         for chunk in chunks:
             chunk.reverse()
             while chunk:
                 yield chunk.pop()
+
+
+# ---- the client of a running task -----------------------------------------------------------------------------------
+
+_current_lock = threading.Lock()
+_current_client: Client | None = None
+
+
+def current_client() -> Client:
+    """Return a client of the scheduler that runs the calling task. All tasks of a worker share it.
+
+    The first call makes the client. Another one is made after it was shut down, after a restart of the scheduler, and
+    in a process that a task has forked. It is closed when the worker ends; tasks that were submitted through it go on.
+    A task that waits for another task keeps its engine busy meanwhile.
+
+    :raises NoSchedulerError: this is neither a task nor a process that a task started; the scheduler does not answer;
+        or the engine's host has no connection file for clients (the message names the file to copy).
+    """
+    global _current_client
+    if ENV_ENGINE_OF not in os.environ:
+        raise NoSchedulerError("current_client() is for code that runs in a task; elsewhere use Client()")
+    with _current_lock:
+        info = find_connection(None, "client")
+        if _current_client is None or not _is_usable(_current_client, info):
+            former, _current_client = _current_client, None
+            if former is not None and former._connection.pid == os.getpid():
+                former.shutdown(wait=False)
+            _current_client = Client(info, name="a task")
+        return _current_client
+
+
+def _is_usable(client: Client, info: ConnectionInfo) -> bool:
+    connection = client._connection
+    error = connection.watch.submit_error
+    return connection.info == info and connection.pid == os.getpid() and isinstance(error, VersionMismatch | None)
+
+
+def _renew_lock() -> None:
+    """Replace the lock in a forked child, where the thread that may hold it does not run."""
+    global _current_lock
+    _current_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

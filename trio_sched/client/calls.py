@@ -1,8 +1,8 @@
-"""From a Python call to a `Call` on the wire: arguments pickled, futures among them found (R9), culprits named.
+"""Conversion of a Python call into a `Call` of the wire protocol, with its futures as inputs (R9).
 
-Arguments are what they were when `submit` returned: buffers, which travel out of band, are copied once here unless they
-cannot change (bytes, arrays with `writeable=False`), because the caller may write to an array again long before it
-is sent, and sent again after a broken connection.
+Arguments are sent as they are when `submit` returns. Buffers, which travel out of band, are copied once here unless
+they cannot change (bytes, arrays with `writeable=False`): the caller may write to an array long before it is sent, and
+a broken connection may require that it is sent again.
 """
 
 from __future__ import annotations
@@ -13,65 +13,65 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from trio_sched.client.ends import BaseFuture, Origin, described
-from trio_sched.client.functional import Chunk
-from trio_sched.client.functions import Function, Functions
-from trio_sched.client.misuse import instead_of
+from trio_sched.client.conditions import Chunk
+from trio_sched.client.functions import Function, FunctionRegistry
+from trio_sched.client.misuse import suggest_alternative
+from trio_sched.client.results import BaseFuture, SessionRef, describe_error
 from trio_sched.errors import SubmitError
 from trio_sched.wire import payload
 from trio_sched.wire.native import INLINE_BYTES, Call, Frame, Options
 
 _NO_OPTIONS = Options()
-FRAME_OVERHEAD_BYTES = 4096
-"""Left free in a message of the largest size for everything but a call's body and buffers."""
+#: Bytes of a message of the largest size that are reserved for everything but a call's body and buffers.
+MESSAGE_OVERHEAD_BYTES = 4096
 
 
-def find_function(functions: Functions, function: Callable[..., Any]) -> Function:
-    """The pickled function.
+def pickle_function(functions: FunctionRegistry, function: Callable[..., Any]) -> Function:
+    """Return the pickled form of a function.
 
-    :raises SubmitError: it cannot be pickled, or a module that it needs was edited after it was imported here.
-    :raises TypeError: it is no function, nor anything else that can be called.
+    :raises SubmitError: the function cannot be pickled, or a module that it needs was edited after it was imported.
+    :raises TypeError: the object is not callable.
     """
     if not callable(function):
         raise TypeError(f"'{type(function).__name__}' object is not callable; submit(fn, *args) takes a function first")
     try:
-        return functions.of(function)
+        return functions.register(function)
     except SubmitError:
         raise
     except Exception as error:
         name = getattr(function, "__qualname__", None) or repr(function)
         raise SubmitError(
-            f"the function {name} (a {type(function).__name__}) cannot be pickled: {described(error)}"
+            f"the function {name} (a {type(function).__name__}) cannot be pickled: {describe_error(error)}"
         ) from error
 
 
-def find_rows(
-    functions: Functions, function: Callable[..., Any], iterables: Sequence[Iterable[Any]], chunksize: int
+def prepare_map(
+    functions: FunctionRegistry, function: Callable[..., Any], iterables: Sequence[Iterable[Any]], chunksize: int
 ) -> tuple[Function, Iterator[tuple[Any, ...]]]:
-    """What `map` submits: the pickled function, and lazily the arguments of one task after the other.
+    """Return what `map` submits: the pickled function, and a lazy iterator over the arguments of each task.
 
-    With a `chunksize` above 1 each task runs the function on that many rows, and returns the list of their results.
+    With a `chunksize` above 1 each task calls the function for that many rows, and returns the list of the results.
 
     :raises SubmitError: the function cannot be pickled.
     """
-    rows = zip(*iterables)  # noqa: B905  # as the built-in map: the shortest decides
+    rows = zip(*iterables)  # noqa: B905  # as in the built-in map, the shortest iterable decides
     if chunksize == 1:
-        return find_function(functions, function), rows
-    return find_function(functions, Chunk(function)), ((chunk,) for chunk in chunks(rows, chunksize))
+        return pickle_function(functions, function), rows
+    return pickle_function(functions, Chunk(function)), ((chunk,) for chunk in split_rows(rows, chunksize))
 
 
-def chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows in lists of `size`, the last one perhaps shorter."""
+def split_rows(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """Split the rows into lists of `size`; the last list may be shorter."""
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, size)):
         yield chunk
 
 
-def check_map(chunksize: int, buffersize: int | None) -> None:
+def check_map_arguments(chunksize: int, buffersize: int | None) -> None:
     """Check the numbers that `map` takes.
 
     :raises TypeError: `buffersize` is neither an integer nor None.
-    :raises ValueError: one of them is less than 1.
+    :raises ValueError: one of the numbers is less than 1.
     """
     if chunksize < 1:
         raise ValueError(f"chunksize={chunksize!r}: must be 1 or more")
@@ -88,78 +88,83 @@ def make_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     options: Options | None,
-    origin: Origin,
-    limit_bytes: int,
+    session_ref: SessionRef,
+    max_bytes: int,
 ) -> tuple[Call, Sequence[Frame], list[BaseFuture[Any]]]:
-    """(the call without its number, its frames, its inputs that must not have ended when it is submitted).
+    """Pickle a call.
 
-    `origin` is the task's: only futures of the same session can be inputs.
-    An input that ended well since it was pickled is one of these: its value is to go along instead, for the scheduler
-    may have dropped it. One that failed stays an input, so that the call fails as it should.
+    An input that succeeded after it was pickled is among the returned inputs: the scheduler may have dropped its value,
+    so the call must be made again, with the value. An input that failed stays an input of the call, so that the task
+    fails as it should, and is not returned.
 
-    :raises SubmitError: an argument cannot be pickled, or is a future of somebody else, or it is all too large.
+    :param session_ref: the session of the call; only futures of the same session can be inputs.
+    :param max_bytes: the largest message that the scheduler takes; 0: no limit.
+    :returns: the call, without its counter; its frames; the inputs that must be unfinished when it is submitted.
+    :raises SubmitError: an argument cannot be pickled or is a future of another client, or the arguments are too large.
     """
-    with payload.meeting() as met:
+    with payload.collecting_futures() as met:
         try:
             body, buffers = payload.dumps((args, kwargs), INLINE_BYTES)
         except Exception as error:
-            raise _blamed(args, kwargs, error) from error
+            raise _pickling_error(args, kwargs, error) from error
     if not buffers and len(body) <= INLINE_BYTES:
         frames: Sequence[Frame] = ()
     else:
-        body, frames = payload.pack(body, [frozen(buffer) for buffer in buffers])
-        size = len(body) + sum(map(len, frames)) + FRAME_OVERHEAD_BYTES
-        if limit_bytes and size > limit_bytes:
+        body, frames = payload.pack(body, [to_immutable(buffer) for buffer in buffers])
+        size_bytes = len(body) + sum(map(len, frames)) + MESSAGE_OVERHEAD_BYTES
+        if max_bytes and size_bytes > max_bytes:
             raise SubmitError(
-                f"the arguments take {size:,} bytes, but the scheduler takes messages of at most {limit_bytes:,}; "
+                f"the arguments take {size_bytes:,} bytes, but the scheduler takes messages of at most {max_bytes:,}; "
                 "pass a path, or raise max_message_bytes there"
             )
     if met:
         for future in met:
-            if future.session != origin.session or future.scheduler != origin.scheduler:
-                raise _foreign(args, kwargs, future, origin)
+            if future.session != session_ref.session or future.scheduler != session_ref.scheduler:
+                raise _foreign_future_error(args, kwargs, future, session_ref)
         options = replace(options or _NO_OPTIONS, inputs=[future.number for future in met])
     call = Call(0, fn=function.digest, body=body, frames=len(frames), options=options)
     return call, frames, [future for future in met if future.succeeded or not future.ended] if met else []
 
 
-def frozen(buffer: Frame) -> Frame:
-    """A buffer that nobody will write to: itself, or a copy."""
+def to_immutable(buffer: Frame) -> Frame:
+    """Return a buffer that the caller cannot write to: the buffer itself, or a copy of a writable one."""
     if isinstance(buffer, memoryview):
         flat = buffer if buffer.ndim == 1 and buffer.itemsize == 1 else buffer.cast("B")
         return flat if flat.readonly else bytes(flat)
     return bytes(buffer)
 
 
-def _foreign(args: tuple[Any, ...], kwargs: dict[str, Any], future: BaseFuture[Any], origin: Origin) -> SubmitError:
-    """Name the argument with a future whose value the scheduler cannot fill in."""
-    place = "an argument"
-    for name, value in _places(args, kwargs):
-        with payload.meeting() as met:
+def _foreign_future_error(
+    args: tuple[Any, ...], kwargs: dict[str, Any], future: BaseFuture[Any], session_ref: SessionRef
+) -> SubmitError:
+    """Make the error that names the argument with a future of another session."""
+    argument = "an argument"
+    for name, value in _named_arguments(args, kwargs):
+        with payload.collecting_futures() as met:
             payload.dumps(value)
         if future in met:
-            place = name
+            argument = name
             break
-    whose = "another client" if future.scheduler == origin.scheduler else "a client of another scheduler"
+    owner = "another client" if future.scheduler == session_ref.scheduler else "a client of another scheduler"
     return SubmitError(
-        f"{place}: task {future.task_id} belongs to {whose} (this client's session is {origin.session}); wait for its "
-        "result, and pass that"
+        f"{argument}: task {future.task_id} belongs to {owner} (this client's session is {session_ref.session}); wait "
+        "for its result, and pass that"
     )
 
 
-def _blamed(args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> SubmitError:
-    """Name the argument that cannot be pickled."""
-    for place, value in _places(args, kwargs):
-        with payload.meeting():
+def _pickling_error(args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> SubmitError:
+    """Make the error that names the argument that cannot be pickled."""
+    for argument, value in _named_arguments(args, kwargs):
+        with payload.collecting_futures():
             try:
                 payload.dumps(value)
             except Exception as found:
-                why = described(found) + instead_of(value, found)
-                return SubmitError(f"{place} (a {type(value).__name__}) cannot be pickled: {why}")
-    return SubmitError(f"the arguments cannot be pickled: {described(error)}")
+                reason = describe_error(found) + suggest_alternative(value, found)
+                return SubmitError(f"{argument} (a {type(value).__name__}) cannot be pickled: {reason}")
+    return SubmitError(f"the arguments cannot be pickled: {describe_error(error)}")
 
 
-def _places(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The arguments, and what messages call them."""
-    places: list[tuple[str, Any]] = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
-    return places + [(f"argument {name!r}", value) for name, value in kwargs.items()]
+def _named_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The arguments, each with its name in error messages."""
+    named: list[tuple[str, Any]] = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
+    return named + [(f"argument {name!r}", value) for name, value in kwargs.items()]

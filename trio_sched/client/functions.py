@@ -1,16 +1,15 @@
-"""Functions and their digests: pickled once where that is safe, anew where something captured may have changed.
+"""Pickled functions and their digests: when the remembered bytes of a function are valid, and when it is pickled again.
 
-A function travels once per session and is named by its digest afterwards, so `submit` needs the digest of the function
-*as it is now*. Pickling costs 5 us for a function that can be imported and hundreds for one that cannot (it takes along
-its code, its closure and the globals that it names). So what was pickled is remembered for each function object, with a
-list of *watches*: each cell, global, default and attribute that went into the bytes, with the object found there; and
-the modules whose stamps went along (`wire.source_stamps`), none of which may have been loaded again. While every watch
-still finds the very same object, and these objects cannot change inside (numbers, strings, modules, importable things,
-other watched functions), the bytes are still right. A function that captures anything else, a list or an array for
-example, is pickled at each submit: then the digest tells whether it changed.
+A function is sent once per session and named by its digest afterwards, so `submit` needs the digest of the function *as
+it is now*. Pickling costs 5 us for a function that can be imported, and hundreds for one that cannot: its code, its
+closure and the globals that it names are pickled with it. So the registry remembers the bytes of each function object,
+with a list of *watches*: each cell, global, default and attribute whose content is in the bytes, with the object found
+there; and the stamps of the modules that the function needs (`wire.source_stamps`), none of which may have been loaded
+again. The bytes stay valid while every watch finds the same object, and these objects cannot change inside (numbers,
+strings, modules, importable objects, other watched functions). A function that captures any other object, for example a
+list or an array, is pickled at each submit, and the digest tells whether it has changed.
 
-Nobody may watch for ever: a function that was garbage collected, and of which no task is unfinished, is dropped, here
-and on the engines.
+A function that was garbage collected, and has no unfinished task, is dropped in this process and on the engines.
 """
 
 from __future__ import annotations
@@ -24,55 +23,56 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from trio_sched.client.functional import Dependent
+from trio_sched.client.conditions import Dependent
 from trio_sched.wire import payload, source_stamps
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 _MISSING = object()
-_OF_EVERY_CLASS = frozenset(vars(type("Empty", (), {}))) | {"__annotations__", "__qualname__"}
-"""Attributes that say nothing about what a class does, and that Python puts into each."""
+#: Attributes that Python adds to every class, and that do not affect its behaviour.
+_CLASS_ATTRIBUTES = frozenset(vars(type("Empty", (), {}))) | {"__annotations__", "__qualname__"}
 
 
 class Function:
-    """A pickled function, and who still needs it.
-
-    `submitted` and `ended` count its tasks; `sent`: the scheduler has it; `kept`: how many function objects, which may
-    be submitted again, it stands for.
-    """
+    """A pickled function, with the counts that decide when it can be dropped."""
 
     __slots__ = ("data", "digest", "ended", "kept", "sent", "submitted")
 
     def __init__(self, digest: bytes, data: bytes) -> None:
         self.digest = digest
         self.data = data
+        #: Whether the scheduler has it.
         self.sent = False
+        #: The numbers of its tasks that were submitted, and that have ended.
         self.submitted = 0
         self.ended = 0
+        #: The number of function objects with these bytes, which may be submitted again.
         self.kept = 0
 
 
+#: (a look-up, the object that it found when the function was pickled).
 Watch = tuple[Callable[[], Any], Any]
-"""(how to look, what was found when the function was pickled)."""
 
 
-class Functions:
-    """The functions of one client: by digest, and by function object where that is safe.
+class FunctionRegistry:
+    """The functions of one client: by digest, and by function object where the bytes can be remembered.
 
-    `of` may be called from any thread; the rest belongs to the session. `unneeded` holds those to look at for dropping.
+    `register` may be called in any thread; all other methods belong to the session.
     """
 
     def __init__(self) -> None:
         self.by_digest: dict[bytes, Function] = {}
+        #: FunctionRegistry that may have become unneeded, for `drop_unneeded` to check.
         self.unneeded: deque[Function] = deque()
         self._by_object: dict[int, tuple[Callable[[], Any], Function, list[Watch]]] = {}
-        self._changing = threading.Lock()
-        self._gone: deque[tuple[int, Any]] = deque()
-        """Written by the garbage collector, at any time and in any thread, so that it needs no lock."""
+        self._lock = threading.Lock()
+        #: (key, reference) of collected function objects. The garbage collector appends to it at any time and in any
+        #: thread, so that it must not need a lock.
+        self._collected: deque[tuple[int, Any]] = deque()
 
-    def of(self, function: Callable[..., Any]) -> Function:
-        """The pickled form of `function` as it is now, with the stamps of the user's own modules that it needs.
+    def register(self, function: Callable[..., Any]) -> Function:
+        """Return the pickled form of a function as it is now, with the stamps of the user's own modules that it needs.
 
-        Raises whatever the pickling raises.
+        :raises Exception: the pickling failed.
         """
         known = self._by_object.get(id(function))
         if known is not None:
@@ -83,36 +83,41 @@ class Functions:
                 return record
         watches_now = _watches(function)
         pickled, same_sources = source_stamps.seal(payload.dump_function(function))
-        record = self.named(pickled)
+        record = self.intern(pickled)
         if watches_now is not None and same_sources is not None:
             watches_now.append((same_sources, True))
-        with self._changing:
+        with self._lock:
             self._forget(id(function))
             if watches_now is not None:
                 self._remember(function, record, watches_now)
         if not record.submitted:
-            self.unneeded.append(record)  # for the case that it never will be
+            self.unneeded.append(record)  # in case that it is never submitted
         return record
 
-    def named(self, data: bytes) -> Function:
-        """The record for these pickled bytes."""
+    def intern(self, data: bytes) -> Function:
+        """Return the one `Function` with these pickled bytes."""
         digest = payload.digest(data)
         return self.by_digest.get(digest) or self.by_digest.setdefault(digest, Function(digest, data))
 
     def task_ended(self, function: Function | None) -> None:
-        """A task that was submitted with this function has ended."""
+        """Count a task of this function that has ended."""
         if function is not None:
             function.ended += 1
             if not function.kept and function.submitted == function.ended:
                 self.unneeded.append(function)
 
+    def mark_all_unsent(self) -> None:
+        """Note that the scheduler has none of the functions: another instance, or a session that began again."""
+        for function in self.by_digest.values():
+            function.sent = False
+
     def drop_unneeded(self) -> list[bytes]:
-        """Forget those that nobody needs; returns the digests of those that the scheduler has."""
-        if not self.unneeded and not self._gone:
+        """Drop functions without a function object or an unfinished task; return the digests that the scheduler has."""
+        if not self.unneeded and not self._collected:
             return []
-        with self._changing:
-            while self._gone:
-                key, reference = self._gone.popleft()
+        with self._lock:
+            while self._collected:
+                key, reference = self._collected.popleft()
                 entry = self._by_object.get(key)
                 if entry is not None and entry[0] is reference:
                     self._forget(key)
@@ -120,7 +125,7 @@ class Functions:
         while self.unneeded:
             record = self.unneeded.popleft()
             if record.kept or record.submitted != record.ended or self.by_digest.get(record.digest) is not record:
-                continue  # the end of its last task, or of its last function object, brings it here again
+                continue  # it is added again with the end of its last task or function object
             del self.by_digest[record.digest]
             if record.sent:
                 record.sent = False
@@ -128,10 +133,10 @@ class Functions:
         return dropped
 
     def _remember(self, function: Callable[..., Any], record: Function, watches: list[Watch]) -> None:
-        key, gone = id(function), self._gone
+        key, collected = id(function), self._collected
         reference: Callable[[], Any]
         try:
-            reference = weakref.ref(function, lambda reference: gone.append((key, reference)))
+            reference = weakref.ref(function, lambda reference: collected.append((key, reference)))
         except TypeError:  # some built-in callables
             return
         record.kept += 1
@@ -144,17 +149,17 @@ class Functions:
             self.unneeded.append(entry[1])
 
 
-# ---- what goes into the bytes ---------------------------------------------------------------------------------------
+# ---- watches --------------------------------------------------------------------------------------------------------
 
 
 def _watches(function: Callable[..., Any]) -> list[Watch] | None:
-    """What to look at before the bytes are used again; None: there is no telling, so pickle each time."""
+    """Return what to check before the bytes are used again; None: the function must be pickled each time."""
     watches: list[Watch] = []
     return watches if _watch(function, watches, set()) else None
 
 
 def _watch(value: Any, watches: list[Watch], seen: set[int]) -> bool:
-    """Whether `value` stays what it was as long as the watches that are added here hold."""
+    """Add watches for `value`; return whether it cannot change while they hold."""
     if isinstance(value, _ATOMS) or id(value) in seen:
         return True
     seen.add(id(value))
@@ -177,7 +182,7 @@ def _watch(value: Any, watches: list[Watch], seen: set[int]) -> bool:
 
 
 def _importable(value: Any) -> bool:
-    """Whether pickle takes it by reference, so that nothing of it is in the bytes."""
+    """Whether the object is pickled by reference, so that its content is not in the bytes."""
     module = getattr(value, "__module__", None)
     if module in (None, "__main__") or module not in sys.modules:
         return False
@@ -189,12 +194,12 @@ def _importable(value: Any) -> bool:
 
 def _watch_function(function: types.FunctionType, watches: list[Watch], seen: set[int]) -> bool:
     if function.__kwdefaults__ or function.__dict__:
-        return False  # dictionaries, which change in place; rare
+        return False  # rare: dictionaries, which change in place
     mine = weakref.ref(function)
     watches.append((lambda: getattr(mine(), "__code__", None), function.__code__))
     watches.append((lambda: getattr(mine(), "__defaults__", None), function.__defaults__))
     for index, cell in enumerate(function.__closure__ or ()):
-        if not _watch_place(lambda index=index: _in_cell(mine(), index), _content(cell), watches, seen):  # type: ignore[misc]
+        if not _watch_place(_cell(mine, index), _content(cell), watches, seen):
             return False
     for name in set(_names(function.__code__)):
         found = function.__globals__.get(name, _MISSING)
@@ -204,7 +209,7 @@ def _watch_function(function: types.FunctionType, watches: list[Watch], seen: se
 
 
 def _watch_place(look: Callable[[], Any], found: Any, watches: list[Watch], seen: set[int]) -> bool:
-    """Watch one place, without keeping a function or class alive that is found there (it may be the watched one)."""
+    """Watch one place, without a strong reference to a function or class found there (it may be the watched one)."""
     if isinstance(found, (types.FunctionType, type)):
         reference = weakref.ref(found)
         watches.append((lambda: look() is reference(), True))
@@ -218,7 +223,7 @@ def _watch_class(cls: type, watches: list[Watch], seen: set[int]) -> bool:
     size = len(vars(cls))
     watches.append((lambda: len(getattr(mine(), "__dict__", ())) == size, True))
     for name, found in list(vars(cls).items()):
-        if name in _OF_EVERY_CLASS or isinstance(found, types.MemberDescriptorType):
+        if name in _CLASS_ATTRIBUTES or isinstance(found, types.MemberDescriptorType):
             continue
         if not _watch_place(_attribute(mine, name), _unwrapped(found), watches, seen):
             return False
@@ -226,7 +231,7 @@ def _watch_class(cls: type, watches: list[Watch], seen: set[int]) -> bool:
 
 
 def _attribute(reference: Callable[[], Any], name: str) -> Callable[[], Any]:
-    """Looks up an attribute of a class, without keeping the class alive."""
+    """Make the look-up of a class's attribute, without a strong reference to the class."""
     return lambda: _unwrapped(getattr(reference(), "__dict__", {}).get(name, _MISSING))
 
 
@@ -235,13 +240,13 @@ def _unwrapped(attribute: Any) -> Any:
 
 
 def _global(reference: Callable[[], Any], name: str) -> Callable[[], Any]:
-    """Looks up a global of a function, without keeping its module's namespace alive."""
+    """Make the look-up of a function's global, without a strong reference to its module's namespace."""
     return lambda: getattr(reference(), "__globals__", {}).get(name, _MISSING)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The global names that a function's code looks up, inner functions included."""
-    import dis  # only here: by-reference functions do not come this far
+    """The global names that a function's code uses, those of inner functions included."""
+    import dis  # imported here: functions pickled by reference do not need it
 
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
@@ -251,13 +256,18 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _in_cell(function: types.FunctionType | None, index: int) -> Any:
-    """What a closure's cell holds; a cell itself cannot be referred to weakly."""
-    return _content(function.__closure__[index]) if function is not None and function.__closure__ else _MISSING
+def _cell(reference: Callable[[], Any], index: int) -> Callable[[], Any]:
+    """Make the look-up of a cell's content in a function's closure, without a strong reference to the function."""
+
+    def look() -> Any:
+        closure = getattr(reference(), "__closure__", None)
+        return _content(closure[index]) if closure else _MISSING
+
+    return look
 
 
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # empty
+    except ValueError:  # the cell is empty
         return _MISSING

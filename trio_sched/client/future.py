@@ -1,17 +1,17 @@
-"""The future of blocking code: a `concurrent.futures.Future`, at a seventh of its price.
+"""The future of blocking code: a `concurrent.futures.Future` at a seventh of the cost.
 
-A million of them wait in one client, and most are looked at after they are done, if at all. The standard one builds a
-Condition, a lock and two lists at its birth (1,707 B, 6.4 us). This one builds its Condition when somebody first needs
-it: to wait, to watch (`wait`, `as_completed`, callbacks), to cancel. Everything that the standard library does with a
-future goes through `_condition`, so all of it works.
+A million futures may wait in one client, and most are looked at only after they are done, if at all. The standard
+future creates a Condition, a lock and two lists (1,707 B, 6.4 us). This one creates its Condition when it is first
+needed: to wait, to be watched (`wait`, `as_completed`, callbacks), or to cancel. The standard library accesses the
+state of a future only under its `_condition`, so all of the library works with it.
 
-Who may change the state? While there is no Condition, whoever holds the module's lock, under which Conditions are built
-too; once there is one, whoever holds it. So the client's thread settles a whole batch of unwatched futures under one
-lock, and a watched one can be changed by nobody while a waiter is being installed.
+Two locks guard the state. As long as a future has no Condition, the lock of all futures does, which also guards the
+creation of Conditions; afterwards, its Condition does. So the client's thread resolves a whole batch of unwatched
+futures under one lock, and the state of a watched future cannot change while a waiter is being added.
 
-`cancel()` succeeds until the end has arrived: the future is cancelled at once and the scheduler is told (R23). Whether
-the task has begun is not known here, so `running()` is always false, and a call that runs already may go on for a while
-on its engine.
+`cancel()` succeeds until the result has arrived: the future is cancelled at once, and a request goes to the scheduler
+(R23). The client does not know whether the call is running, so `running()` is always False, and a running call may go
+on for a while on its engine.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from concurrent import futures
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trio_sched.client.ends import UNDECODED, BaseFuture, Ended, Origin, lock
 from trio_sched.client.functions import Function
-from trio_sched.wire.native import TaskEnd
+from trio_sched.client.results import UNDECODED, BaseFuture, Outcome, SessionRef, lock
+from trio_sched.wire.native import TaskResult
 
 T = TypeVar("T")
 
 
 class Future(BaseFuture[T], futures.Future[T]):
-    """The future of a submitted task. Everything of `concurrent.futures.Future`, and `task_id`, `engine`, `stdout`,
-    `stderr`, `took_s`. As an argument of `submit` it stands for its result (R9)."""
+    """The future of a submitted task: a `concurrent.futures.Future` that also has `task_id`, `engine`, `stdout`,
+    `stderr` and `took_s`. As an argument of `submit` it stands for its result (R9)."""
 
     __slots__ = ("_callback_list", "_condition_if_any", "_state", "_waiter_list")
 
     _state: str
 
-    def __init__(self, origin: Origin, function: Function | None = None) -> None:
-        # not super().__init__(): it would build what we put off
+    def __init__(self, session_ref: SessionRef, function: Function | None = None, number: int = 0) -> None:
+        # without super().__init__(), which would create the Condition
         self._state = PENDING
-        self._origin = origin
+        self._session_ref = session_ref
         self.function = function
+        self.number = number
         self._value = UNDECODED
-        self._end = None
+        self._outcome = None
         self._error = None
         self._condition_if_any: threading.Condition | None = None
         self._waiter_list: list[Any] | None = None
         self._callback_list: list[Callable[[futures.Future[T]], object]] | None = None
-        self.number = 0
 
-    # ---- what the standard library reaches for ----------------------------------------------------------------------
+    # ---- attributes that the standard library uses ------------------------------------------------------------------
 
-    if not TYPE_CHECKING:  # attributes there, built at once; type checkers see those, which `as_completed` asks for
+    if not TYPE_CHECKING:  # type checkers see the attributes of the standard class, which `as_completed` requires
 
         @property
         def _condition(self) -> threading.Condition:
@@ -76,7 +76,7 @@ class Future(BaseFuture[T], futures.Future[T]):
                 self._callback_list = []
             return self._callback_list
 
-    # ---- looking ----------------------------------------------------------------------------------------------------
+    # ---- state and result -------------------------------------------------------------------------------------------
 
     @property
     def ended(self) -> bool:
@@ -84,22 +84,23 @@ class Future(BaseFuture[T], futures.Future[T]):
         return self._state != PENDING
 
     def done(self) -> bool:
-        """Whether the task ended or was cancelled."""
+        """Return whether the task has ended or was cancelled."""
         return self._state != PENDING
 
     def cancelled(self) -> bool:
-        """Whether `cancel()` succeeded."""
+        """Return whether `cancel()` succeeded."""
         return self._state == CANCELLED_AND_NOTIFIED
 
     def running(self) -> bool:
-        """Always False: engines do not report what they begin."""
+        """Return False: engines do not report the start of a call."""
         return False
 
     def result(self, timeout: float | None = None) -> T:
-        """Wait for the task's end; return its value or raise its exception.
+        """Wait until the task has ended; return its value, or raise its exception.
 
         :raises concurrent.futures.CancelledError: the future was cancelled.
-        :raises TimeoutError: it did not end within `timeout` seconds.
+        :raises TimeoutError: the task did not end within `timeout` seconds.
+        :raises RuntimeError: a callback waits for an unfinished task in the client's own thread.
         """
         try:
             self._wait(timeout)
@@ -107,16 +108,16 @@ class Future(BaseFuture[T], futures.Future[T]):
                 raise self._error
             return self._value
         finally:
-            del self  # break the cycle of exception, traceback, frame and future, as the standard one does
+            del self  # break the cycle of exception, traceback, frame and future, as the standard future does
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the task's end; return the exception it raised, or None. Raises as `result` does otherwise."""
+        """Wait until the task has ended; return the exception that it raised, or None. Otherwise raises as `result`."""
         self._wait(timeout)
         return self._error
 
     def _wait(self, timeout: float | None) -> None:
         if self._state == PENDING:
-            if threading.get_ident() == self._origin.thread:
+            if threading.get_ident() == self._session_ref.thread:
                 raise RuntimeError("a callback runs in the client's thread, which cannot wait for a result there")
             condition = self._condition
             with condition:
@@ -129,7 +130,7 @@ class Future(BaseFuture[T], futures.Future[T]):
         self._decode()
 
     def wait_if_ending(self, unfinished: Container[int]) -> None:
-        """If the task has ended, wait for the moment until this future has."""
+        """Wait until the future is done, if the task has ended: it is not among the counters of unfinished tasks."""
         if self.number not in unfinished and self._state == PENDING:
             condition = self._condition
             with condition:
@@ -142,59 +143,61 @@ class Future(BaseFuture[T], futures.Future[T]):
         elif self._state == PENDING:
             state = "pending"
         else:
-            state = self._record.outcome if self._record is not None else type(self._end).__name__
+            state = self._record.outcome if self._record is not None else type(self._outcome).__name__
         return f"<{type(self).__name__} {self.task_id} {state}>"
 
-    # ---- ending -----------------------------------------------------------------------------------------------------
+    # ---- resolution -------------------------------------------------------------------------------------------------
 
     def cancel(self) -> bool:
-        """Cancel the task: False if it has ended, else the future is cancelled now and the scheduler is told.
+        """Cancel the task (R23): the future is cancelled at once, and the scheduler is requested to cancel the task.
 
-        A call that runs already is interrupted only if its engine can; its result is dropped in any case.
+        A running call is interrupted only if its engine can do so; its result is dropped in any case.
+
+        :returns: False if the task had ended.
         """
-        if not self.cancel_here():
+        if not self.cancel_locally():
             return self._state == CANCELLED_AND_NOTIFIED
-        self._origin.canceller(self.number)
+        self._session_ref.request_cancel(self.number)
         return True
 
-    def cancel_here(self) -> bool:
-        """Cancel the future without telling the scheduler. False: it is done."""
+    def cancel_locally(self) -> bool:
+        """Cancel the future without a request to the scheduler. Returns False if the future was done."""
         with lock():
-            if self._condition_if_any is None:  # nobody watches: no need to build anything
+            if self._condition_if_any is None:  # unwatched: a Condition is not needed
                 if self._state != PENDING:
                     return False
                 self._state = CANCELLED_AND_NOTIFIED
                 return True
-        return self._change(CANCELLED_AND_NOTIFIED, None)
+        return self._finish(CANCELLED_AND_NOTIFIED, None)
 
     def set_result(self, result: T) -> None:
-        """For tests, as in the standard library: end with this value."""
-        self._settle_here(TaskEnd(self.number), result, None)
+        """End with this value; for tests, as in the standard library."""
+        self._set(TaskResult(self.number), result, None)
 
     def set_exception(self, exception: BaseException | None) -> None:
-        """For tests, as in the standard library: end with this exception."""
+        """End with this exception; for tests, as in the standard library."""
         assert exception is not None
-        self._settle_here(exception, None, exception)
+        self._set(exception, None, exception)
 
-    def _settle_here(self, end: Ended, result: Any, exception: BaseException | None) -> None:
+    def _set(self, outcome: Outcome, result: Any, exception: BaseException | None) -> None:
         with self._condition:
             if self._state != PENDING:
                 raise futures.InvalidStateError(f"{self._state}: {self!r}")
             self._value, self._error = result, exception
-        self._change(FINISHED, end)
+        self._finish(FINISHED, outcome)
 
-    def _change(self, state: str, end: Ended | None) -> bool:
-        """Leave PENDING, and tell everybody who watches. False: somebody else was first."""
+    def _finish(self, state: str, outcome: Outcome | None) -> bool:
+        """Set the final state, notify the waiters, and run the callbacks. Returns False if the future was done."""
         condition = self._condition
         with condition:
             if self._state != PENDING:
                 return False
-            self._end = end
+            self._outcome = outcome
             self._state = state
             for waiter in self._waiter_list or ():
                 if state == CANCELLED_AND_NOTIFIED:
                     waiter.add_cancelled(self)
-                elif isinstance(end, BaseException) or not self.succeeded:
+                elif isinstance(outcome, BaseException) or not self.succeeded:
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
@@ -203,21 +206,21 @@ class Future(BaseFuture[T], futures.Future[T]):
             try:
                 callback(self)
             except BaseException as error:
-                if not isinstance(error, Exception) and threading.get_ident() != self._origin.thread:
-                    raise  # the thread is the user's, as is what ends it
+                if not isinstance(error, Exception) and threading.get_ident() != self._session_ref.thread:
+                    raise  # the thread is the user's, which the exception may end
                 LOGGER.exception("exception calling callback for %r", self)
         return True
 
 
-def settle(ended: Iterable[tuple[Future[Any], Ended]]) -> None:
-    """End these futures. Those that were cancelled here stay so."""
+def resolve(resolved: Iterable[tuple[Future[Any], Outcome]]) -> None:
+    """Resolve these futures. A future that was cancelled here stays cancelled."""
     watched = []
     with lock():
-        for future, end in ended:
+        for future, outcome in resolved:
             if future._condition_if_any is not None:
-                watched.append((future, end))
+                watched.append((future, outcome))
             elif future._state == PENDING:
-                future._end = end
+                future._outcome = outcome
                 future._state = FINISHED
-    for future, end in watched:
-        future._change(FINISHED, end)
+    for future, outcome in watched:
+        future._finish(FINISHED, outcome)

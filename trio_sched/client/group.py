@@ -1,11 +1,11 @@
 """Task groups: structured concurrency for remote tasks.
 
-Leaving the block waits for every task that was submitted to the group. If one fails, or the block raises, or an outer
-scope is cancelled, the other tasks of the group are cancelled on the scheduler, and leaving waits
-(`cancel_timeout` seconds at most) until the scheduler says that they are gone, from the engines too. Errors come out as
-in a Trio nursery: always in an ExceptionGroup, the tasks' own and the block's side by side.
+Leaving the block waits for every task that was submitted to the group. If a task fails, the block raises, or an outer
+scope is cancelled, the other tasks of the group are cancelled on the scheduler, and leaving waits up to
+`cancel_timeout` seconds until the scheduler reports their results, when the engines have dropped them too. Errors are
+raised as by a Trio nursery: always in an ExceptionGroup, those of the tasks and that of the block side by side.
 
-What failed only because something else did is left out: an ImpossibleDependency beside the failure that made it so, and
+Errors that only follow from another error are left out: an ImpossibleDependency whose cause is in the same group, and
 the error of a task that was awaited in the block, which would otherwise be there twice.
 """
 
@@ -17,9 +17,8 @@ from typing import Any
 
 import anyio
 
-from trio_sched.client.async_future import AsyncFuture
+from trio_sched.client.async_future import AsyncFuture, root_causes
 from trio_sched.client.async_submit import AsyncSubmitter
-from trio_sched.client.failures import causes
 from trio_sched.errors import TaskCancelled
 
 
@@ -27,7 +26,7 @@ class AsyncTaskGroup(AsyncSubmitter):
     """Submits tasks that end with the block; made by `client.open_task_group()`."""
 
     def __init__(self, submitter: AsyncSubmitter, cancel_timeout_s: float) -> None:
-        super().__init__(submitter._line, submitter._asked, self)
+        super().__init__(submitter._connection, submitter._option_values, self)
         self._cancel_timeout_s = cancel_timeout_s
         self._open: dict[int, AsyncFuture[Any]] = {}
         self._failed: list[AsyncFuture[Any]] = []
@@ -36,25 +35,32 @@ class AsyncTaskGroup(AsyncSubmitter):
         self._cancelling = False
 
     def cancel(self) -> None:
-        """Cancel the group's tasks that have not ended. Leaving the block then waits for their ends, and raises nothing
-        because of them."""
-        self._cancelling = True
-        self._line.session.cancel(self._open)
-        self._line.wake()
+        """Cancel the tasks of the group that have not ended, and those submitted later.
 
-    def admit(self, future: AsyncFuture[Any]) -> None:
-        """A task was submitted to the group."""
-        self._open[future.number] = future
-        if self._cancelling:
-            self._line.session.cancel((future.number,))
+        Leaving the block then waits for their results, and does not raise because of them.
+        """
+        self._cancelling = True
+        self._connection.session.cancel(self._open)
+        self._connection.wake()
+
+    # ---- as the owner of its tasks ----------------------------------------------------------------------------------
 
     def check_open(self) -> None:
-        """:raises RuntimeError: the block was left."""
-        if self._left:
-            raise RuntimeError("this task group was left; submit to the client, or open another one")
+        """Refuse a submission after the end of the block.
 
-    def note_end(self, future: AsyncFuture[Any]) -> None:
-        """A task of the group has ended."""
+        :raises RuntimeError: the block was left.
+        """
+        if self._left:
+            raise RuntimeError("this task group was left; submit to the client, or open another task group")
+
+    def on_submitted(self, future: AsyncFuture[Any]) -> None:
+        """Add a task that was submitted to the group."""
+        self._open[future.number] = future
+        if self._cancelling:
+            self._connection.session.cancel((future.number,))
+
+    def on_ended(self, future: AsyncFuture[Any]) -> None:
+        """Remove a task that has ended, and keep it if it has failed."""
         self._open.pop(future.number, None)
         if not future.succeeded and not (self._cancelling and isinstance(future.error, TaskCancelled)):
             self._failed.append(future)
@@ -62,11 +68,13 @@ class AsyncTaskGroup(AsyncSubmitter):
         elif not self._open:
             self._changed.set()
 
-    def note_seen(self, future: AsyncFuture[Any]) -> None:
-        """The block raises the error of a task of the group whoever else has seen it."""
+    def on_seen(self, future: AsyncFuture[Any]) -> None:
+        """Ignore that an error was seen: the block raises it all the same."""
+
+    # ---- the block --------------------------------------------------------------------------------------------------
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
-        """Wait until the block was left and every task has ended; cancel the block as soon as one fails."""
+        """Wait until the block was left and every task has ended; cancel the block as soon as a task fails."""
         while not (self._left and not self._open):
             await self._changed.wait()
             self._changed = anyio.Event()
@@ -79,7 +87,7 @@ class AsyncTaskGroup(AsyncSubmitter):
         self._changed.set()
 
     async def _cancel_rest(self) -> None:
-        """Whatever happens outside: tell the scheduler, and wait for the ends."""
+        """Cancel the remaining tasks on the scheduler and wait for their results, shielded from outer cancellation."""
         self._left = True
         if not self._open:
             return
@@ -89,12 +97,12 @@ class AsyncTaskGroup(AsyncSubmitter):
                 await self._changed.wait()
                 self._changed = anyio.Event()
         for future in list(self._open.values()):
-            future.finish(TaskCancelled(f"task {future.task_id} was cancelled; its engine has not let go of it yet"))
+            future.resolve(TaskCancelled(f"task {future.task_id} was cancelled; its engine has not stopped it yet"))
 
 
 @asynccontextmanager
 async def task_group(submitter: AsyncSubmitter, cancel_timeout_s: float) -> AsyncIterator[AsyncTaskGroup]:
-    """See the top of this file."""
+    """Open a task group whose tasks have the submitter's options."""
     group = AsyncTaskGroup(submitter, cancel_timeout_s)
     failed: list[AsyncFuture[Any]] = []
     try:
@@ -104,12 +112,12 @@ async def task_group(submitter: AsyncSubmitter, cancel_timeout_s: float) -> Asyn
                 yield group
                 group._leave()
         finally:
-            failed = list(group._failed)  # what fails later, fails because we cancel
+            failed = list(group._failed)  # tasks that fail later fail because of the cancellation below
             await group._cancel_rest()
     except BaseExceptionGroup as raised:
-        raise raised.derive(causes([*raised.exceptions], failed)).with_traceback(raised.__traceback__) from None
+        raise raised.derive(root_causes([*raised.exceptions], failed)).with_traceback(raised.__traceback__) from None
     except anyio.get_cancelled_exc_class():
         if not failed:
             raise
     if failed:
-        raise BaseExceptionGroup("tasks of the group failed", causes([], failed))
+        raise BaseExceptionGroup("tasks of the group failed", root_causes([], failed))

@@ -1,4 +1,4 @@
-"""What is written by mistake, mostly by those who come from other pools, and what to write instead."""
+"""Common mistakes of callers who know other pools, and the errors that say what to write instead."""
 
 from __future__ import annotations
 
@@ -7,58 +7,28 @@ import types
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent import futures
-from pathlib import Path
 from typing import Any
 
 from trio_sched.client.options import OptionNames
-from trio_sched.transport.connection import Connection
 
-POOL_WORDS = ("max_workers", "n_workers", "num_workers", "workers", "processes", "n_jobs")
-"""What other pools call `engines`."""
 OPTIONS = frozenset(OptionNames.__annotations__)
-_parameters: weakref.WeakKeyDictionary[Any, frozenset[str] | None] = weakref.WeakKeyDictionary()
-"""By function: the keywords that it takes; None: any, or not known."""
-
-
-def check_client_arguments(maker: Callable[..., Any], where: object, misnamed: Mapping[str, object]) -> None:
-    """Check what `Client` or `open_client` (the `maker`) was given; `misnamed` are the keywords that it does not have.
-
-    :raises TypeError: `where` is neither a name nor a path nor a connection, or there are such keywords.
-    """
-    name = maker.__name__
-    for word, value in misnamed.items():
-        if word in POOL_WORDS:
-            count = value if type(value) is int else "N"
-            raise TypeError(
-                f"{name}() has no {word}; for a scheduler with {count} engines of its own write {name}(engines={count})"
-            )
-        known = [parameter for parameter in inspect.signature(maker).parameters if parameter != "misnamed"]
-        raise TypeError(f"{name}() has no argument {word!r}; it has {', '.join(known)}")
-    if isinstance(where, int):
-        raise TypeError(
-            f"{name}({where}): the first argument names a running scheduler; for a scheduler with {where} engines of "
-            f"its own write {name}(engines={where})"
-        )
-    if where is not None and not isinstance(where, (str, Path, Connection)):
-        raise TypeError(
-            f"{name}({where!r}): the first argument names a running scheduler: its name, or the path of its connection "
-            "file"
-        )
+#: By function: the keywords that it takes; None: any keyword, or not known.
+_keywords: weakref.WeakKeyDictionary[Any, frozenset[str] | None] = weakref.WeakKeyDictionary()
 
 
 def check_keywords(function: Callable[..., Any], kwargs: Mapping[str, object]) -> None:
-    """Find options of a task among the keyword arguments of its function.
+    """Look for options of a task among the keyword arguments of its function.
 
-    :raises TypeError: one is there, and the function has no parameter of that name.
+    :raises TypeError: there is one, and the function has no parameter of that name.
     """
     if OPTIONS.isdisjoint(kwargs):
         return
     try:
-        accepted = _parameters[function]
+        accepted = _keywords[function]
     except KeyError:
-        accepted = _parameters[function] = _accepted(function)
-    except TypeError:  # nothing that can be remembered
-        accepted = _accepted(function)
+        accepted = _keywords[function] = _find_keywords(function)
+    except TypeError:  # the function cannot be hashed or referred to weakly
+        accepted = _find_keywords(function)
     if accepted is None:
         return
     for option in OPTIONS & kwargs.keys() - accepted:
@@ -70,7 +40,7 @@ def check_keywords(function: Callable[..., Any], kwargs: Mapping[str, object]) -
 
 
 def check_map_keywords(function: Callable[..., Any], misnamed: Mapping[str, object]) -> None:
-    """Check the keywords that `map` does not have.
+    """Check the keyword arguments that `map` does not have.
 
     :raises TypeError: there is one.
     """
@@ -83,19 +53,20 @@ def check_map_keywords(function: Callable[..., Any], misnamed: Mapping[str, obje
         raise TypeError(f"map() has no argument {word!r}; {hint}")
 
 
-def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
+def _find_keywords(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The keywords that a function takes; None: any keyword, or not known."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some built-in ones have none
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return frozenset(parameter.name for parameter in parameters if parameter.kind in keywords)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(parameter.name for parameter in parameters if parameter.kind in kinds)
 
 
-def instead_of(value: object, error: Exception) -> str:
-    """What to pass instead of a value that cannot be pickled, as the end of a message; empty if nothing is known."""
+def suggest_alternative(value: object, error: Exception) -> str:
+    """Return what to pass in place of a value that cannot be pickled, as the end of a message; empty: no suggestion."""
     if isinstance(value, types.GeneratorType):
         return "; pass a list of its items, or map() a function over it"
     if "'generator' object" in str(error):

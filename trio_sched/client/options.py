@@ -1,4 +1,4 @@
-"""What `options(...)` takes, checked where it is written, and its form on the wire."""
+"""The options of tasks: their names, their validation in `options(...)`, and their form on the wire."""
 
 from __future__ import annotations
 
@@ -9,108 +9,107 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, TypedDict, Unpack
 
-from trio_sched.client.ends import BaseFuture
+from trio_sched.client.results import BaseFuture
 from trio_sched.wire import native
-from trio_sched.wire.ranges import MOST_ID, RANGES, quoted
+from trio_sched.wire.ids import is_task_id, parse_task_id
+from trio_sched.wire.ranges import RANGES, quoted
 
 __all__ = ["OptionNames", "TaskRef", "Unpack", "task_number", "wire_options"]
 
+#: A task: a future of any client of the same scheduler, its id as text ("3-17"), or its id as a number.
 TaskRef: TypeAlias = "BaseFuture[Any] | str | int"
-"""A task: a future of any client of the same scheduler, or an id as shown ("3-17"), or the same as a number."""
-SESSION_SHIFT = 32
-OTHER = "wait for its result before you submit"
-"""What to do instead of a dependency on a task of another scheduler."""
+#: The advice for a dependency on a task of another scheduler.
+_DEPENDENCY_ADVICE = "wait for its result before you submit"
 
 
 class OptionNames(TypedDict, total=False):
-    """The keywords of `options(...)`."""
+    """The keyword arguments of `options(...)`."""
 
+    #: Tasks that must have ended before this task starts (R2).
     after: TaskRef | Iterable[TaskRef]
-    """Tasks that must have ended before this one starts (R2)."""
+    #: Whether all of these must count (default), or any one of them.
     after_all: bool
-    """All of them (True, the default), or any one."""
+    #: Whether a task that succeeded counts (default True).
     after_success: bool
-    """Whether one that succeeded counts (default True)."""
+    #: Whether a task that failed, for any reason, counts (default False).
     after_failure: bool
-    """Whether one that failed, in whatever way, counts (default False)."""
+    #: Tasks on one of whose engines this task must run (R6).
     follow: TaskRef | Iterable[TaskRef]
-    """Run on an engine where these ran (R6)."""
+    #: As `after_all`, `after_success` and `after_failure`, for `follow`.
     follow_all: bool
     follow_success: bool
     follow_failure: bool
+    #: Numbers of the only engines that may run the task (R7).
     targets: int | Iterable[int]
-    """Only these engines, by number (R7)."""
+    #: How often a failed task is run again (R18); at most 1,000,000.
     retries: int
-    """How often a failure is tried again (R18); at most 1,000,000."""
+    #: Seconds before the first retry, at most 86,400; doubles with each retry, up to a day (R18).
     backoff: float
-    """Seconds to wait before the first retry, at most 86,400; doubles with each, up to a day (R18)."""
+    #: Whether a retry may run on the engine of the failure when no other engine matches (default True; R18).
     same_engine: bool
-    """Whether a retry may go to the engine where it failed when no other would do (default True; R18)."""
+    #: The longest time to wait for a start, in seconds (R21).
     timeout: float | None
-    """Longest wait to start, in seconds (R21)."""
+    #: Tasks of higher priority are dispatched first (R12).
     priority: int
-    """Higher goes first (R12)."""
+    #: Amounts of the engine's resources that the task uses, by name (R16).
     resources: Mapping[str, float]
-    """What the task needs of an engine, by name (R16)."""
+    #: A name for status and dashboards.
     label: str
-    """A name to show in status and dashboards."""
 
 
-def task_number(ref: TaskRef, scheduler: str = "", instead: str = "ask its own client") -> int:
-    """The full id of a task.
+def task_number(ref: TaskRef, scheduler: str = "", advice: str = "ask its own client") -> int:
+    """Return the full id of a task.
 
-    :raises ValueError: it is no id, or the future of a task of another scheduler than this instance (empty: any); the
-        message says what to do `instead`.
+    :param scheduler: the scheduler instance that the task must belong to; empty: any.
+    :param advice: what the error says to do about a task of another scheduler.
+    :raises ValueError: the reference is not a task id, or is a future of another scheduler instance.
     """
     if isinstance(ref, BaseFuture):
         if scheduler and ref.scheduler != scheduler:
-            raise ValueError(f"task {ref.task_id} belongs to another scheduler than this client's; {instead}")
+            raise ValueError(f"task {ref.task_id} belongs to another scheduler than this client's; {advice}")
         return ref.full_id
-    number = 0
-    if isinstance(ref, int) and not isinstance(ref, bool):
-        number = ref
-    elif isinstance(ref, str):
-        session, dash, counter = ref.partition("-")
-        if dash and session.isdecimal() and counter.isdecimal() and int(counter) <= native.COUNTER_MASK:
-            number = int(session) << SESSION_SHIFT | int(counter)
-    if native.COUNTER_MASK < number <= MOST_ID:
-        return number
+    if isinstance(ref, str):
+        with contextlib.suppress(ValueError):
+            return parse_task_id(ref)
+    elif isinstance(ref, int) and not isinstance(ref, bool) and is_task_id(ref):
+        return ref
     raise ValueError(f"{ref!r} is not a task: give a future, or an id like '3-17'")
 
 
-def wire_options(asked: OptionNames, scheduler: str = "") -> native.Options:
-    """The wire form, for this scheduler instance. An option that is None is as if it had not been given.
+def wire_options(values: OptionNames, scheduler: str = "") -> native.Options:
+    """Validate options and return their form on the wire. An option whose value is None counts as not given.
 
-    What the scheduler could not read must be found here: there it would be the end of the whole client.
+    Every value that the scheduler could not decode must be refused here: there, the error would end the whole client.
 
-    :raises ValueError: a value cannot be right; the message names the option.
-    :raises TypeError: there is no such option.
+    :param scheduler: the scheduler instance that tasks in `after` and `follow` must belong to; empty: any.
+    :raises ValueError: a value is not valid; the message names the option.
+    :raises TypeError: there is no option of that name.
     """
-    unknown = asked.keys() - OptionNames.__annotations__.keys()
+    unknown = values.keys() - OptionNames.__annotations__.keys()
     if unknown:
         known = ", ".join(OptionNames.__annotations__)
         raise TypeError(f"options() has no option {', '.join(sorted(unknown))!r}; it has {known}")
-    made = {name: _MAKERS[name](name, value) for name, value in asked.items() if value is not None}
+    checked = {name: _CHECKS[name](name, value) for name, value in values.items() if value is not None}
     for which in ("after", "follow"):
-        if not made.get(f"{which}_success", True) and not made.get(f"{which}_failure", False):
-            raise ValueError(f"{which}_success and {which}_failure are both false: then nothing could ever count")
-    if "after" in made and made.get("after_all", True) and made.get("after_success", True):
-        made["after"] = _pending(made["after"])
+        if not checked.get(f"{which}_success", True) and not checked.get(f"{which}_failure", False):
+            raise ValueError(f"{which}_success and {which}_failure are both false: then no task could ever count")
+    if "after" in checked and checked.get("after_all", True) and checked.get("after_success", True):
+        checked["after"] = _drop_succeeded(checked["after"])
     for which in ("after", "follow"):
-        made[which] = [task_number(ref, scheduler, OTHER) for ref in made.get(which, ())]
-    return native.Options(**{_WIRE_NAMES.get(name, name): value for name, value in made.items()})
+        checked[which] = [task_number(ref, scheduler, _DEPENDENCY_ADVICE) for ref in checked.get(which, ())]
+    return native.Options(**{_WIRE_NAMES.get(name, name): value for name, value in checked.items()})
 
 
-def _pending(refs: list[TaskRef]) -> list[TaskRef]:
-    """The tasks of `after`, without those that are known here to have succeeded where all must: the scheduler may have
+def _drop_succeeded(refs: list[TaskRef]) -> list[TaskRef]:
+    """Remove the tasks that are known here to have succeeded from an `after` that needs all: the scheduler may have
     forgotten them, and the list may be long."""
     return [ref for ref in refs if not (isinstance(ref, BaseFuture) and ref.succeeded)]
 
 
-# ---- values: whatever can be meant, numpy's numbers among it, as what the wire takes ---------------------------------
+# ---- checks of values, which accept every type of the same meaning, for example numpy's numbers --------------------
 
 
-def _tasks(name: str, given: Any) -> list[TaskRef]:
+def _check_tasks(name: str, given: Any) -> list[TaskRef]:
     if isinstance(given, (BaseFuture, str, int)):
         return [given]
     try:
@@ -119,8 +118,8 @@ def _tasks(name: str, given: Any) -> list[TaskRef]:
         raise ValueError(f"{name}={given!r}: must be tasks: futures, or ids like '3-17'") from None
 
 
-def _whole(name: str, value: Any) -> int:
-    """A whole number in the range of this option; engines' numbers have that of priorities."""
+def _check_integer(name: str, value: Any) -> int:
+    """Check an integer against the range of its option; numbers of engines have the range of priorities."""
     allowed = RANGES.get(name, RANGES["priority"])
     try:
         number = operator.index(value)
@@ -131,66 +130,66 @@ def _whole(name: str, value: Any) -> int:
     return number
 
 
-def _finite(value: Any) -> float:
-    """NaN for what is no finite number."""
+def _to_float(value: Any) -> float:
+    """Convert a finite number; everything else becomes NaN, which is outside of every range."""
     with contextlib.suppress(OverflowError):
         if isinstance(value, numbers.Real) and math.isfinite(number := float(value)):
             return number
     return math.nan
 
 
-def _seconds(name: str, value: Any) -> float:
+def _check_seconds(name: str, value: Any) -> float:
     allowed = RANGES[_WIRE_NAMES[name]]
-    if (seconds := _finite(value)) not in allowed:
+    if (seconds := _to_float(value)) not in allowed:
         raise ValueError(f"{name}={quoted(value)}: must be a number of seconds {allowed}")
     return seconds
 
 
-def _flag(name: str, value: Any) -> bool:
+def _check_flag(name: str, value: Any) -> bool:
     if value not in (True, False):
         raise ValueError(f"{name}={value!r}: must be True or False")
     return bool(value)
 
 
-def _text(name: str, value: Any) -> str:
+def _check_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name}={value!r}: must be text")
     return native.sendable(value)
 
 
-def _engines(name: str, value: Any) -> list[int]:
+def _check_engines(name: str, value: Any) -> list[int]:
     several = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
-    return sorted({_whole(name, engine) for engine in (value if several else [value])})
+    return sorted({_check_integer(name, engine) for engine in (value if several else [value])})
 
 
-def _amounts(name: str, value: Any) -> dict[str, float]:
+def _check_amounts(name: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}={value!r}: must be amounts by name, like {{'gpu': 1}}")
     for resource, amount in value.items():
-        if not 0 < _finite(amount) <= RANGES["resource"].most:
+        if not 0 < _to_float(amount) <= RANGES["resource"].maximum:
             raise ValueError(
                 f"{name}: {resource}={quoted(amount)} must be a number, more than 0 and at most "
-                f"{RANGES['resource'].most:,.15g}"
+                f"{RANGES['resource'].maximum:,.15g}"
             )
-    return {_text(name, resource): _finite(amount) for resource, amount in value.items()}
+    return {_check_text(name, resource): _to_float(amount) for resource, amount in value.items()}
 
 
-_MAKERS: dict[str, Callable[[str, Any], Any]] = {
-    "after": _tasks,
-    "after_all": _flag,
-    "after_success": _flag,
-    "after_failure": _flag,
-    "follow": _tasks,
-    "follow_all": _flag,
-    "follow_success": _flag,
-    "follow_failure": _flag,
-    "targets": _engines,
-    "retries": _whole,
-    "backoff": _seconds,
-    "same_engine": _flag,
-    "timeout": _seconds,
-    "priority": _whole,
-    "resources": _amounts,
-    "label": _text,
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "after": _check_tasks,
+    "after_all": _check_flag,
+    "after_success": _check_flag,
+    "after_failure": _check_flag,
+    "follow": _check_tasks,
+    "follow_all": _check_flag,
+    "follow_success": _check_flag,
+    "follow_failure": _check_flag,
+    "targets": _check_engines,
+    "retries": _check_integer,
+    "backoff": _check_seconds,
+    "same_engine": _check_flag,
+    "timeout": _check_seconds,
+    "priority": _check_integer,
+    "resources": _check_amounts,
+    "label": _check_text,
 }
 _WIRE_NAMES = {"backoff": "backoff_s", "timeout": "timeout_s"}

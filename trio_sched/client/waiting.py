@@ -1,38 +1,37 @@
-"""`wait` and `as_completed` of `concurrent.futures`, with types that keep what a `Future` of ours knows.
+"""`wait` and `as_completed` of `concurrent.futures`, typed so that the futures keep their own class.
 
-At run time they are the standard ones: futures of any executor may be mixed.
+At run time they are the standard functions: futures of any executors may be mixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent import futures
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 F = TypeVar("F", bound=futures.Future[Any])
 
 
 class Waited(NamedTuple, Generic[F]):
-    """What `wait` returns."""
+    """The result of `wait`."""
 
+    #: The futures that are done.
     done: set[F]
-    """Those that ended or were cancelled."""
     not_done: set[F]
 
 
 def wait(fs: Iterable[F], timeout: float | None = None, return_when: str = futures.ALL_COMPLETED) -> Waited[F]:
-    """Wait for these futures; return (done, not_done), as `concurrent.futures.wait` does.
+    """Wait for futures, as `concurrent.futures.wait` does, and return (done, not_done).
 
-    `timeout` is in seconds. `return_when` is one of the constants of `concurrent.futures`: ALL_COMPLETED,
-    FIRST_COMPLETED, FIRST_EXCEPTION.
+    :param timeout: the longest time to wait, in seconds; None: no limit.
+    :param return_when: a constant of `concurrent.futures`: ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION.
     """
-    done, not_done = futures.wait(fs, timeout, return_when)
-    return Waited(done, not_done)  # type: ignore[arg-type]  # the standard function returns what it was given
+    return cast("Waited[F]", Waited(*futures.wait(fs, timeout, return_when)))
 
 
 def as_completed(fs: Iterable[F], timeout: float | None = None) -> Iterator[F]:
-    """Iterate over these futures as they end, each once, as `concurrent.futures.as_completed` does.
+    """Return an iterator over futures in the order in which they end, as `concurrent.futures.as_completed` does.
 
-    :raises TimeoutError: not all of them have ended `timeout` seconds from now; raised by the iterator.
+    :raises TimeoutError: raised by the iterator, if a future is unfinished `timeout` seconds from now.
     """
-    return futures.as_completed(fs, timeout)  # type: ignore[return-value]  # likewise
+    return cast("Iterator[F]", futures.as_completed(fs, timeout))

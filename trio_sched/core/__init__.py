@@ -1,1 +1,1 @@
-"""The scheduling rules: pure and synchronous, fed with events and time, answering with effects."""
+"""The scheduling rules: a pure, synchronous state machine that takes events and time, and returns effects."""

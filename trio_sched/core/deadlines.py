@@ -1,8 +1,10 @@
-"""The heaps behind `next_deadline()`: exact, at O(log n) a deadline (R21).
+"""Heaps of deadlines, for `Scheduler.next_deadline`: exact, at O(log n) for each deadline (R21).
 
-An entry is never removed from the middle. Whether it still holds is asked of its item when it surfaces: its time must
-still be the one at which the entry was made. A heap that has doubled is swept of outdated entries, which costs O(1) an
-entry.
+Rules:
+
+- An entry is never removed from the middle of a heap. An entry is valid while the item's own deadline is that of the
+  entry; outdated entries are dropped when they reach the top.
+- A heap that has doubled in size is swept of outdated entries, which costs O(1) for each entry.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+#: Entries that a heap may have before it is swept for the first time.
 _SWEEP = 64
 
 
 class Deadlines(Generic[Item]):
-    """Items by the time at which something is due for them.
+    """Items, by the time at which something is due for them.
 
-    `due_at(item)` is the time that is true for the item now, 0 when nothing is due for it any more.
+    `due_at(item)` is the deadline that the item has now; 0: the item has no deadline.
     """
 
     __slots__ = ("_due_at", "_heap", "_sweep_at")
@@ -32,12 +35,12 @@ class Deadlines(Generic[Item]):
         return len(self._heap)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all entries."""
         self._heap.clear()
 
     def add(self, when: float, order: int, item: Item) -> None:
-        """Something is due for `item` at `when`; among equals the smaller `order`, which is the item's own, goes
-        first.
+        """Add the deadline `when` of an item. Of equal deadlines the one with the smaller `order` is first; `order` is
+        unique to the item.
         """
         heappush(self._heap, (when, order, item))
         if len(self._heap) > self._sweep_at:
@@ -47,7 +50,7 @@ class Deadlines(Generic[Item]):
             self._sweep_at = 2 * len(self._heap) + _SWEEP
 
     def next(self) -> float | None:
-        """The earliest time at which something is due."""
+        """The earliest deadline, None without any."""
         heap = self._heap
         while heap:
             when, _, item = heap[0]
@@ -57,7 +60,7 @@ class Deadlines(Generic[Item]):
         return None
 
     def pop_due(self, now: float) -> Item | None:
-        """Take out the next item for which something is due by `now`."""
+        """Remove and return the item with the earliest deadline; None if that is later than `now`."""
         when = self.next()
         if when is None or when > now:
             return None

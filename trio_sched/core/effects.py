@@ -1,4 +1,12 @@
-"""What to do: the outputs of `Scheduler.handle`. Imperative, immutable, in the order in which they are to be done."""
+"""Effects: what `Scheduler.handle` returns.
+
+Rules:
+
+- An effect is imperative and immutable. It is data; the server carries it out.
+- Effects are complete: whatever the server has to send, to drop or to publish, an effect says. The server never looks
+  into the core for it.
+- Effects are carried out in the order in which they are returned.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +14,24 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from trio_sched.core.events import ClientId, EngineId, Outcome, PayloadRef, TaskId
+from trio_sched.core.events import Outcome, PayloadRef
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 
 
 class Accept(Struct, frozen=True, gc=False):
-    """The submission is taken: exactly one `DeliverResult` will follow for it. One Accept or Refuse per submission."""
+    """Tell the client that its submission is accepted.
+
+    Exactly one `DeliverResult` follows for it. Each submission has one `Accept` or one `Refuse`.
+    """
 
     client: ClientId
     task: TaskId
 
 
 class Refuse(Struct, frozen=True, gc=False):
-    """The submission is not taken and changes nothing. `reason` says why, with the value, and what to do."""
+    """Tell the client that its submission is refused, and changes nothing. `reason` has the value, the limit, the
+    remedy.
+    """
 
     client: ClientId
     task: TaskId
@@ -35,10 +49,11 @@ class AssignTask(Struct, frozen=True, gc=False):
 
 
 class DeliverResult(Struct, frozen=True, gc=False):
-    """Send the end of the task to its client (R17).
+    """Send the outcome of the task to its client (R17).
 
-    `engine` is the one on which the task last ran, None if it never ran. `result` is what the engine sent, None when
-    the scheduler itself ended the task; then `error` names the class in trio_sched.errors and `reason` says why.
+    `engine` is the one on which the task last ran, None if it never ran. `result` is the one that the engine sent. It
+    is None if the scheduler ended the task; then `error` is the name of a class in trio_sched.errors and `reason` says
+    why.
     """
 
     client: ClientId
@@ -51,15 +66,36 @@ class DeliverResult(Struct, frozen=True, gc=False):
 
 
 class RecallTask(Struct, frozen=True, gc=False):
-    """Ask the engine to give the task back if it has not begun it; it answers in any case."""
+    """Ask the engine to return the task if it has not begun it. The engine answers in any case (`RecallAnswered`)."""
 
     engine: EngineId
     task: TaskId
     attempt: int
 
 
+class ForgetEngine(Struct, frozen=True, gc=False):
+    """Drop what is kept for the engine: it is removed for good (R20).
+
+    Emitted once for each engine that joined, before the effects that follow from its removal. Also emitted for an
+    `EngineJoined` that could not be handled (R33).
+    """
+
+    engine: EngineId
+
+
+class ForgetSession(Struct, frozen=True, gc=False):
+    """Drop what is kept for the client session: it ended for good, and the last of its tasks has ended (R27).
+
+    Emitted once for each session that joined; no other effect names the session later. Also emitted for a
+    `ClientJoined` that could not be handled (R33). If a later session has the same id, the last one of them is
+    forgotten.
+    """
+
+    client: ClientId
+
+
 class Publish(Struct, frozen=True, gc=False):
-    """Tell the monitors (R28); made only while the scheduler's `monitored` is set."""
+    """Tell the monitors (R28). Emitted only while `Scheduler.monitored` is set."""
 
     what: Literal["submitted", "assigned", "finished", "engine_joined", "engine_lost"]
     task: TaskId | None = None
@@ -68,4 +104,4 @@ class Publish(Struct, frozen=True, gc=False):
     outcome: Outcome | None = None
 
 
-Effect: TypeAlias = Accept | Refuse | AssignTask | DeliverResult | RecallTask | Publish
+Effect: TypeAlias = Accept | Refuse | AssignTask | DeliverResult | RecallTask | ForgetEngine | ForgetSession | Publish

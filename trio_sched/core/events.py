@@ -1,11 +1,10 @@
-"""What happened: the inputs of `Scheduler.handle`. Past tense, immutable, ids instead of objects.
+"""Events: what `Scheduler.handle` takes.
 
-Ids. A `TaskId` is an int natively, `session << SESSION_SHIFT | counter`, so that the scheduler can tell a task that it
-has forgotten from one that never was (R5); fronts with ids of their own pass strings. `ClientId` is the session number
-(or a front's string): a client is a session, not a socket (R15). `EngineId` is one registration of one engine: an
-engine that registers anew has a new id, so that an id also names the session whose results count (R17).
+Rules:
 
-A payload or a result is opaque here: the core keeps the reference and hands it on.
+- An event is past tense and immutable, and names clients, engines and tasks by id.
+- Payloads and results are opaque: the core keeps the reference and passes it on.
+- Time is an event, too: the core has no clock.
 """
 
 from __future__ import annotations
@@ -14,77 +13,84 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
-TaskId: TypeAlias = int | str
-ClientId: TypeAlias = int | str
-EngineId: TypeAlias = int | str
-PayloadRef: TypeAlias = Any
-Outcome: TypeAlias = Literal["ok", "error", "unreachable", "timeout", "lost", "cancelled"]
-"""How a task ended (R24). "unreachable": a dependency or target is impossible or invalid. Every one but ok is a
-failure.
-"""
+from trio_sched.core.ids import ClientId, EngineId, TaskId
 
-MOST_BACKOFF_S = 86_400.0
-"""The longest wait before a retry (R18)."""
-SESSION_SHIFT = 32
-"""Bits of a native task id that hold the counter; the session number is above them."""
+PayloadRef: TypeAlias = Any
+#: How a task ended (R24). "unreachable": a dependency or a target is impossible or invalid. All but "ok" are failures.
+Outcome: TypeAlias = Literal["ok", "error", "unreachable", "timeout", "lost", "cancelled"]
+
+#: The longest wait before a retry, in seconds (R18).
+MAX_BACKOFF_S = 86_400.0
+#: The most doublings of a backoff. More of them exceed MAX_BACKOFF_S, and could overflow.
+MAX_DOUBLINGS = 64
+
+
+def backoff_delay(first_s: float, retry: int) -> float:
+    """Seconds to wait before the n-th retry, n = `retry` from 1 (R18)."""
+    return min(first_s * 2.0 ** min(retry - 1, MAX_DOUBLINGS), MAX_BACKOFF_S)
 
 
 class Dependency(Struct, frozen=True, gc=False):
-    """`after` or `follow`: a set of tasks and what must become of them (R2).
+    """A dependency, `after` or `follow`: tasks, and which of their outcomes count (R2)."""
 
-    `tasks` holds ids in the order given, without repeats. `all`: every one must, else any one. `success` and `failure`
-    say which ends count; at least one of them must be set.
-    """
-
+    #: Ids in the order given, each once.
     tasks: tuple[TaskId, ...] = ()
+    #: Whether all tasks must end with an outcome that counts; else any one of them.
     all: bool = True
+    #: Whether "ok" counts. At least one of `success` and `failure` is set.
     success: bool = True
+    #: Whether the other outcomes count.
     failure: bool = False
 
 
 class TaskSpec(Struct, frozen=True, gc=False):
-    """What a submission asks for beside the call. The default asks for nothing, and most tasks share it."""
+    """The options of a submission. Most tasks share `DEFAULT_SPEC`."""
 
+    #: Tasks that must have ended (R3).
     after: Dependency | None = None
+    #: Tasks on whose engine this one runs (R6).
     follow: Dependency | None = None
+    #: Tasks whose results are arguments (R9). All must succeed; their results are sent with the assignment.
     inputs: tuple[TaskId, ...] = ()
-    """Tasks whose results are arguments (R9): all must succeed; their results go out with the assignment."""
+    #: The only engines on which it may run (R7); None: any engine.
     targets: frozenset[EngineId] | None = None
-    """Only these engines (R7). None: any."""
+    #: Pairs of name and amount, sorted by name, amounts > 0 (R16).
     resources: tuple[tuple[str, float], ...] = ()
-    """(name, amount) sorted by name, amounts > 0 (R16)."""
+    #: Tasks with a higher priority go first (R12).
     priority: int = 0
-    """Higher goes first (R12)."""
+    #: How many failures are retried (R18).
     retries: int = 0
+    #: The longest wait to start, in seconds (R21); None or 0: no limit.
     timeout_s: float | None = None
-    """Longest wait to start (R21). None or 0: no limit."""
+    #: The n-th retry waits backoff_s * 2**(n-1) seconds, at most MAX_BACKOFF_S (R18).
     backoff_s: float = 0.0
-    """Wait before the n-th retry: backoff_s * 2**(n-1) seconds, at most MOST_BACKOFF_S (R18)."""
+    #: Whether a retry may run on an engine where the task failed, if no other registered engine matches (R18). False
+    #: for tasks of ipyparallel clients.
     same_engine: bool = True
-    """A retry may run where it failed when no other registered engine matches (R18). False on the ipyparallel side."""
+    #: Engine deaths that the running task survives without a retry (R20). None: each death is a failure, also of tasks
+    #: that were queued on the engine, as ipyparallel clients expect.
     crash_limit: int | None = 3
-    """Engine deaths that a running task survives apart from its retries (R20). None: no such allowance, and the tasks
-    queued behind it are failed with it, as ipyparallel expects."""
+    #: A name for people.
     label: str = ""
+    #: The kind of engine that reads the payload; engines of another kind do not match (R16).
     kind: str = ""
-    """Only engines of this kind understand the payload (R16)."""
 
 
 DEFAULT_SPEC = TaskSpec()
 
 
 class ClientJoined(Struct, frozen=True, gc=False):
-    """A session began. `weight` is its fair share (R15), > 0."""
+    """A client session began. `weight` > 0 is its part of a fair share (R15)."""
 
     client: ClientId
     weight: float = 1.0
 
 
 class ClientLeft(Struct, frozen=True, gc=False):
-    """A session ended for good: it is not coming back for results. With `cancel`, its unfinished tasks are cancelled.
+    """A client session ended for good (R17). With `cancel`, its unfinished tasks are cancelled.
 
-    A client that merely disconnects is no event of the core: its tasks go on and its results wait in the outbox (R27).
-    `unread`: the ended tasks whose results it has not received, where the server knows them; None: all are looked at.
+    The core has no event for a client that only disconnects: its tasks go on, and its results wait in the server (R27).
+    `unread`: the ended tasks whose results the client has not received; None: not known.
     """
 
     client: ClientId
@@ -93,15 +99,14 @@ class ClientLeft(Struct, frozen=True, gc=False):
 
 
 class ClientPaused(Struct, frozen=True, gc=False):
-    """Nothing more of this client is to be sent to engines (R34). `reason` says why in words; a second one changes only
-    the reason."""
+    """A client was paused: none of its tasks is sent to engines (R34). A second event changes only the `reason`."""
 
     client: ClientId
     reason: str = ""
 
 
 class ClientResumed(Struct, frozen=True, gc=False):
-    """The client's tasks may go again (R34)."""
+    """A paused client was resumed (R34)."""
 
     client: ClientId
 
@@ -116,7 +121,7 @@ class TaskSubmitted(Struct, frozen=True, gc=False):
 
 
 class TaskFinished(Struct, frozen=True, gc=False):
-    """An engine answered for a task. `attempt` is that of the assignment it answers; None where the wire has none."""
+    """An engine finished a task. `attempt` is the one of the assignment, None if the wire does not carry it (R17)."""
 
     engine: EngineId
     task: TaskId
@@ -127,7 +132,7 @@ class TaskFinished(Struct, frozen=True, gc=False):
 
 
 class DependencyUnmet(Struct, frozen=True, gc=False):
-    """An engine declined a task: a functional dependency said no (R19)."""
+    """An engine declined a task, because a condition of the task does not hold there (R19)."""
 
     engine: EngineId
     task: TaskId
@@ -136,14 +141,18 @@ class DependencyUnmet(Struct, frozen=True, gc=False):
 
 
 class ResultsReceived(Struct, frozen=True, gc=False):
-    """The client has these results in hand: they need not be kept for it any longer."""
+    """A client received these results; they are kept only for tasks that have them as inputs (R9, R22)."""
 
     client: ClientId
     tasks: tuple[TaskId, ...]
 
 
 class EngineJoined(Struct, frozen=True, gc=False):
-    """An engine registered. `hwm` None: the scheduler's own; 0: no limit (R10). `kind`: what payloads it reads."""
+    """An engine registered.
+
+    `hwm` None: the one of the settings; 0: no limit (R10). `resources`: pairs of name and amount. `kind`: the kind of
+    payloads that it reads (R16).
+    """
 
     engine: EngineId
     slots: int = 1
@@ -153,9 +162,10 @@ class EngineJoined(Struct, frozen=True, gc=False):
 
 
 class EngineLost(Struct, frozen=True, gc=False):
-    """An engine is gone (R20). `confirmed`: its nanny saw it die (or it said good-bye), so there is no grace period.
+    """An engine was lost (R20).
 
-    `running` names the tasks that it was running at its death, None when nobody knows.
+    `confirmed`: its nanny reported its death, or it left, so there is no grace period. `running`: the tasks that it was
+    running at its death; None: not known.
     """
 
     engine: EngineId
@@ -165,27 +175,27 @@ class EngineLost(Struct, frozen=True, gc=False):
 
 
 class EngineReturned(Struct, frozen=True, gc=False):
-    """An engine is back, lost or its loss unnoticed, and holds these tasks; results of others were sent before."""
+    """An engine reconnected, after its loss or unnoticed, and holds these tasks (R20); other results came before."""
 
     engine: EngineId
     holding: frozenset[TaskId] = frozenset()
 
 
 class DrainRequested(Struct, frozen=True, gc=False):
-    """Give this engine nothing more and recall what it has not begun; `engine` None: the whole scheduler (R29)."""
+    """An operator or an engine asked for draining (R29). `engine` None: the whole scheduler."""
 
     engine: EngineId | None = None
 
 
 class CancelRequested(Struct, frozen=True, gc=False):
-    """Cancel a task (R23). `client` None: asked by an operator, who may cancel any; else only its own client may."""
+    """A client asked to cancel a task (R23), which must be its own. `client` None: an operator asked, for any task."""
 
     task: TaskId
     client: ClientId | None = None
 
 
 class RecallAnswered(Struct, frozen=True, gc=False):
-    """An engine answered a RecallTask: with `recalled` it had not begun the task and never will."""
+    """An engine answered a `RecallTask`. `recalled`: it has not begun the task and never will."""
 
     engine: EngineId
     task: TaskId
@@ -194,7 +204,7 @@ class RecallAnswered(Struct, frozen=True, gc=False):
 
 
 class TimePassed(Struct, frozen=True, gc=False):
-    """The clock reached a deadline: timeouts, grace periods, backoffs and retention are due."""
+    """The clock reached the next deadline: timeouts, grace periods and backoffs are due (R21)."""
 
 
 Event: TypeAlias = (

@@ -1,8 +1,11 @@
-"""The schemes: which of the engines with room gets the task (R11).
+"""The schemes, by which one of the engines with room gets a task (R11).
 
-Each scheme keeps its own index over the engines of one pool that have room, so that choosing does not cost the number
-of engines. The scheduler tells it of every change with `update`; `pick` chooses, passing over the barred engines.
-Randomness comes from the `random.Random` and the numpy `Generator` given to the scheduler.
+Rules:
+
+- A scheme keeps an index of its own over the engines of one request class that have room, so a choice does not cost the
+  number of engines. `update` takes in each change of an engine; `pick` chooses, and passes over excluded engines.
+- Randomness comes only from the `random.Random` and the numpy `Generator` that the scheduler was given, so a seed
+  determines every choice.
 """
 
 from __future__ import annotations
@@ -12,70 +15,62 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from trio_sched.core.engines import Engine
-from trio_sched.core.events import EngineId
+from trio_sched.core.ids import EngineId
+from trio_sched.core.records import Engine, PlacementPolicy
 
 if TYPE_CHECKING:
     import numpy
 
-_TRIES = 32
-"""Random draws that may hit barred engines before the others are listed."""
+#: Draws that may hit excluded engines before the other engines are collected in a list.
+_MAX_DRAWS = 32
+#: Added to the load by `weighted`, so that an idle engine has a finite weight.
 WEIGHT_OFFSET = 1e-6
-"""Added to the load by `weighted`, so that an idle engine has a finite weight."""
 
 
-class Room(Protocol):
-    """The engines of one pool that have room."""
+class LowestKey:
+    """`leastload` and `lru`: the engine with the lowest load, or the least recently used one, from a heap.
 
-    def update(self, engine: Engine, has_room: bool) -> None:
-        """The engine's room, load or time of use may have changed."""
-
-    def pick(self, barred: frozenset[EngineId]) -> Engine | None:
-        """Choose an engine that is not barred; None if there is none. Changes nothing but the state of randomness."""
-
-    def any_but(self, barred: frozenset[EngineId]) -> bool:
-        """Whether `pick` would find one."""
-
-
-class Ordered:
-    """`leastload` and `lru`: a heap of keys, whose outdated entries are dropped when they surface.
-
-    An engine's entry is current while its load and time of use are those of the entry; each update pushes a new one.
-    When entries far outnumber engines the heap is built anew, which costs O(1) an update.
+    Each update pushes an entry. An entry is valid while the engine's load and time of use are those of the entry;
+    outdated entries are dropped when they reach the top. When entries far outnumber engines the heap is built from the
+    engines, which costs O(1) for each update.
     """
 
-    __slots__ = ("_by_load", "_heap", "_room")
+    __slots__ = ("_by_load", "_candidates", "_heap")
 
     def __init__(self, by_load: bool) -> None:
         self._by_load = by_load
         self._heap: list[tuple[int, int, Engine]] = []
-        self._room: dict[EngineId, Engine] = {}
+        self._candidates: dict[EngineId, Engine] = {}
 
-    def update(self, engine: Engine, has_room: bool) -> None:
-        """See Room."""
-        if not has_room:
-            self._room.pop(engine.id, None)
+    def update(self, engine: Engine, available: bool) -> None:
+        """Add or remove the engine, and take in its load and time of use."""
+        if not available:
+            self._candidates.pop(engine.id, None)
             return
-        self._room[engine.id] = engine
+        self._candidates[engine.id] = engine
         heap = self._heap
-        heappush(heap, (engine.load if self._by_load else 0, engine.used, engine))
-        if len(heap) > 4 * len(self._room) + 64:
+        heappush(heap, (engine.load if self._by_load else 0, engine.last_used, engine))
+        if len(heap) > 4 * len(self._candidates) + 64:
             by_load = self._by_load
-            self._heap = [(e.load if by_load else 0, e.used, e) for e in self._room.values()]
+            self._heap = [(e.load if by_load else 0, e.last_used, e) for e in self._candidates.values()]
             heapify(self._heap)
 
-    def pick(self, barred: frozenset[EngineId]) -> Engine | None:
-        """See Room."""
-        heap, room, by_load = self._heap, self._room, self._by_load
+    def pick(self, excluded: frozenset[EngineId]) -> Engine | None:
+        """The engine with the lowest key."""
+        heap, candidates, by_load = self._heap, self._candidates, self._by_load
         passed: list[tuple[int, int, Engine]] = []
         chosen: Engine | None = None
         while heap:
-            load, used, engine = heap[0]
-            if engine.used != used or (by_load and engine.load != load) or room.get(engine.id) is not engine:
+            load, last_used, engine = heap[0]
+            if (
+                engine.last_used != last_used
+                or (by_load and engine.load != load)
+                or candidates.get(engine.id) is not engine
+            ):
                 heappop(heap)
-            elif engine.id in barred:
+            elif engine.id in excluded:
                 passed.append(heappop(heap))
             else:
                 chosen = engine
@@ -84,78 +79,79 @@ class Ordered:
             heappush(heap, entry)
         return chosen
 
-    def any_but(self, barred: frozenset[EngineId]) -> bool:
-        """See Room."""
-        return _any_but(self._room, barred)
+    def has_candidate(self, excluded: frozenset[EngineId]) -> bool:
+        """Whether an engine is not excluded."""
+        return _has_candidate(self._candidates, excluded)
 
 
-class _Drawn:
-    """The engines with room in an array, to draw from."""
+class RandomIndex:
+    """The engines with room in a list, from which random ones are drawn at O(1)."""
 
-    __slots__ = ("_engines", "_place", "_rng")
+    __slots__ = ("_engines", "_index", "_rng")
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._engines: list[Engine] = []
-        self._place: dict[EngineId, int] = {}
+        self._index: dict[EngineId, int] = {}
 
-    def update(self, engine: Engine, has_room: bool) -> None:
-        """See Room."""
-        place = self._place.get(engine.id)
-        if has_room and place is None:
-            self._place[engine.id] = len(self._engines)
+    def update(self, engine: Engine, available: bool) -> None:
+        """Add or remove the engine, and take in its load and time of use."""
+        place = self._index.get(engine.id)
+        if available and place is None:
+            self._index[engine.id] = len(self._engines)
             self._engines.append(engine)
-        elif not has_room and place is not None:
-            del self._place[engine.id]
+        elif not available and place is not None:
+            del self._index[engine.id]
             last = self._engines.pop()
             if last is not engine:
                 self._engines[place] = last
-                self._place[last.id] = place
+                self._index[last.id] = place
 
-    def any_but(self, barred: frozenset[EngineId]) -> bool:
-        """See Room."""
-        return _any_but(self._place, barred)
+    def has_candidate(self, excluded: frozenset[EngineId]) -> bool:
+        """Whether an engine is not excluded."""
+        return _has_candidate(self._index, excluded)
 
-    def _draw(self, barred: frozenset[EngineId]) -> Engine:
-        """Uniform over the engines that are not barred, of which there is at least one."""
+    def _draw(self, excluded: frozenset[EngineId]) -> Engine:
+        """One of the engines that are not excluded, uniformly. At least one engine is not excluded."""
         engines, random_ = self._engines, self._rng.random
-        for _ in range(_TRIES):
+        for _ in range(_MAX_DRAWS):
             engine = engines[int(random_() * len(engines))]
-            if engine.id not in barred:
+            if engine.id not in excluded:
                 return engine
-        return self._rng.choice([engine for engine in engines if engine.id not in barred])
+        return self._rng.choice([engine for engine in engines if engine.id not in excluded])
 
 
-class PlainRandom(_Drawn):
-    """`plainrandom`: any, uniformly."""
+class PlainRandom(RandomIndex):
+    """`plainrandom`: one engine, drawn uniformly."""
 
     __slots__ = ()
 
-    def pick(self, barred: frozenset[EngineId]) -> Engine | None:
-        """See Room."""
-        return self._draw(barred) if self.any_but(barred) else None
+    def pick(self, excluded: frozenset[EngineId]) -> Engine | None:
+        """Any of the engines."""
+        return self._draw(excluded) if self.has_candidate(excluded) else None
 
 
-class TwoBin(_Drawn):
+class TwoBin(RandomIndex):
     """`twobin`: two drawn uniformly, with replacement; the less recently used of the two."""
 
     __slots__ = ()
 
-    def pick(self, barred: frozenset[EngineId]) -> Engine | None:
-        """See Room."""
-        if not self.any_but(barred):
+    def pick(self, excluded: frozenset[EngineId]) -> Engine | None:
+        """The less recently used of two."""
+        if not self.has_candidate(excluded):
             return None
-        first, second = self._draw(barred), self._draw(barred)
-        return first if first.used <= second.used else second
+        first, second = self._draw(excluded), self._draw(excluded)
+        return first if first.last_used <= second.last_used else second
 
 
 class Weighted:
-    """`weighted`: two drawn by 1/(load + 1e-6), with replacement; the less loaded, ties to the first.
+    """`weighted`: two drawn with probability proportional to 1/(load + 1e-6), with replacement; the less loaded of the
+    two, ties to the first.
 
-    Engines stand in buckets by load, so that a draw costs the number of different loads, not of engines.
+    Engines are in buckets by load, so a draw costs the number of different loads, not the number of engines.
     """
 
-    __slots__ = ("_buckets", "_draws", "_generator", "_place")
+    __slots__ = ("_buckets", "_draws", "_generator", "_index")
 
     def __init__(self, rng: random.Random, generator: numpy.random.Generator | None) -> None:
         if generator is None:
@@ -165,65 +161,63 @@ class Weighted:
         self._generator = generator
         self._draws: list[float] = []
         self._buckets: dict[int, list[Engine]] = {}
-        self._place: dict[EngineId, tuple[int, int]] = {}
+        self._index: dict[EngineId, tuple[int, int]] = {}
 
-    def update(self, engine: Engine, has_room: bool) -> None:
-        """See Room."""
-        place = self._place.get(engine.id)
+    def update(self, engine: Engine, available: bool) -> None:
+        """Add or remove the engine, and take in its load and time of use."""
+        place = self._index.get(engine.id)
         if place is not None:
-            if has_room and place[0] == engine.load:
+            if available and place[0] == engine.load:
                 return
             self._remove(engine, *place)
-        if has_room:
+        if available:
             bucket = self._buckets.setdefault(engine.load, [])
-            self._place[engine.id] = (engine.load, len(bucket))
+            self._index[engine.id] = (engine.load, len(bucket))
             bucket.append(engine)
 
     def _remove(self, engine: Engine, load: int, index: int) -> None:
-        del self._place[engine.id]
+        del self._index[engine.id]
         bucket = self._buckets[load]
         last = bucket.pop()
         if last is not engine:
             bucket[index] = last
-            self._place[last.id] = (load, index)
+            self._index[last.id] = (load, index)
         if not bucket:
             del self._buckets[load]
 
-    def any_but(self, barred: frozenset[EngineId]) -> bool:
-        """See Room."""
-        return _any_but(self._place, barred)
+    def has_candidate(self, excluded: frozenset[EngineId]) -> bool:
+        """Whether an engine is not excluded."""
+        return _has_candidate(self._index, excluded)
 
-    def pick(self, barred: frozenset[EngineId]) -> Engine | None:
-        """See Room."""
-        if not self.any_but(barred):
+    def pick(self, excluded: frozenset[EngineId]) -> Engine | None:
+        """The less loaded of two."""
+        if not self.has_candidate(excluded):
             return None
         loads = list(self._buckets)
         sums = list(accumulate(len(self._buckets[load]) / (load + WEIGHT_OFFSET) for load in loads))
-        first, second = self._draw(barred, loads, sums), self._draw(barred, loads, sums)
+        first, second = self._draw(excluded, loads, sums), self._draw(excluded, loads, sums)
         return first if first.load <= second.load else second
 
-    def _draw(self, barred: frozenset[EngineId], loads: list[int], sums: list[float]) -> Engine:
-        for _ in range(_TRIES):
+    def _draw(self, excluded: frozenset[EngineId], loads: list[int], sums: list[float]) -> Engine:
+        for _ in range(_MAX_DRAWS):
             bucket = self._buckets[loads[min(bisect_right(sums, self._random() * sums[-1]), len(loads) - 1)]]
             engine = bucket[int(self._random() * len(bucket))]
-            if engine.id not in barred:
+            if engine.id not in excluded:
                 return engine
-        others = [e for bucket in self._buckets.values() for e in bucket if e.id not in barred]
+        others = [e for bucket in self._buckets.values() for e in bucket if e.id not in excluded]
         sums = list(accumulate(1 / (e.load + WEIGHT_OFFSET) for e in others))
         return others[min(bisect_right(sums, self._random() * sums[-1]), len(others) - 1)]
 
     def _random(self) -> float:
-        """Numpy's numbers by the thousand: one at a time they cost ten times as much."""
+        """A number from numpy's generator, which makes 1024 at a time: single ones cost ten times as much."""
         if not self._draws:
             self._draws = self._generator.random(1024).tolist()
         return self._draws.pop()
 
 
-class Dealt:
-    """`pure`: in turn, in the order of joining; whether there is room is not looked at, but an engine that declined the
-    task is passed over (R19).
-
-    Its `pick` moves the turn on.
+class RoundRobin:
+    """`pure`: the engines in turn, in the order in which they joined. Load and hwm do not matter, since the engines
+    have unlimited capacity; an engine that declined the task is passed over (R19).
     """
 
     __slots__ = ("_engines", "_last", "_numbers")
@@ -233,48 +227,48 @@ class Dealt:
         self._numbers: list[int] = []
         self._last = 0
 
-    def update(self, engine: Engine, has_room: bool) -> None:
-        """See Room."""
+    def update(self, engine: Engine, available: bool) -> None:
+        """Add or remove the engine, and take in its load and time of use."""
         here = engine.number in self._engines
-        if has_room and not here:
+        if available and not here:
             self._engines[engine.number] = engine
             insort(self._numbers, engine.number)
-        elif not has_room and here:
+        elif not available and here:
             del self._engines[engine.number]
             self._numbers.remove(engine.number)
 
-    def any_but(self, barred: frozenset[EngineId]) -> bool:
-        """See Room."""
-        if not barred:
+    def has_candidate(self, excluded: frozenset[EngineId]) -> bool:
+        """Whether an engine is not excluded."""
+        if not excluded:
             return bool(self._numbers)
-        return any(engine.id not in barred for engine in self._engines.values())
+        return any(engine.id not in excluded for engine in self._engines.values())
 
-    def pick(self, barred: frozenset[EngineId]) -> Engine | None:
-        """See Room."""
+    def pick(self, excluded: frozenset[EngineId]) -> Engine | None:
+        """The next engine in turn."""
         numbers = self._numbers
         place = bisect_right(numbers, self._last)
         for step in range(len(numbers)):
             engine = self._engines[numbers[(place + step) % len(numbers)]]
-            if engine.id not in barred:
+            if engine.id not in excluded:
                 self._last = engine.number
                 return engine
         return None
 
 
-def _any_but(engines: Collection[EngineId], barred: frozenset[EngineId]) -> bool:
-    """Costs at most one look more than there are barred ones."""
-    if not barred:
+def _has_candidate(engines: Collection[EngineId], excluded: frozenset[EngineId]) -> bool:
+    """Whether one of `engines` is not excluded. Costs O(number of excluded ones)."""
+    if not excluded:
         return bool(engines)
-    return len(engines) > len(barred) or any(engine not in barred for engine in engines)
+    return len(engines) > len(excluded) or any(engine not in excluded for engine in engines)
 
 
 Scheme: TypeAlias = Literal["leastload", "lru", "plainrandom", "twobin", "weighted", "pure"]
 
-SCHEMES: Final[dict[Scheme, Callable[[random.Random, numpy.random.Generator | None], Room]]] = {
-    "leastload": lambda rng, generator: Ordered(by_load=True),
-    "lru": lambda rng, generator: Ordered(by_load=False),
+SCHEMES: Final[dict[Scheme, Callable[[random.Random, numpy.random.Generator | None], PlacementPolicy]]] = {
+    "leastload": lambda rng, generator: LowestKey(by_load=True),
+    "lru": lambda rng, generator: LowestKey(by_load=False),
     "plainrandom": lambda rng, generator: PlainRandom(rng),
     "twobin": lambda rng, generator: TwoBin(rng),
     "weighted": lambda rng, generator: Weighted(rng, generator),
-    "pure": lambda rng, generator: Dealt(),
+    "pure": lambda rng, generator: RoundRobin(),
 }

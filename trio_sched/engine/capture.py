@@ -1,10 +1,10 @@
-"""What a task prints goes back with its result: sys.stdout and sys.stderr of a worker lead to the task that runs.
+"""Capture what a task prints, to be sent with its result: sys.stdout and sys.stderr write to the running task's output.
 
-Cheap: nothing happens for a task that prints nothing but a look at a flag. With one slot, everything that is printed
-while the task runs is its own, whichever thread prints; with several, what the task's own thread prints. What nobody's
-task prints, and what C code or a child process writes to the descriptors, goes where the worker's own output goes.
+For a task that prints nothing the cost is one look at a flag. With one slot, everything printed while the task runs
+belongs to the task, whichever thread prints; with several, what the task's own thread prints. Everything else, and what
+C code or a child process writes to the descriptors, goes to the worker's own output.
 
-Bounded: of what is more than LIMIT characters the beginning and the end are kept, with a note between.
+The captured text is bounded: of more than LIMIT characters the beginning and the end are kept, with a note between.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from trio_sched.wire.native import sendable
+from trio_sched.wire.native import TaskResult, sendable
 
+#: The most characters kept of each stream of a task.
 LIMIT = 1_000_000
-"""Characters kept of each stream of a task."""
 _HALF = LIMIT // 2
 
 
-class _Text:
-    """What was written to one stream, its middle cut out when it grows too long."""
+class _BoundedText:
+    """The text written to one stream, without its middle when it is too long."""
 
     __slots__ = ("_cut", "_head", "_parts", "_size")
 
@@ -36,7 +36,7 @@ class _Text:
     def add(self, text: str) -> None:
         self._parts.append(text)
         self._size += len(text)
-        if self._size > 2 * LIMIT:  # rarely, so that the cost of joining is spread
+        if self._size > 2 * LIMIT:  # not at LIMIT, to spread the cost of joining
             self._shorten()
 
     def _shorten(self) -> None:
@@ -48,7 +48,7 @@ class _Text:
         self._size = len(self._parts[0])
 
     def take(self) -> str:
-        """The text; and begin anew."""
+        """Return the text and clear it."""
         if self._size > (_HALF if self._head else LIMIT):
             self._shorten()
         tail = "".join(self._parts)
@@ -57,24 +57,40 @@ class _Text:
         return text
 
 
-class Output:
-    """What the task in one slot printed. `open` while a task runs there; `dirty` when it printed something."""
+class CapturedOutput:
+    """What the task in one slot printed, on both streams."""
 
-    __slots__ = ("dirty", "open", "texts")
+    __slots__ = ("_dirty", "_texts", "active")
 
     def __init__(self) -> None:
-        self.open = False
-        self.dirty = False
-        self.texts = (_Text(), _Text())
+        #: Whether a task runs in the slot, so that its output is captured.
+        self.active = False
+        self._dirty = False
+        self._texts = (_BoundedText(), _BoundedText())
 
-    def take(self) -> tuple[str, str]:
-        """(stdout, stderr) of the task that ended."""
-        self.dirty = False
-        return sendable(self.texts[0].take()), sendable(self.texts[1].take())
+    def begin(self) -> None:
+        """Capture from now on: a task begins."""
+        self.active = True
+
+    def add(self, stream: int, text: str) -> None:
+        """Add what the task wrote to a stream: 0 for stdout, 1 for stderr."""
+        self._texts[stream].add(text)
+        self._dirty = True
+
+    def end(self, result: TaskResult) -> None:
+        """Stop capturing, and put what was captured into the task's result."""
+        self.active = False
+        if self._dirty:
+            self._dirty = False
+            result.stdout, result.stderr = (sendable(text.take()) for text in self._texts)
+
+    def discard(self) -> None:
+        """Stop capturing in a forked child process."""
+        self.active = False
 
 
-class _Bytes(io.RawIOBase):
-    """`sys.stdout.buffer`, for those who print bytes."""
+class _BinaryStream(io.RawIOBase):
+    """`sys.stdout.buffer`: decodes bytes and writes the text to the stream."""
 
     def __init__(self, stream: TaskStream) -> None:
         self._stream = stream
@@ -89,23 +105,25 @@ class _Bytes(io.RawIOBase):
 
 
 class TaskStream(io.TextIOBase):
-    """One of the two streams: hands what is written to the task that runs, else to `real`."""
+    """One of the two streams: writes to the running task's output, and to `real` while no task runs."""
 
-    def __init__(self, real: TextIO, which: int, find: Callable[[], Output | None]) -> None:
+    encoding = "utf-8"
+    errors: str | None = "replace"
+
+    def __init__(self, real: TextIO, stream: int, find_output: Callable[[], CapturedOutput | None]) -> None:
         self._real = real
-        self._which = which
-        self._find = find
-        self._buffer: _Bytes | None = None
+        self._number = stream
+        self._find_output = find_output
+        self._buffer: _BinaryStream | None = None
 
     def write(self, text: str, /) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        output = self._find()
-        if output is None or not output.open:
+        output = self._find_output()
+        if output is None or not output.active:
             self._real.write(text)
-            return len(text)
-        output.texts[self._which].add(text)
-        output.dirty = True
+        else:
+            output.add(self._number, text)
         return len(text)
 
     def writable(self) -> bool:
@@ -115,7 +133,7 @@ class TaskStream(io.TextIOBase):
         self._real.flush()
 
     def close(self) -> None:
-        """A task that closes its standard output closes nothing."""
+        """Do nothing: a task that closes its standard output must not close the worker's."""
 
     def fileno(self) -> int:
         return self._real.fileno()
@@ -124,37 +142,35 @@ class TaskStream(io.TextIOBase):
         return False
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # typeshed has a plain attribute
-        return "utf-8"
-
-    @property
-    def errors(self) -> str | None:  # type: ignore[override]  # likewise
-        return "replace"
-
-    @property
-    def buffer(self) -> _Bytes:
+    def buffer(self) -> _BinaryStream:
         if self._buffer is None:
-            self._buffer = _Bytes(self)
+            self._buffer = _BinaryStream(self)
         return self._buffer
 
 
 class Capture:
-    """The outputs of all slots; `install` puts the streams in place, `claim` gives a slot's thread its own."""
+    """The captured outputs of all slots, and the streams that write to them."""
 
     def __init__(self, slots: int) -> None:
-        self.outputs = [Output() for _ in range(slots)]
-        self._by_thread: dict[int, Output] = {}
+        #: By slot.
+        self.outputs = [CapturedOutput() for _ in range(slots)]
+        self._by_thread: dict[int, CapturedOutput] = {}
 
     def install(self) -> None:
-        """From now on sys.stdout and sys.stderr are ours."""
+        """Replace sys.stdout and sys.stderr."""
         only = self.outputs[0] if len(self.outputs) == 1 else None
-        find = (lambda: only) if only is not None else self._of_this_thread
-        sys.stdout = TaskStream(sys.stdout, 0, find)
-        sys.stderr = TaskStream(sys.stderr, 1, find)
+        find_output = (lambda: only) if only is not None else self._output_of_this_thread
+        sys.stdout = TaskStream(sys.stdout, 0, find_output)
+        sys.stderr = TaskStream(sys.stderr, 1, find_output)
 
-    def claim(self, slot: int) -> None:
-        """What this thread prints belongs to this slot."""
+    def bind_thread(self, slot: int) -> None:
+        """Give the output of the calling thread to this slot."""
         self._by_thread[threading.get_ident()] = self.outputs[slot]
 
-    def _of_this_thread(self) -> Output | None:
+    def discard(self) -> None:
+        """Stop capturing in a forked child process, whose output goes to the worker's own streams."""
+        for output in self.outputs:
+            output.discard()
+
+    def _output_of_this_thread(self) -> CapturedOutput | None:
         return self._by_thread.get(threading.get_ident())

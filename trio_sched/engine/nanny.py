@@ -1,16 +1,15 @@
-"""The nanny: starts the workers of one machine, beats for them, and tells the scheduler when one dies and of what.
+"""The nanny: starts the workers of one machine, sends their heartbeats, and reports each worker death with its reason.
 
-Beats come from here so that a task that holds its interpreter's lock for a minute does not make its engine look
-dead; deaths are seen here when they happen, so that the scheduler need not wait for missing beats. The workers have
-their own lines to the scheduler: a nanny is never between. When the scheduler is restarted or the line breaks,
-nanny and workers come back each by itself, and the workers go on working meanwhile.
+The nanny sends heartbeats so that a task that holds its interpreter's lock for a minute does not make its engine seem
+dead. It notices worker deaths at once, so that the scheduler need not wait for missed heartbeats. The workers have
+connections of their own to the scheduler; no task passes through the nanny. After a restart of the scheduler or a
+broken connection, nanny and workers reconnect independently, and the workers go on working meanwhile.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,55 +17,57 @@ from typing import TypeAlias
 
 import trio
 
-from trio_sched.engine.link import FATAL, MISSED
-from trio_sched.engine.machine import cores, memory_used, oom_kills
-from trio_sched.engine.orders import Moved, News, Start
-from trio_sched.engine.runner import SESSION_SHIFT
-from trio_sched.engine.ward import Death, Ward
+from trio_sched.engine.control_messages import NannyJoined, SchedulerMoved, StartWorker
+from trio_sched.engine.host import cores, memory_used, oom_kills
+from trio_sched.engine.scheduler_connection import FATAL_ERRORS
+from trio_sched.engine.worker_supervisor import WorkerExit, WorkerSupervisor
 from trio_sched.errors import NoSchedulerError, TrioSchedError, WireError
 from trio_sched.logs import get_logger
-from trio_sched.transport.connection import Connection, client_file_of, find, host_name
-from trio_sched.transport.reach import describe_unanswered
+from trio_sched.transport.connection_info import ConnectionInfo, client_file_of, find_connection, host_name
+from trio_sched.transport.reachability import describe_unanswered
 from trio_sched.transport.scratch import ScratchDirectory
 from trio_sched.transport.zmq_socket import ZmqSocket
+from trio_sched.wire.heartbeat import FIRST_PERIOD_S, Heartbeat
+from trio_sched.wire.hello import NO_SESSION, SessionKey, build_hello
+from trio_sched.wire.ids import format_task_id
 from trio_sched.wire.native import (
-    COUNTER_MASK,
     Bye,
     Closing,
-    Died,
     Error,
-    Hello,
     Message,
     Ping,
     Pong,
     Welcome,
+    WorkerDied,
     decode_to_engine,
     encode,
 )
 
-LookUp: TypeAlias = Callable[[], Connection]
+#: Finds the scheduler's current connection file. :raises TrioSchedError: there is none.
+FindScheduler: TypeAlias = Callable[[], ConnectionInfo]
+#: Prefix of the directories in which nannies keep the files that they share with their workers.
 SCRATCH_PREFIX = "trio_sched-engines-"
-"""Of the directories in which nannies keep what they share with their workers."""
-FIRST_HEARTBEAT_S = 2.0
-"""Seconds between two beats until the scheduler has said how many it wants."""
+#: How long the scheduler may take to answer the first hello.
 START_TIMEOUT_S = 10.0
-"""How long the scheduler may take to answer the first hello."""
 _log = get_logger("trio_sched.engine")
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """One worker now. `pid` 0: being restarted; `engine` 0: not welcomed yet."""
+    """The present state of one worker."""
 
+    #: Process id; 0: the worker is being restarted.
     pid: int
+    #: The engine's number at the scheduler; 0: not welcomed yet.
     engine: int
+    #: Count of worker processes of this index that have exited.
     deaths: int
+    #: Full ids of the running tasks.
     running: list[int]
-    """Full ids of the tasks that it runs."""
 
 
 async def run_nanny(
-    connection: Connection,
+    connection: ConnectionInfo,
     *,
     workers: int | None = None,
     slots: int = 1,
@@ -78,201 +79,237 @@ async def run_nanny(
     start_timeout_s: float | None = START_TIMEOUT_S,
     task_status: trio.TaskStatus[Nanny] = trio.TASK_STATUS_IGNORED,
 ) -> str:
-    """Run workers for the scheduler of `connection` until it closes (or until cancelled); returns why it ended.
+    """Run workers for the scheduler of `connection` until the scheduler closes or the task is cancelled.
 
-    `workers`: how many, default one for each processor. Each has `slots` (tasks that it runs at once), offers
-    `resources` (amounts by name) and holds at most `hwm * slots` tasks (None: as the scheduler says; 0: no limit).
-    `where`: the path or name under which to look when the scheduler was restarted (None: its name). `grace_s`: how
-    long running tasks may take to end when the workers are stopped. `start_timeout_s`: how long the scheduler may take
-    to answer for the first time; None: as long as its connection file is there. Started when the scheduler has answered
-    and the workers are on their way.
+    The task counts as started when the scheduler has answered and the workers are being started.
 
-    :raises NoSchedulerError: it does not answer within `start_timeout_s`, or refuses us.
-    :raises TrioSchedError: without `start_timeout_s`: it does not answer, and its connection file is gone.
+    :param workers: the number of workers; None: one for each processor.
+    :param slots: the number of tasks that each worker runs at once.
+    :param hwm: each worker holds at most `hwm * slots` tasks; None: as the scheduler decides; 0: without a limit.
+    :param resources: the amounts by name that each worker offers.
+    :param name: the nanny's name, for people; default: host name and process id.
+    :param where: the path or name by which a restarted scheduler is found; None: the scheduler's name.
+    :param grace_s: how long running tasks may take to end when the workers are stopped.
+    :param start_timeout_s: how long the scheduler may take to answer for the first time; None: as long as its
+        connection file exists.
+    :returns: why the nanny ended.
+    :raises NoSchedulerError: the scheduler does not answer within `start_timeout_s`, or refuses the nanny.
+    :raises TrioSchedError: without `start_timeout_s`: the scheduler does not answer, and its connection file is gone.
     """
     name = name or f"{host_name()}-{os.getpid()}"
     client_file = str(client_file_of(connection, where))
-    start = Start(connection, name=name, slots=slots, hwm=hwm, resources=dict(resources or {}), client_file=client_file)
+    start = StartWorker(
+        connection, name=name, slots=slots, hwm=hwm, resources=dict(resources or {}), client_file=client_file
+    )
     with ScratchDirectory(SCRATCH_PREFIX) as scratch:
         nanny = Nanny(
             start,
             cores() if workers is None else workers,
             scratch.path,
-            lambda: find(connection.name if where is None else where, "engine"),
+            lambda: find_connection(connection.name if where is None else where, "engine"),
             must_exist=start_timeout_s is None,
         )
         try:
             await nanny._run(grace_s, start_timeout_s, task_status)
         finally:
-            nanny._line.close()
-    if nanny._line.failure:
-        raise nanny._line.failure
-    return nanny._line.reason
+            nanny._connection.close()
+    if nanny._connection.failure:
+        raise nanny._connection.failure
+    return nanny._connection.end_reason
 
 
 class Nanny:
-    """What `run_nanny` starts with: a look at the workers, and the means to stop them."""
+    """The workers of one machine, as `run_nanny` passes them to the code that starts it."""
 
-    def __init__(self, start: Start, workers: int, directory: Path, look_up: LookUp, *, must_exist: bool) -> None:
-        """`must_exist`: give up when `look_up` fails before the scheduler has answered for the first time."""
-        self._line = _Line(start.connection, start.name, look_up, self._tell, self._on_beat, must_exist=must_exist)
-        self._wards = [Ward(start, directory, index, self._on_death) for index in range(workers)]
-        for ward in self._wards:
-            ward.look(oom_kills(), 0.0)
+    def __init__(
+        self, start: StartWorker, workers: int, directory: Path, find_scheduler: FindScheduler, *, must_exist: bool
+    ) -> None:
+        """Prepare the workers; `_run` starts them.
+
+        :param directory: for the files that nanny and workers share.
+        :param must_exist: end when `find_scheduler` fails before the scheduler has answered for the first time.
+        """
+        self._connection = _NannyConnection(
+            start.connection,
+            start.name,
+            find_scheduler,
+            self._send_to_workers,
+            self._sample_workers,
+            must_exist=must_exist,
+        )
+        self._supervisors = [WorkerSupervisor(start, directory, index, self._on_exit) for index in range(workers)]
+        for supervisor in self._supervisors:
+            supervisor.sample(oom_kills(), 0.0)
 
     async def _run(self, grace_s: float, start_timeout_s: float | None, task_status: trio.TaskStatus[Nanny]) -> None:
-        line = self._line
+        connection = self._connection
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(line.talk)
-            for ward in self._wards:
-                nursery.start_soon(ward.live, grace_s)
-            with trio.move_on_after(math.inf if start_timeout_s is None else start_timeout_s) as patience:
-                await line.joined.wait()
-            if patience.cancelled_caught:
-                line.fail(f"did not answer within {start_timeout_s:g} s{await line.describe_unanswered()}")
+            nursery.start_soon(connection.run)
+            for supervisor in self._supervisors:
+                nursery.start_soon(supervisor.run, grace_s)
+            with trio.move_on_after(math.inf if start_timeout_s is None else start_timeout_s) as timeout:
+                await connection.joined.wait()
+            if timeout.cancelled_caught:
+                connection.fail(f"did not answer within {start_timeout_s:g} s{await connection.describe_unanswered()}")
             else:
                 task_status.started(self)
-            await line.closed.wait()
+            await connection.ended.wait()
             nursery.cancel_scope.cancel()
 
     @property
     def session(self) -> int:
-        """Our session number; 0: not welcomed."""
-        return self._line.session
+        """The nanny's session number; 0: not welcomed."""
+        return self._connection.session.number
 
     @property
     def workers(self) -> list[WorkerInfo]:
-        """The workers as they are now."""
-        scheduler = self._line.scheduler
+        """The present state of each worker."""
+        scheduler = self._connection.session.scheduler
         return [
-            WorkerInfo(ward.pid, ward.board.session_with(scheduler), ward.deaths, ward.board.tasks())
-            for ward in self._wards
+            WorkerInfo(
+                supervisor.pid,
+                supervisor.status.session_with(scheduler),
+                supervisor.deaths,
+                supervisor.status.running_tasks(),
+            )
+            for supervisor in self._supervisors
         ]
 
     def stop(self, reason: str = "stopped") -> None:
         """End the workers and return from `run_nanny`."""
-        self._line.end(reason)
+        self._connection.end(reason)
 
-    def _tell(self, order: News | Moved) -> None:
-        for ward in self._wards:
-            ward.tell(order)
+    def _send_to_workers(self, message: NannyJoined | SchedulerMoved) -> None:
+        for supervisor in self._supervisors:
+            supervisor.send(message)
 
-    def _on_beat(self) -> None:
+    def _sample_workers(self) -> None:
         kills, used = oom_kills(), memory_used()
-        for ward in self._wards:
-            ward.look(kills, used)
+        for supervisor in self._supervisors:
+            supervisor.sample(kills, used)
 
-    def _on_death(self, death: Death) -> None:
-        if death.orderly or not death.pid:
+    def _on_exit(self, last: WorkerExit) -> None:
+        if last.requested or not last.pid:
             return
-        engine = death.board.session_with(self._line.scheduler)
-        running = death.board.tasks()
-        names = [f"{task >> SESSION_SHIFT}-{task & COUNTER_MASK}" for task in running]
-        _log.warning("worker died", engine=engine, pid=death.pid, reason=death.reason, running=names)
-        self._line.report(Died(engine, death.reason, running, death.pid))
+        engine = last.status.session_with(self._connection.session.scheduler)
+        running = last.status.running_tasks()
+        names = [format_task_id(task) for task in running]
+        _log.warning("worker died", engine=engine, pid=last.pid, reason=last.reason, running=names)
+        self._connection.report(WorkerDied(engine, last.reason, running, last.pid))
 
 
-class _Line:
-    """The nanny's own connection: hello, beats, reports of deaths."""
+class _NannyConnection:
+    """The nanny's own connection: hello, heartbeats, reports of worker deaths."""
 
     def __init__(
         self,
-        connection: Connection,
+        connection_info: ConnectionInfo,
         name: str,
-        look_up: LookUp,
-        tell: Callable[[News | Moved], None],
-        on_beat: Callable[[], None],
+        find_scheduler: FindScheduler,
+        send_to_workers: Callable[[NannyJoined | SchedulerMoved], None],
+        on_heartbeat: Callable[[], None],
         *,
         must_exist: bool,
     ) -> None:
-        self._connection = connection
+        self._connection_info = connection_info
         self._name = name
-        self._look_up = look_up
-        self._tell_workers = tell
-        self._on_beat = on_beat
+        self._find_scheduler = find_scheduler
+        self._send_to_workers = send_to_workers
+        self._on_heartbeat = on_heartbeat
+        self._must_exist = must_exist
         self._socket: ZmqSocket | None = None
-        self.session, self._secret, self.scheduler = 0, "", ""
-        self._heartbeat_s = FIRST_HEARTBEAT_S
+        self.session = NO_SESSION
+        self._heartbeat = Heartbeat(trio.current_time(), period_s=FIRST_PERIOD_S)
         self._welcomed = self._refused = False
         self._hello_at = 0.0
-        self._untold: list[Died] = []
-        """Reports that may not have arrived: kept until a beat that was sent after them is answered."""
-        self._told = 0
-        """How many of them were sent before the last beat."""
-        self._must_exist = must_exist
-        self._silences = 0
-        """How often in a row it did not answer through a new socket."""
+        #: Reports that may not have arrived: each is kept until a ping that was sent after it is answered.
+        self._unacked_reports: list[WorkerDied] = []
+        #: The number of those that were sent before the last ping.
+        self._reports_before_ping = 0
+        #: Sockets in a row through which nothing was received, or the hello was refused.
+        self._failed_sockets = 0
         self.joined = trio.Event()
-        self.closed = trio.Event()
-        self.reason = ""
+        self.ended = trio.Event()
+        self.end_reason = ""
         self.failure: TrioSchedError | None = None
 
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
     def end(self, reason: str) -> None:
-        """Say that it is over, for this reason; the first one counts."""
-        self.reason = self.reason or reason
+        """Set `ended`; the first reason is kept."""
+        self.end_reason = self.end_reason or reason
         self.joined.set()
-        self.closed.set()
+        self.ended.set()
 
     def fail(self, what: str) -> None:
-        """It is over, because the scheduler did `what`."""
-        self.failure = NoSchedulerError(f"the scheduler {self._connection.name!r} at {self._connection.address} {what}")
+        """End with an error: the scheduler does, or did, `what`."""
+        info = self._connection_info
+        self.failure = NoSchedulerError(f"the scheduler {info.name!r} at {info.address} {what}")
         self.end(what)
 
     def close(self) -> None:
-        """Say good-bye."""
+        """Send a Bye and close the socket."""
         if self._socket is not None:
             if self._welcomed:
-                self._send(Bye(reason=self.reason or "the nanny was stopped"))
+                self._send(Bye(reason=self.end_reason or "the nanny was stopped"))
             self._socket.close()
 
-    async def describe_unanswered(self) -> str:
-        """See `transport.reach`."""
-        return await trio.to_thread.run_sync(describe_unanswered, self._connection.address, abandon_on_cancel=True)
+    # ---- sockets ----------------------------------------------------------------------------------------------------
 
-    async def talk(self) -> None:
-        """Stay connected until cancelled: one socket after the other, each until nothing is heard through it (or it
-        is refused); in between look whether the scheduler was restarted."""
+    async def run(self) -> None:
+        """Stay connected until cancelled.
+
+        Opens one socket after the other, each until nothing is received through it (or the hello is refused); in
+        between it looks for the connection file of a restarted scheduler.
+        """
         while True:
-            self._socket = ZmqSocket.dealer(self._connection)
-            self._hello()
-            await self._until_silent()
-            await self._log_silence()
+            self._socket = ZmqSocket.dealer(self._connection_info)
+            self._send_hello()
+            await self._run_until_silent()
+            await self._log_failed_socket()
             self._socket.close()
-            self._find_scheduler()
+            self._update_connection_info()
 
-    async def _log_silence(self) -> None:
-        """Ever more rarely."""
-        self._silences += 1
-        if self._silences & (self._silences - 1):
+    async def _log_failed_socket(self) -> None:
+        """Log the first, second, fourth, eighth, ... failure in a row."""
+        self._failed_sockets += 1
+        if self._failed_sockets & (self._failed_sockets - 1):
             return
         if self._refused:
-            what = "refuses us; was it restarted?"
+            what = "refuses the nanny; was it restarted?"
         elif self.joined.is_set():
             what = "is silent"
         else:
-            what = f"does not answer{await self.describe_unanswered()}; we keep trying"
-        _log.warning(f"the scheduler {what}", address=self._connection.address)
+            what = f"does not answer{await self.describe_unanswered()}; the nanny keeps trying"
+        _log.warning(f"the scheduler {what}", address=self._connection_info.address)
 
-    def _find_scheduler(self) -> None:
-        """A scheduler that was restarted has new secrets, and has written them where the former ones were."""
+    async def describe_unanswered(self) -> str:
+        """The result of `transport.reach.describe_unanswered`, which blocks."""
+        return await trio.to_thread.run_sync(describe_unanswered, self._connection_info.address, abandon_on_cancel=True)
+
+    def _update_connection_info(self) -> None:
+        """Read the connection file again: a restarted scheduler has a new token and has written it there."""
         try:
-            connection = self._look_up()
+            info = self._find_scheduler()
         except TrioSchedError as error:
             if self._must_exist and not self.joined.is_set():
                 self.failure = error
                 self.end(str(error))
-            return  # not yet
-        if connection != self._connection:
-            self._connection = connection
-            self._tell_workers(Moved(connection))
+            return  # the file may come later
+        if info != self._connection_info:
+            self._connection_info = info
+            self._send_to_workers(SchedulerMoved(info))
 
-    async def _until_silent(self) -> None:
+    async def _run_until_silent(self) -> None:
+        """Receive messages and send heartbeats until the scheduler is silent or has refused the hello."""
         assert self._socket is not None
+        heartbeat = self._heartbeat
         heard_at = trio.current_time()
-        beat_at = heard_at + self._heartbeat_s
+        heartbeat.tick(heard_at)
+        heartbeat.sent(heard_at)
         while True:
             messages = []
-            with trio.move_on_at(min(beat_at, trio.current_time() + self._heartbeat_s)):
+            with trio.move_on_at(heartbeat.due_at):
                 messages = await self._socket.receive()
             for frames in messages:
                 self._on_message(frames[0])
@@ -280,90 +317,78 @@ class _Line:
             now = trio.current_time()
             if messages:
                 heard_at = now
-                beat_at = min(beat_at, now + self._heartbeat_s)  # a welcome may have made it shorter
-            if now < beat_at:
+            if now < heartbeat.due_at:
                 continue
-            if now - beat_at > self._heartbeat_s:
-                heard_at = now  # we were away ourselves: give the scheduler another chance
-            if self._refused or now - heard_at > MISSED * self._heartbeat_s:
+            heartbeat.tick(now)
+            if self._refused or heartbeat.is_silent(heard_at, now):
                 return
-            beat_at = now + self._heartbeat_s
-            self._beat()
+            heartbeat.sent(now)
+            self._send_heartbeat()
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         if self._welcomed:
-            self._told = len(self._untold)
+            self._reports_before_ping = len(self._unacked_reports)
             self._send(Ping())
-        self._on_beat()
+        self._on_heartbeat()
 
-    def report(self, died: Died) -> None:
-        """Tell of a death, now or as soon as the scheduler is back."""
-        self._untold.append(died)
+    def report(self, death: WorkerDied) -> None:
+        """Report a worker death now, and again after each reconnection until the report has arrived."""
+        self._unacked_reports.append(death)
         if self._welcomed:
-            self._send(died)
+            self._send(death)
 
-    # ---- what comes in ----------------------------------------------------------------------------------------------
+    # ---- incoming messages ------------------------------------------------------------------------------------------
 
     def _on_message(self, data: bytes | bytearray | memoryview) -> None:
         try:
             message = decode_to_engine(data)
         except WireError as error:
-            _log.warning("a message from the scheduler was not understood", error=str(error))
+            _log.warning("a message from the scheduler cannot be decoded", error=str(error))
             return
         if isinstance(message, Welcome):
             self._on_welcome(message)
         elif isinstance(message, Pong):
-            del self._untold[: self._told]
-            self._told = 0
+            del self._unacked_reports[: self._reports_before_ping]
+            self._reports_before_ping = 0
         elif isinstance(message, Closing):
             self.end(message.reason or "the scheduler shut down")
         elif isinstance(message, Error):
             self._on_error(message)
 
     def _on_welcome(self, welcome: Welcome) -> None:
-        if welcome.scheduler != self.scheduler:
-            self._untold.clear()  # another scheduler knows nothing of those engines
-        self.session, self._secret, self.scheduler = welcome.session, welcome.secret, welcome.scheduler
-        self._heartbeat_s = welcome.heartbeat_s
+        if welcome.scheduler != self.session.scheduler:
+            self._unacked_reports.clear()  # the engines belong to another instance
+        self.session = SessionKey(welcome.session, welcome.secret, welcome.scheduler)
+        self._heartbeat.period_s = welcome.heartbeat_s
         self._welcomed = True
-        self._silences = 0
-        self._told = 0
-        for died in self._untold:
-            self._send(died)
-        self._tell_workers(News(welcome.session, welcome.scheduler))
+        self._failed_sockets = 0
+        self._reports_before_ping = 0
+        for death in self._unacked_reports:
+            self._send(death)
+        self._send_to_workers(NannyJoined(welcome.session, welcome.scheduler))
         self.joined.set()
 
     def _on_error(self, error: Error) -> None:
         if error.kind == "unknown_peer":
-            if self._welcomed or trio.current_time() - self._hello_at > self._heartbeat_s:
-                self._hello()
-        elif error.kind == "unauthenticated" and self.session:
-            self._refused = True  # a scheduler that was restarted
+            if self._welcomed or trio.current_time() - self._hello_at > self._heartbeat.period_s:
+                self._send_hello()
+        elif error.kind == "unauthenticated" and self.session.number:
+            self._refused = True  # the scheduler was restarted
             self._welcomed = False
         elif error.kind == "closing":
             self.end(error.message)
-        elif error.kind in FATAL:
-            self.fail(f"refuses us: {error.message}")
+        elif error.kind in FATAL_ERRORS:
+            self.fail(f"refuses the nanny: {error.message}")
         else:
             _log.warning("the scheduler reports an error", kind=error.kind, message=error.message)
 
-    # ---- what goes out ----------------------------------------------------------------------------------------------
+    # ---- outgoing messages ------------------------------------------------------------------------------------------
 
-    def _hello(self) -> None:
+    def _send_hello(self) -> None:
         self._welcomed = self._refused = False
         self._hello_at = trio.current_time()
         self._send(
-            Hello(
-                role="nanny",
-                token=self._connection.token,
-                session=self.session,
-                secret=self._secret,
-                scheduler=self.scheduler,
-                name=self._name,
-                host=host_name(),
-                pid=os.getpid(),
-                python=sys.version.split()[0],
-            )
+            build_hello("nanny", self._connection_info.token, host=host_name(), name=self._name, session=self.session)
         )
 
     def _send(self, message: Message) -> None:

@@ -1,9 +1,9 @@
-"""The loop of a worker with several slots: tasks run in threads, the main thread does the talking.
+"""The loop of a worker with several slots: tasks run in threads, and the main thread does the I/O.
 
-A task starts when a slot is free and its resources fit what the running ones leave (R16): the longest waiting that
-fits goes first. A thread that ends a task takes the next one itself and wakes the main thread only when there is
-something to tell: nothing is left to start, or results have waited GATHER_S. `_lock` guards everything but the socket,
-which is the main thread's alone.
+A task starts when a slot is free and the task's resources fit into what the running tasks leave (R16); among those that
+fit, the one that has waited longest starts first. The thread of a slot that ends a task takes the next one itself, and
+wakes the main thread only when no task is left to start or when results have waited for BATCH_DELAY_S. `_lock` guards
+everything except the socket, which belongs to the main thread.
 """
 
 from __future__ import annotations
@@ -14,156 +14,139 @@ from queue import SimpleQueue
 from time import monotonic, perf_counter
 from typing import TypeAlias
 
-from trio_sched.engine.board import Board
 from trio_sched.engine.capture import Capture
-from trio_sched.engine.link import Link
-from trio_sched.engine.runner import Runner
-from trio_sched.engine.single import GATHER_S, Leave
+from trio_sched.engine.loop import BATCH_DELAY_S, WorkerLoop
+from trio_sched.engine.runner import CallRunner
+from trio_sched.engine.scheduler_connection import SchedulerConnection
+from trio_sched.engine.worker_status import WorkerStatus
 from trio_sched.wire.native import Call, Frame
 
-Job: TypeAlias = tuple[Call, Sequence[Frame], int]
-"""A call, its frames, and the generation of the link to which it belongs."""
+#: A call, its frames, and the connection's generation in which it begins.
+_Job: TypeAlias = tuple[Call, Sequence[Frame], int]
+#: Tolerance of a comparison: amounts such as 0.1 do not add up exactly.
 _ROUNDING = 1e-9
-"""Amounts such as 0.1 do not add up exactly."""
 
 
-class PoolLoop:
-    """Runs the tasks of `link` in `slots` threads until `link.leaving`."""
+class PoolLoop(WorkerLoop):
+    """Runs the calls of the connection in one thread for each slot."""
 
     def __init__(
-        self, link: Link, runner: Runner, capture: Capture, board: Board, resources: Mapping[str, float]
+        self,
+        connection: SchedulerConnection,
+        runner: CallRunner,
+        capture: Capture,
+        status: WorkerStatus,
+        resources: Mapping[str, float],
     ) -> None:
-        self._link = link
+        super().__init__(connection)
         self._runner = runner
         self._capture = capture
-        self._board = board
-        self._free = dict(resources)
+        self._status = status
+        self._free_resources = dict(resources)
         self._lock = threading.Lock()
-        self._jobs: list[SimpleQueue[Job]] = [SimpleQueue() for _ in capture.outputs]
-        self._idle = list(range(len(capture.outputs)))
-        self._running: dict[int, Job] = {}
-        self._waiting = False
+        self._jobs: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in capture.outputs]
+        self._idle_slots = list(range(len(capture.outputs)))
+        #: By slot.
+        self._running: dict[int, _Job] = {}
         self._abandoned = threading.Event()
-        link.running = self._ids_running
 
     def run(self) -> None:
-        """The main thread's."""
-        link = self._link
-        link.hello()
+        """Do the I/O until the connection has a `leave_reason` and no task runs."""
+        connection = self._connection
+        connection.send_hello()
         for slot in range(len(self._jobs)):
-            threading.Thread(target=self._work, args=(slot,), name=f"trio_sched slot {slot}", daemon=True).start()
-        while not link.leaving:
-            self._turn()
-            self._wait()
-        while self._running and not self._abandoned.is_set():
-            self._turn()
+            threading.Thread(target=self._run_slot, args=(slot,), name=f"trio_sched slot {slot}", daemon=True).start()
+        while not connection.leave_reason or (self._running and not self._abandoned.is_set()):
+            self._do_io()
             self._wait()
 
-    def _turn(self) -> None:
-        link = self._link
+    def _do_io(self) -> None:
+        connection = self._connection
         with self._lock:
-            link.receive()
-            if monotonic() >= link.next_tick_at:
-                link.tick()
-            self._hand_out()
-            link.flush()
-            if link.told:
-                for slot in self._idle:
-                    self._board.running[slot] = 0
+            connection.receive()
+            if monotonic() >= connection.next_tick_at:
+                connection.tick()
+            self._start_tasks()
+            connection.flush()
+            if connection.is_flushed:
+                for slot in self._idle_slots:
+                    self._status.clear_slot(slot)
 
-    def _wait(self) -> None:
-        try:
-            self._waiting = True
-            if not self._abandoned.is_set():
-                self._link.wait()
-            self._waiting = False
-        except Leave:
-            pass
-
-    def leave(self, reason: str) -> None:
-        """From a signal handler in the main thread: end after the tasks that run."""
-        self._link.leave(reason)
-        if self._waiting:
-            self._waiting = False
-            raise Leave
+    def _must_not_wait(self) -> bool:
+        return self._abandoned.is_set()
 
     def interrupt(self) -> None:
-        """From a signal handler in the main thread: no task runs there."""
+        """Do nothing: no task runs in the main thread."""
 
     def abandon(self, reason: str, timeout_s: float) -> None:
-        """From another thread: the main thread is to say good-bye now, whatever runs."""
-        self._link.leaving = reason
+        """Have the main thread close the connection even if tasks run."""
         self._abandoned.set()
-        self._link.wake()
+        self._connection.leave_at_once(reason)
         threading.Event().wait(timeout_s)
 
-    def _ids_running(self) -> list[int]:
-        return [call.id for call, _, generation in self._running.values() if generation == self._link.generation]
+    # ---- starting tasks (under the lock) ----------------------------------------------------------------------------
 
-    # ---- starting tasks (with the lock) -----------------------------------------------------------------------------
-
-    def _hand_out(self) -> None:
-        while self._idle and (job := self._take()) is not None:
-            slot = self._idle.pop()
-            self._begin(slot, job)
+    def _start_tasks(self) -> None:
+        while self._idle_slots and (job := self._take_job()) is not None:
+            slot = self._idle_slots.pop()
+            self._begin_job(slot, job)
             self._jobs[slot].put(job)
 
-    def _take(self) -> Job | None:
-        """The longest waiting task that fits. Where nothing runs any fits: waiting would not help it."""
-        if self._link.leaving:
-            return None  # what is left is being recalled
-        queue = self._link.queue
-        for index, (call, frames) in enumerate(queue):
-            if not self._running or fits(call.resources, self._free):
-                del queue[index]
-                return call, frames, self._link.generation
+    def _take_job(self) -> _Job | None:
+        """Take the call that has waited longest among those that fit; while nothing runs, every call fits."""
+        connection = self._connection
+        if connection.leave_reason:
+            return None  # the scheduler recalls the queue
+        for index, (call, frames) in enumerate(connection.queue):
+            if not self._running or fits(call.resources, self._free_resources):
+                del connection.queue[index]
+                return call, frames, connection.generation
         return None
 
-    def _begin(self, slot: int, job: Job) -> None:
+    def _begin_job(self, slot: int, job: _Job) -> None:
         call = job[0]
         self._running[slot] = job
-        self._board.begin(slot, call.id)
+        self._connection.running.add(call.id)
+        self._status.begin_task(slot, call.id)
         for name, amount in (call.resources or {}).items():
-            self._free[name] = self._free.get(name, 0.0) - amount
+            self._free_resources[name] = self._free_resources.get(name, 0.0) - amount
 
-    def _end(self, slot: int) -> None:
+    def _end_job(self, slot: int) -> None:
         call = self._running.pop(slot)[0]
         for name, amount in (call.resources or {}).items():
-            self._free[name] += amount
+            self._free_resources[name] += amount
 
-    # ---- the threads ------------------------------------------------------------------------------------------------
+    # ---- the threads of the slots -----------------------------------------------------------------------------------
 
-    def _work(self, slot: int) -> None:
-        self._capture.claim(slot)
+    def _run_slot(self, slot: int) -> None:
+        self._capture.bind_thread(slot)
         jobs = self._jobs[slot]
         while True:
-            job: Job | None = jobs.get()
+            job: _Job | None = jobs.get()
             while job is not None:
-                job = self._work_on(slot, job)
+                job = self._run_job(slot, job)
 
-    def _work_on(self, slot: int, job: Job) -> Job | None:
-        """Run the job; the next one for this thread, or None: it joined the idle ones."""
+    def _run_job(self, slot: int, job: _Job) -> _Job | None:
+        """Run the job; returns the next one for this thread, or None: the slot is idle."""
         call, frames, generation = job
         output = self._capture.outputs[slot]
-        output.open = True
-        ended = self._runner.run(call, frames)
-        output.open = False
-        if output.dirty:
-            ended[0].stdout, ended[0].stderr = output.take()
+        output.begin()
+        result = self._runner.run(call, frames)
+        output.end(result[0])
         with self._lock:
-            link = self._link
-            self._end(slot)
+            connection = self._connection
+            self._end_job(slot)
             now = perf_counter()
-            link.keep(ended, generation, now)
-            following = self._take()
+            connection.add_result(result, generation, now)
+            following = self._take_job()
             if following is None:
-                self._idle.append(slot)
+                self._idle_slots.append(slot)
             else:
-                self._begin(slot, following)
-                self._hand_out()  # what this one held may do for several
-            tell = following is None or now - link.unsent_since >= GATHER_S
-        if tell:
-            link.wake()
+                self._begin_job(slot, following)
+                self._start_tasks()  # the resources that this job held may be enough for several
+            must_wake = following is None or now - connection.unsent_since >= BATCH_DELAY_S
+        if must_wake:
+            connection.wake()
         return following
 
 

@@ -1,12 +1,13 @@
-"""Running one call: find its function, unpickle its arguments, go to its client's place, call, and word the answer.
+"""Run one call: find its function, unpickle its arguments, enter its client's environment, call, and build the result.
 
-Each call begins in its client's directory and with the worker's own umask, whatever the call before it did: both are
-set each time, which costs two system calls (0.6 us together); to find out whether they changed would cost more. The
+Each call begins in its client's directory and with the worker's own umask, whatever the call before changed: both are
+set for each call, which costs two system calls (0.6 us together); to find out whether they changed would cost more. The
 directory is kept open, so that setting it looks up no path. With several slots all calls of a worker share one
 directory and one umask, which each call that begins sets again.
 
-Nothing that a task does may end the loop that runs it: whatever is raised, SystemExit and KeyboardInterrupt included,
-is the task's error. What could not be loaded is told apart from what the task raised (CallError).
+No exception of a task ends the loop that runs it: whatever is raised, SystemExit and KeyboardInterrupt included, is the
+task's error. A function or an argument that cannot be loaded is a `CallError`, and thereby distinct from an exception
+of the task.
 
 The path of a plain call is kept straight, because a worker's whole cost for a small task is here: about 5 us, most of
 it pickle.
@@ -28,113 +29,136 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from trio_sched.engine import ends
-from trio_sched.engine.ends import Ended
-from trio_sched.transport.connection import host_name
+from trio_sched.engine.results import (
+    MODULE_ADVICE,
+    PICKLED_NONE,
+    FramedResult,
+    call_error,
+    result_of_error,
+    result_of_value,
+)
+from trio_sched.transport.connection_info import host_name
 from trio_sched.wire import payload, source_stamps
-from trio_sched.wire.native import COUNTER_MASK, Call, Frame, Place, TaskEnd, Value
+from trio_sched.wire.ids import session_of
+from trio_sched.wire.native import Call, ClientEnvironment, Frame, TaskResult, Value
 
 Function = Callable[..., Any]
 _fchdir, _set_umask = os.fchdir, os.umask
-SESSION_SHIFT = COUNTER_MASK.bit_length()
-"""The client's session is the part of a task id above its counter."""
 
 
-class Runner:
-    """What a worker knows about functions and places. `run` may be called from several threads; `learn` from one."""
+class CallRunner:
+    """Runs calls, with the functions and environments that the scheduler has sent.
+
+    `run` may be called from several threads, the other methods from one.
+    """
 
     def __init__(self) -> None:
-        self.limit_bytes = 0
-        """Largest message that the scheduler takes; 0: not known."""
-        self.engine = 0
-        """The number of this engine at its scheduler; 0: not welcomed."""
+        #: With one slot: whether the task's own code runs, which an interrupt may end.
         self.in_call = False
-        """With one slot: whether the task's own code runs, which an interrupt may hit."""
-        self.forked = False
-        """Whether this process is one that a task forked: there is no worker in it to come back to."""
+        #: The number of this engine at its scheduler; 0: not welcomed.
+        self._engine = 0
+        #: The largest message that the scheduler accepts; 0: unknown.
+        self._limit_bytes = 0
+        #: Whether this process was forked by a task: it has no loop to return to.
+        self._forked = False
         self._functions: dict[bytes, Function] = {}
+        #: Functions that no task has needed yet, by digest.
         self._pickled: dict[bytes, bytes] = {}
-        """Functions that no task has asked for yet, by digest."""
         self._by_name: dict[str, Function] = {}
+        #: The generation of the modules in which `_by_name` was filled.
         self._sources = source_stamps.generation()
-        """Of the modules in `_by_name`."""
-        self._places: dict[int, Place] = {}
+        #: By client session.
+        self._environments: dict[int, ClientEnvironment] = {}
         self._loading = threading.Lock()
+        #: The client session whose environment was entered last; 0: none.
         self._session = 0
         self._home = _current_directory()
+        #: Descriptor of the directory in which calls of the current session begin; -1: it cannot be opened.
         self._directory = -1
-        """Descriptor of the directory in which calls of the current session begin; -1: it cannot be opened."""
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._loops = threading.local()
+        self._event_loops = threading.local()
 
-    def learn(
-        self, functions: Mapping[bytes, bytes], drop: Sequence[bytes] = (), places: Mapping[int, Place] | None = None
+    def join(self, engine: int, limit_bytes: int) -> None:
+        """Take this engine's number at the scheduler, and the largest message that the scheduler accepts."""
+        self._engine = engine
+        self._limit_bytes = limit_bytes
+
+    def update(
+        self,
+        functions: Mapping[bytes, bytes],
+        drop: Sequence[bytes] = (),
+        environments: Mapping[int, ClientEnvironment] | None = None,
     ) -> None:
-        """Take what came with an Assign."""
+        """Take the functions and environments of an `Assign`, and forget the functions to drop."""
         self._pickled.update(functions)
         for digest in drop:
             self._functions.pop(digest, None)
             self._pickled.pop(digest, None)
-        if places:
-            self._places.update(places)
-            self._session = 0  # the place of the current one may have changed
+        if environments:
+            self._environments.update(environments)
+            self._session = 0  # the environment of the current session may have changed
 
-    def forget(self) -> None:
-        """The scheduler is another one: its digests and sessions mean nothing any more."""
+    def reset(self) -> None:
+        """Forget the functions and environments: they belong to another scheduler instance."""
         self._functions.clear()
         self._pickled.clear()
-        self._places.clear()
+        self._environments.clear()
         self._session = 0
 
-    def run(self, call: Call, frames: Sequence[Frame]) -> Ended:
+    def enter_forked_child(self) -> None:
+        """Note that this process is one that a task forked: it exits where the task ends."""
+        self._forked = True
+
+    def run(self, call: Call, frames: Sequence[Frame]) -> FramedResult:
         """Run the call; never raises."""
         what = "the function"
         try:
-            if call.id >> SESSION_SHIFT != self._session:
-                self._move(call.id >> SESSION_SHIFT)
+            session = session_of(call.id)
+            if session != self._session:
+                self._enter_environment(session)
             try:
                 _fchdir(self._directory)
-            except OSError:  # a task closed it
-                self._move(call.id >> SESSION_SHIFT)
+            except OSError:  # a task closed the descriptor
+                self._enter_environment(session)
             _set_umask(self._umask)
-            function = self._functions.get(call.fn) or self._find(call)
+            function = self._functions.get(call.fn) or self._find_function(call)
             what = "an argument"
             if frames or call.inputs or call.call:
-                args, kwargs = _arguments(call, frames)
+                args, kwargs = _load_arguments(call, frames)
             else:
                 args, kwargs = pickle.loads(call.body)
-        except BaseException as error:  # importing runs code of others
-            return ends.of_error(call, ends.call_error(call, what, error, self._who()), 0.0, self.limit_bytes)
+        except BaseException as error:  # imports run users' code
+            failed = call_error(call, what, error, self._describe_engine())
+            return result_of_error(call, failed, 0.0, self._limit_bytes)
         started = perf_counter()
         try:
             self.in_call = True
             value = function(*args, **kwargs)
             if type(value) is CoroutineType:
-                value = self._complete(value)
+                value = self._run_coroutine(value)
             self.in_call = False
-            if self.forked:
-                _end_fork(None)
+            if self._forked:
+                _exit_forked_child(None)
         except BaseException as error:  # the task's, whatever it is
             self.in_call = False
-            if self.forked:
-                _end_fork(error)
+            if self._forked:
+                _exit_forked_child(error)
             if isinstance(error, ModuleNotFoundError):
-                error.add_note(f"raised on {self._who()}. {ends.MODULE_ADVICE}")
-            return ends.of_error(call, error, perf_counter() - started, self.limit_bytes)
+                error.add_note(f"raised on {self._describe_engine()}. {MODULE_ADVICE}")
+            return result_of_error(call, error, perf_counter() - started, self._limit_bytes)
         took_s = perf_counter() - started
         if value is None and not call.call:
-            return TaskEnd(id=call.id, body=ends.NONE, attempt=call.attempt, took_s=took_s), ()
-        del args, kwargs  # what the task returns may be an argument
+            return TaskResult(id=call.id, body=PICKLED_NONE, attempt=call.attempt, took_s=took_s), ()
+        del args, kwargs  # the value may be an argument, or a part of one
         box = [value]
         del value
-        return ends.of_value(call, box.pop(), took_s, self.limit_bytes)
+        return result_of_value(call, box.pop(), took_s, self._limit_bytes)
 
-    def _who(self) -> str:
-        """This engine, for messages to users."""
-        return f"engine {self.engine} at {host_name()} ({sys.executable}, Python {sys.version.split()[0]})"
+    def _describe_engine(self) -> str:
+        return f"engine {self._engine} at {host_name()} ({sys.executable}, Python {sys.version.split()[0]})"
 
-    def _find(self, call: Call) -> Function:
+    def _find_function(self, call: Call) -> Function:
         if call.call:
             if self._sources != source_stamps.generation():
                 self._by_name.clear()
@@ -147,12 +171,10 @@ class Runner:
         pickled = self._pickled.get(call.fn)
         if pickled is None:
             raise LookupError(f"the scheduler did not send the function with digest {call.fn.hex()!r}")
-        function = pickle.loads(pickled)
-        if not callable(function):
-            raise TypeError(f"a {type(function).__qualname__} is not callable")
+        function = _check_callable(pickle.loads(pickled), "the pickled object")
         self._functions[call.fn] = function
         del self._pickled[call.fn]
-        return function  # type: ignore[no-any-return]  # callable() narrows Any to nothing better
+        return function
 
     def _load_by_name(self, name: str) -> Function:
         module, colon, path = name.partition(":")
@@ -161,42 +183,49 @@ class Runner:
         found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
-        if not callable(found):
-            raise TypeError(f"{name} is a {type(found).__qualname__}, which is not callable")
-        self._by_name[name] = found
-        return found  # type: ignore[no-any-return]  # as above
+        function = self._by_name[name] = _check_callable(found, name)
+        return function
 
-    # ---- places -----------------------------------------------------------------------------------------------------
+    # ---- environments -----------------------------------------------------------------------------------------------
 
-    def _move(self, session: int) -> None:
-        """Go to where the client works: its sys.path entries, and its working directory or our own."""
-        place = self._places.get(session, _NOWHERE)
-        if extend_path(place.path):
+    def _enter_environment(self, session: int) -> None:
+        """Add the client's sys.path entries, and change to its working directory, or to the worker's where the
+        client's does not exist.
+        """
+        environment = self._environments.get(session, _NO_ENVIRONMENT)
+        if extend_sys_path(environment.path):
             importlib.invalidate_caches()
         if self._directory >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._directory)
         self._directory = -1
-        for directory in (place.cwd, self._home):
-            if directory and _entered(directory):
-                self._directory = _opened_current_directory()
+        for directory in (environment.cwd, self._home):
+            if directory and _try_chdir(directory):
+                self._directory = _open_current_directory()
                 break
         self._session = session
 
     # ---- async def --------------------------------------------------------------------------------------------------
 
-    def _complete(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run an `async def` task to its end, on an asyncio loop that this thread keeps."""
-        runner = getattr(self._loops, "runner", None)
+        runner = getattr(self._event_loops, "runner", None)
         if runner is None:
             import asyncio
 
-            runner = self._loops.runner = asyncio.Runner()
-        return runner.run(_and_no_more(coroutine))
+            runner = self._event_loops.runner = asyncio.Runner()
+        return runner.run(_run_alone(coroutine))
 
 
-def _end_fork(error: BaseException | None) -> NoReturn:
-    """The task returned, or raised, in a process that it forked: end that as a script would end."""
+def _check_callable(found: Any, what: str) -> Function:
+    if not callable(found):
+        raise TypeError(f"{what} is a {type(found).__qualname__}, which is not callable")
+    function: Function = found
+    return function
+
+
+def _exit_forked_child(error: BaseException | None) -> NoReturn:
+    """Exit from a process that the task forked and in which it returned or raised, as a script would exit."""
     code = 0 if error is None else 1
     try:
         if isinstance(error, SystemExit):
@@ -212,8 +241,10 @@ def _end_fork(error: BaseException | None) -> NoReturn:
         os._exit(code)
 
 
-async def _and_no_more(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run it, then cancel what it left behind on the loop: that would only go on while the next task runs."""
+async def _run_alone(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run the coroutine, then cancel the tasks that it left on the loop: they would go on only while other coroutines
+    run.
+    """
     import asyncio
 
     try:
@@ -229,24 +260,27 @@ async def _and_no_more(coroutine: Coroutine[Any, Any, Any]) -> Any:
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-def _arguments(call: Call, frames: Sequence[Frame]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The arguments of a call that is not plain: by name, with frames, with results of other tasks (R9)."""
+def _load_arguments(call: Call, frames: Sequence[Frame]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Load the arguments of a call by name, with frames, or with results of other tasks (R9)."""
     if call.call:
         return call.args or (), call.kwargs or {}
     inputs = call.inputs or ()
-    own = call.frames - sum(value.frames for value in inputs)
-    body, buffers = payload.unpack(call.body, frames[:own])
+    at = call.frames - sum(value.frames for value in inputs)
+    body, buffers = payload.unpack(call.body, frames[:at])
+    arguments: tuple[Sequence[Any], Mapping[str, Any]]
     if not inputs:
-        return payload.loads(body, _writable(buffers))  # type: ignore[no-any-return]  # as the client packed it
+        arguments = payload.loads(body, _writable(buffers))
+        return arguments
     values = []
     for value in inputs:
-        values.append(_input(value, frames[own : own + value.frames]))
-        own += value.frames
-    with payload.providing(values):
-        return payload.loads(body, _writable(buffers))  # type: ignore[no-any-return]
+        values.append(_load_input(value, frames[at : at + value.frames]))
+        at += value.frames
+    with payload.provide_inputs(values):
+        arguments = payload.loads(body, _writable(buffers))
+    return arguments
 
 
-def _input(value: Value, frames: Sequence[Frame]) -> Any:
+def _load_input(value: Value, frames: Sequence[Frame]) -> Any:
     body, buffers = payload.unpack(value.body, frames)
     if value.codec == "msgpack":
         return msgspec.msgpack.decode(body)
@@ -254,7 +288,7 @@ def _input(value: Value, frames: Sequence[Frame]) -> Any:
 
 
 def _writable(buffers: Sequence[Frame]) -> list[Frame]:
-    """So that a task may change an array that it was given, as it may in a local call."""
+    """Copy read-only buffers, so that a task may change an array that it was given, as in a local call."""
     return [
         bytearray(buffer)
         if isinstance(buffer, bytes) or (isinstance(buffer, memoryview) and buffer.readonly)
@@ -265,31 +299,34 @@ def _writable(buffers: Sequence[Frame]) -> list[Frame]:
 
 # ---- sys.path -------------------------------------------------------------------------------------------------------
 
-_NOWHERE = Place()
+_NO_ENVIRONMENT = ClientEnvironment()
 
 
-def extend_path(entries: Sequence[str]) -> bool:
-    """Add the entries that exist and are new. Those that the client has before anything that we share go first, as
-    there (the script's own directory); the others last. True: something was added."""
+def extend_sys_path(entries: Sequence[str]) -> bool:
+    """Add the client's entries that exist and are new; returns whether there were any.
+
+    Entries that the client has before the first common one go first, as there (the script's own directory); the others
+    go last.
+    """
     known = set(sys.path)
-    shared = next((index for index, entry in enumerate(entries) if entry in known), len(entries))
-    new_first = [entry for entry in entries[:shared] if os.path.exists(entry)]
-    new_last = [entry for entry in entries[shared:] if entry and entry not in known and os.path.exists(entry)]
+    first_common = next((index for index, entry in enumerate(entries) if entry in known), len(entries))
+    new_first = [entry for entry in entries[:first_common] if os.path.exists(entry)]
+    new_last = [entry for entry in entries[first_common:] if entry and entry not in known and os.path.exists(entry)]
     sys.path[:0] = new_first
     sys.path.extend(new_last)
     return bool(new_first or new_last)
 
 
-def _entered(directory: str) -> bool:
+def _try_chdir(directory: str) -> bool:
     try:
         os.chdir(directory)
-    except OSError:  # it is not on this machine, or not for us
+    except OSError:  # the directory does not exist here, or may not be entered
         return False
     return True
 
 
-def _opened_current_directory() -> int:
-    """A descriptor for `os.fchdir`; -1: there is none to be had."""
+def _open_current_directory() -> int:
+    """Open a descriptor for `os.fchdir`; -1: it cannot be opened."""
     try:
         return os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -299,5 +336,5 @@ def _opened_current_directory() -> int:
 def _current_directory() -> str:
     try:
         return os.getcwd()
-    except FileNotFoundError:  # it was removed under us
+    except FileNotFoundError:  # the directory was removed
         return ""

@@ -1,9 +1,9 @@
-"""The loop of a worker with one slot: tasks run in the main thread, where signals and graphics expect to be.
+"""The loop of a worker with one slot: tasks run in the main thread, where signals and graphics expect to be handled.
 
-Between tasks the main thread also does the talking. While a task takes long, a second thread stands in for it: it
-sends the results that wait behind the task, answers recalls of the tasks queued behind it, and keeps in touch. `_io`
-says whose turn it is: the main thread holds it always but while a task runs. For short tasks the stand-in costs one
-look every LONG_TASK_S, and when nothing runs it sleeps.
+Between tasks the main thread also does the I/O. While a task runs for long, a second thread, the I/O thread, takes
+over: it sends the results that wait behind the task, answers recalls of the calls queued behind it, and sends
+heartbeats. `_io_lock` says which thread does the I/O: the main thread holds the lock except while a task runs. For
+short tasks the I/O thread costs one look every LONG_TASK_S, and while no task runs it sleeps.
 """
 
 from __future__ import annotations
@@ -11,132 +11,110 @@ from __future__ import annotations
 import threading
 from time import monotonic, perf_counter
 
-from trio_sched.engine.board import Board
 from trio_sched.engine.capture import Capture
-from trio_sched.engine.link import Link
-from trio_sched.engine.runner import Runner
+from trio_sched.engine.loop import BATCH_DELAY_S, WorkerLoop
+from trio_sched.engine.runner import CallRunner
+from trio_sched.engine.scheduler_connection import SchedulerConnection
+from trio_sched.engine.worker_status import WorkerStatus
 
+#: The I/O thread takes over while a task runs for longer than this.
 LONG_TASK_S = 0.020
-"""A task that runs longer has the stand-in talk meanwhile."""
-GATHER_S = 0.001
-"""Results wait at most this long for others, and recalls to be seen, while short tasks run."""
-_QUIET_LOOKS = 5
-"""Looks without any task before the stand-in goes to sleep."""
+#: After this many looks without a running task the I/O thread sleeps until the next task.
+_IDLE_LOOKS = 5
 
 
-class Leave(BaseException):
-    """Raised by a signal handler to end a wait."""
+class SingleLoop(WorkerLoop):
+    """Runs the calls of the connection one after the other in the main thread."""
 
-
-class SingleLoop:
-    """Runs the tasks of `link`, one after the other, until `link.leaving`."""
-
-    def __init__(self, link: Link, runner: Runner, capture: Capture, board: Board) -> None:
-        self._link = link
+    def __init__(
+        self, connection: SchedulerConnection, runner: CallRunner, capture: Capture, status: WorkerStatus
+    ) -> None:
+        super().__init__(connection)
         self._runner = runner
         self._output = capture.outputs[0]
-        self._board = board
-        self._io = threading.Lock()
-        self._waiting = False
+        self._status = status
+        self._io_lock = threading.Lock()
         self._busy = False
+        #: Count of tasks that have begun, by which the I/O thread tells one task from the next.
         self._begun = 0
-        """Tasks begun, so that the stand-in can tell one task from the next."""
-        self._generation = 0
-        self._asleep = False
-        self._rise = threading.Event()
-        link.running = self._running
+        self._io_thread_sleeps = False
+        self._io_thread_wake = threading.Event()
 
     def run(self) -> None:
-        """The main thread's."""
-        link = self._link
-        self._io.acquire()
-        link.hello()
-        threading.Thread(target=self._stand_in, name="trio_sched stand-in", daemon=True).start()
+        """Run calls until the connection has a `leave_reason`."""
+        connection = self._connection
+        self._io_lock.acquire()
+        connection.send_hello()
+        threading.Thread(target=self._run_io_thread, name="trio_sched I/O", daemon=True).start()
         looked_at = perf_counter()
-        while not link.leaving:
-            if not link.queue:
+        while not connection.leave_reason:
+            if not connection.queue:
                 self._idle()
                 continue
             self._run_next()
             now = perf_counter()
-            if not link.queue or now - link.unsent_since >= GATHER_S:
-                link.flush()
-            if now - looked_at >= GATHER_S:
+            if not connection.queue or now - connection.unsent_since >= BATCH_DELAY_S:
+                connection.flush()
+            if now - looked_at >= BATCH_DELAY_S:
                 looked_at = now
-                self._look()
+                self._do_io()
 
     def _run_next(self) -> None:
-        call, frames = self._link.queue.popleft()
-        output = self._output
-        self._generation = self._link.generation
+        connection, output = self._connection, self._output
+        call, frames = connection.queue.popleft()
+        generation = connection.generation
+        connection.running.add(call.id)
         self._begun += 1
-        self._board.begin(0, call.id)
-        output.open = True
+        self._status.begin_task(0, call.id)
+        output.begin()
         self._busy = True
-        if self._asleep:
-            self._asleep = False
-            self._rise.set()
-        self._io.release()
-        ended = self._runner.run(call, frames)
+        if self._io_thread_sleeps:
+            self._io_thread_sleeps = False
+            self._io_thread_wake.set()
+        self._io_lock.release()
+        result = self._runner.run(call, frames)
         self._busy = False
-        if not self._io.acquire(blocking=False):  # the stand-in is at it
-            self._link.wake()
-            self._io.acquire()
-        output.open = False
-        if output.dirty:
-            ended[0].stdout, ended[0].stderr = output.take()
-        self._link.keep(ended, self._generation, perf_counter())
+        if not self._io_lock.acquire(blocking=False):  # the I/O thread has it
+            connection.wake()
+            self._io_lock.acquire()
+        output.end(result[0])
+        connection.add_result(result, generation, perf_counter())
 
-    def _look(self) -> None:
-        self._link.receive()
-        if monotonic() >= self._link.next_tick_at:
-            self._link.tick()
+    def _do_io(self) -> None:
+        self._connection.receive()
+        if monotonic() >= self._connection.next_tick_at:
+            self._connection.tick()
 
     def _idle(self) -> None:
-        """Nothing to do: wait for something. A signal that asks us to leave ends the wait."""
-        link = self._link
-        self._look()
-        link.flush()
-        if link.told:
-            self._board.running[0] = 0
-        if link.queue or link.leaving:
+        """Send what is unsent, and wait for calls."""
+        connection = self._connection
+        self._do_io()
+        connection.flush()
+        if connection.is_flushed:
+            self._status.clear_slot(0)
+        if connection.queue or connection.leave_reason:
             return
-        try:
-            self._waiting = True
-            if not link.leaving:  # asked between the look and the wait
-                link.wait()
-            self._waiting = False
-        except Leave:
-            pass
-        link.receive()
+        self._wait()
+        connection.receive()
 
-    def leave(self, reason: str) -> None:
-        """From a signal handler in the main thread: end after the task that runs."""
-        self._link.leave(reason)
-        if self._waiting:
-            self._waiting = False
-            raise Leave
-        self._link.wake()  # the stand-in, which tells the scheduler
+    def _must_not_wait(self) -> bool:
+        return bool(self._connection.leave_reason)
 
     def interrupt(self) -> None:
-        """From a signal handler in the main thread: KeyboardInterrupt in the task, nothing between tasks."""
+        """Raise KeyboardInterrupt if the task's own code runs."""
         if self._runner.in_call:
             raise KeyboardInterrupt
 
     def abandon(self, reason: str, timeout_s: float) -> None:
-        """From another thread: say good-bye now, even if a task runs; then the process is to end."""
-        self._link.leaving = reason
-        self._busy = False  # for the stand-in
-        self._link.wake()
-        if self._io.acquire(timeout=timeout_s):  # else the main thread has it, and says good-bye itself
-            self._link.bye(0.0)
+        """Close the connection even if a task runs."""
+        self._busy = False  # so that the I/O thread releases the lock
+        self._connection.leave_at_once(reason)
+        if self._io_lock.acquire(timeout=timeout_s):  # otherwise the main thread has it, and closes the connection
+            self._connection.close(0.0)
 
-    def _running(self) -> list[int]:
-        return self._board.tasks() if self._busy and self._generation == self._link.generation else []
+    # ---- the I/O thread ---------------------------------------------------------------------------------------------
 
-    # ---- the stand-in -----------------------------------------------------------------------------------------------
-
-    def _stand_in(self) -> None:
+    def _run_io_thread(self) -> None:
         looks = 0
         never = threading.Event()
         while True:
@@ -146,26 +124,25 @@ class SingleLoop:
                 looks = 0
             elif self._busy:
                 looks = 0
-                self._talk_during(seen)
+                self._do_io_during(seen)
             else:
                 looks += 1
-                if looks >= _QUIET_LOOKS:
-                    self._sleep(seen)
+                if looks >= _IDLE_LOOKS:
+                    self._sleep_io_thread(seen)
 
-    def _talk_during(self, task: int) -> None:
-        link = self._link
-        with self._io:
+    def _do_io_during(self, task: int) -> None:
+        """Do the I/O while this task runs, numbered as in `_begun`."""
+        connection = self._connection
+        with self._io_lock:
             while self._busy and self._begun == task:
-                link.flush()
-                link.receive()
-                if monotonic() >= link.next_tick_at:
-                    link.tick()
+                connection.flush()
+                self._do_io()
                 if self._busy:
-                    link.wait()
+                    connection.wait()
 
-    def _sleep(self, seen: int) -> None:
-        self._asleep = True
-        if self._begun == seen and not self._busy:  # else a task began before it could see us sleeping
-            self._rise.wait()
-        self._asleep = False
-        self._rise.clear()
+    def _sleep_io_thread(self, seen: int) -> None:
+        self._io_thread_sleeps = True
+        if self._begun == seen and not self._busy:  # otherwise a task began before it could see the flag
+            self._io_thread_wake.wait()
+        self._io_thread_sleeps = False
+        self._io_thread_wake.clear()

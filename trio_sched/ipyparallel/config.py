@@ -1,4 +1,4 @@
-"""The settings of the drop-in controller. What ipcontroller calls them is the command line's business."""
+"""The settings of the drop-in controller. settings.py maps ipcontroller's names to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from trio_sched.errors import ConfigError
 from trio_sched.server.config import SCHEMES, Config
-from trio_sched.transport.zmq_admission import is_local
+from trio_sched.transport.zmq_admission import is_local_address
 
 Side: TypeAlias = Literal["client", "engine"]
 SIDES: tuple[Side, Side] = ("client", "engine")
@@ -22,63 +22,66 @@ _HIGHEST_PORT = 65535
 
 
 class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All settings, with ipcontroller's defaults where it has them."""
+    """All settings, with ipcontroller's defaults where it has them.
 
+    :raises ConfigError: a value is out of its range; the message names the setting, the value and the range.
+    """
+
+    #: Connection files are in its `security` directory, logs in `log`, the database in the directory itself.
     profile_dir: str
-    """Connection files go into its `security`, the database and logs beside that."""
     cluster_id: str = ""
-    # where to listen
+    # ---- addresses and ports ----
+    #: The address of the sockets for clients; with transport ipc a prefix of paths.
     client_ip: str = "127.0.0.1"
-    """Of the sockets for clients; a path prefix with transport ipc."""
     engine_ip: str = "127.0.0.1"
     client_transport: Literal["tcp", "ipc"] = "tcp"
     engine_transport: Literal["tcp", "ipc"] = "tcp"
+    #: The name of this machine in connection files, for peers on other machines.
     location: str = platform.node()
-    """What connection files call this machine, for peers on others."""
+    #: 0: a port of a pool, or any.
     registration_port: int = 0
-    """0: from the pools, or any."""
+    #: Pools of ports, for both sides and for each. When a pool is used up, any port is taken.
     ports: tuple[int, ...] = ()
-    """Pools of ports; when one is used up, any port."""
     client_ports: tuple[int, ...] = ()
     engine_ports: tuple[int, ...] = ()
+    #: USER@HOST through which clients tunnel.
     ssh_server: str = ""
-    """Through which clients tunnel."""
     engine_ssh_server: str = ""
+    #: Take key and ports from existing connection files, and do not remove them at the end.
     reuse: bool = False
-    """Keep key and ports of the connection files that are there, and leave them there at the end."""
-    # who may connect
+    # ---- authentication and limits ----
+    #: The key that signs messages; None: a new one; empty: messages are not signed.
     key: str | None = None
-    """With which messages are signed; None: a new one, empty: unsigned."""
     signature_scheme: str = "hmac-sha256"
+    #: None: CURVE if a socket listens on other addresses than this machine's own, and no ssh tunnel is configured.
     curve: bool | None = None
-    """None: if a socket listens on more than this machine's own addresses, and no ssh tunnel is configured."""
+    #: Empty, with CURVE: a new pair.
     curve_publickey: str = ""
-    """Empty, with CURVE: a new pair."""
     curve_secretkey: str = ""
+    #: Without CURVE: whether users of this machine other than the controller's and root may connect.
     other_users: bool = False
-    """Without CURVE, whether other users of this machine than the controller's and root may connect."""
+    #: The size of the largest frame; 0: no limit.
     max_message_bytes: int = 0
-    """The largest frame; 0: no limit."""
+    #: Connections to all ports; 0: as many as the descriptor limit allows. An engine has several.
     max_connections: int = 0
-    """Connections to all ports at once; 0: as many as the descriptor limit allows. An engine takes several."""
+    #: Connections from one remote address; 0: half of `max_connections`.
     max_connections_per_address: int = 0
-    """Of one remote address; 0: half of `max_connections`."""
+    #: Subscriptions, and ends of subscriptions, of one connection to a port that publishes; with more it is reset.
     max_subscriptions: int = 1000
-    """What one connection may subscribe to, and take back, at a port that publishes; one that does more is reset."""
-    # engines
+    # ---- engines ----
     ping_ms: int = 3000
+    #: Pings in a row that an engine may miss; one that misses more is removed.
     missed_pings: int = 10
-    """An engine that misses one more is gone."""
+    #: Time from a registration request to the first pong; 0: as ipcontroller has it.
     registration_timeout_s: float = 0.0
-    """How long a registered engine may take until its heart beats; 0: as ipcontroller has it."""
-    # tasks
+    # ---- tasks ----
     scheme: str = "leastload"
     hwm: int = 1
+    #: Bytes of unfinished tasks; a task beyond the limit is refused. None: a quarter of the memory.
     total_bytes: int | None = None
-    """Bytes of unfinished tasks that are held; a task beyond that is refused. None: a quarter of the memory."""
+    #: Ports of the engines' broadcast socket.
     broadcast_leaves: int = 2
-    """Ports for the broadcast view's engines (there is one socket behind them)."""
-    # records
+    # ---- records ----
     database: Database = "dictdb"
     database_options: dict[str, Any] = {}
 
@@ -106,19 +109,19 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def security_dir(self) -> Path:
-        """Where the connection files are."""
+        """The directory of the connection files."""
         return Path(self.profile_dir) / "security"
 
     def interface(self, side: Side) -> str:
-        """Transport and address, to which a port is added."""
+        """Return transport and address of one side, such as "tcp://127.0.0.1", without a port."""
         if side == "client":
             return f"{self.client_transport}://{self.client_ip}"
         return f"{self.engine_transport}://{self.engine_ip}"
 
     def dask_host(self) -> str | None:
-        """The address that a Dask scheduler binds, when a client asks for one and names none; None: all.
+        """Return the address that a Dask scheduler binds if its client names none; None: all addresses.
 
-        Clients and engines reach it where they reach this controller: at its address, if there is only one.
+        Clients and engines can reach it at the address of this controller, if both use the same one.
         """
         hosts = {
             address if transport == "tcp" else "127.0.0.1"
@@ -131,25 +134,25 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def is_remote(self) -> bool:
-        """Whether a socket listens on more than this machine's own addresses."""
-        return not all(is_local(address_of(self.interface(side), 0)) for side in SIDES)
+        """Whether a socket accepts connections from other machines."""
+        return not all(is_local_address(address_of(self.interface(side), 0)) for side in SIDES)
 
     @property
     def uses_curve(self) -> bool:
-        """Whether connections are encrypted: as `curve` says, or by default.
+        """Whether connections are encrypted: the value of `curve`, or its default.
 
-        ipyparallel's clients and engines do not do CURVE through a tunnel of their own.
+        ipyparallel's clients and engines do not support CURVE through their own ssh tunnel.
         """
         if self.curve is None:
             return self.is_remote and not self.ssh_server and not self.engine_ssh_server
         return self.curve
 
-    def patience_s(self) -> float:
-        """How long a registered engine may take until its heart beats."""
+    def effective_registration_timeout_s(self) -> float:
+        """Return the time from a registration request to the first pong, after which the registration is given up."""
         return self.registration_timeout_s or max(30.0, self.ping_ms / 100)
 
     def for_server(self, **settings: Any) -> Config:
-        """The server's settings with which this front behaves as ipcontroller does; `settings` come on top."""
+        """Return the settings of the server that make this front behave as ipcontroller; `settings` override them."""
         own = {"scheme": self.scheme, "hwm": self.hwm, "shutdown_grace_s": 0.0}
         limits = {
             "max_connections": self.max_connections,
@@ -159,15 +162,15 @@ class IppConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def new_key() -> str:
-    """A key to sign with."""
+    """Return a random key for signing."""
     return secrets.token_hex(32)
 
 
 def address_of(interface: str, port: int) -> str:
-    """The address of a port, as peers build it from the connection file; so even with ipc, where it is a file."""
+    """Return the address of a port, as peers build it from the connection file. With ipc the address is a path."""
     return f"{interface}:{port}"
 
 
 def is_wildcard(interface: str) -> bool:
-    """Whether a socket there listens on all addresses of this machine."""
+    """Return whether a socket there listens on all addresses of this machine."""
     return interface in ("tcp://*", "tcp://0.0.0.0", "tcp://[::]")

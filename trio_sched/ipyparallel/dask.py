@@ -1,6 +1,6 @@
-"""The Dask scheduler that `Client.become_dask` asks the controller for: one at a time, in a process of its own.
+"""The Dask scheduler that `Client.become_dask` requests: at most one, in a process of its own (dask_scheduler.py).
 
-The process imports `distributed`; this one does not, and shares neither its event loop nor its interpreter with it.
+That process imports `distributed`. This process does not, and shares no event loop and no interpreter with it.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import msgspec
 import trio
 
 from trio_sched.logs import get_logger
-from trio_sched.wire.jupyter import Json, failure
+from trio_sched.wire.jupyter import Json, error_content
 
 log = get_logger(__name__)
 COMMAND = (sys.executable, "-m", "trio_sched.ipyparallel.dask_scheduler")
+#: Time for the Dask scheduler to close its connections before its process is killed.
 STOP_TIMEOUT_S = 5.0
-"""Time for the Dask scheduler to close its connections before its process is killed."""
 ANSWER_LIMIT_BYTES = 1 << 16
+#: The port of Dask's status pages, as Dask chooses it; Dask takes another one if it is in use.
 DASHBOARD_PORT = 8787
-"""Dask's default, for its status pages; another one if it is in use."""
 
 
 class DaskScheduler:
-    """Starts and stops the process."""
+    """Starts and stops the process of a Dask scheduler."""
 
     def __init__(self, host: str | None) -> None:
-        """`host`: the address to bind when a client names none; None: all of this machine's, as Dask does."""
+        """`host`: the address to bind when a client names none; None: all addresses, as Dask does."""
         self._host = host
         self._nursery: trio.Nursery
         self._changing = trio.Lock()
@@ -36,14 +36,14 @@ class DaskScheduler:
         self._killing = trio.CancelScope()
 
     async def run(self) -> None:
-        """The task in which the process is looked after. Kills it when cancelled."""
+        """Supervise the process until cancelled, and kill it then."""
         async with trio.open_nursery() as self._nursery:
             await trio.sleep_forever()
 
     async def start(self, arguments: Json) -> Json:
-        """The content of the reply to become_dask_request, once the scheduler runs; `arguments` are its own.
+        """Start a Dask scheduler with these arguments, unless one is running.
 
-        If one is running already, it is that one.
+        Returns the content of the reply to become_dask_request: addresses, or the error.
         """
         async with self._changing:
             if self._process is None:
@@ -51,7 +51,7 @@ class DaskScheduler:
             return self._content
 
     async def stop(self) -> Json:
-        """The content of the reply to stop_distributed_request, once the scheduler has ended."""
+        """Stop the Dask scheduler, if one is running. Returns the content of the reply to stop_distributed_request."""
         async with self._changing:
             if self._process is not None and self._process.stdin is not None:
                 await self._process.stdin.aclose()
@@ -65,23 +65,25 @@ class DaskScheduler:
         if self._host is None or "host" in arguments or "interface" in arguments:
             return arguments
         defaults: Json = {"host": self._host}
-        if "dashboard_address" not in arguments:  # its HTTP server would bind all addresses
+        if "dashboard_address" not in arguments:  # the HTTP server would bind all addresses
             defaults |= {"dashboard_address": f"{self._host}:{DASHBOARD_PORT}", "dashboard": False}
         return {**defaults, **arguments}
 
     async def _supervise(self, arguments: Json, *, task_status: trio.TaskStatus[Json]) -> None:
-        """From the start of the process to its end, of which `started` gets the content of the reply."""
+        """Start the process and wait for its end. `task_status.started` gets the content of the reply."""
         process = await trio.lowlevel.open_process(COMMAND, stdin=-1, stdout=-1)
         assert process.stdin is not None
         assert process.stdout is not None
         ended = trio.Event()
         try:
             with trio.CancelScope() as killing:
-                content = await _answer(process, msgspec.json.encode(arguments) + b"\n")
+                content = await _exchange(process, msgspec.json.encode(arguments) + b"\n")
                 running = content["status"] == "ok"
                 if running:
                     self._process, self._ended, self._killing = process, ended, killing
-                    log.warning("a Dask scheduler takes connections from anyone", address=content["address"])
+                    log.warning(
+                        "a Dask scheduler accepts connections without authentication", address=content["address"]
+                    )
                 task_status.started(content)
                 if running:
                     await process.wait()
@@ -97,21 +99,23 @@ class DaskScheduler:
             log.info("the Dask scheduler ended", exit_code=process.returncode)
 
 
-async def _answer(process: trio.Process, line: bytes) -> Json:
-    """What the process answers to its arguments, as the content of a reply."""
+async def _exchange(process: trio.Process, line: bytes) -> Json:
+    """Send the arguments to the process. Returns its answer as the content of a reply."""
     assert process.stdin is not None
     assert process.stdout is not None
-    said = b""
+    answer = b""
     try:
         await process.stdin.send_all(line)
-        while not said.endswith(b"\n") and len(said) < ANSWER_LIMIT_BYTES:
+        while not answer.endswith(b"\n") and len(answer) < ANSWER_LIMIT_BYTES:
             piece = await process.stdout.receive_some()
             if not piece:
                 break
-            said += piece
-        content: Json = msgspec.json.decode(said)
+            answer += piece
+        content: Json = msgspec.json.decode(answer)
     except (trio.BrokenResourceError, msgspec.DecodeError):
-        return failure("RuntimeError", "the process of the Dask scheduler ended at its start; its log says why")
+        return error_content(
+            "RuntimeError", "the process of the Dask scheduler ended at its start; see the log of the controller"
+        )
     if "ename" in content:
-        return failure(content["ename"], f"the Dask scheduler cannot start: {content['evalue']}")
+        return error_content(content["ename"], f"the Dask scheduler cannot start: {content['evalue']}")
     return {"status": "ok", **content}

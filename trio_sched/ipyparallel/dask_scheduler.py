@@ -1,8 +1,8 @@
 """The process of a Dask scheduler: `python -m trio_sched.ipyparallel.dask_scheduler`, started by dask.py.
 
-Reads the scheduler's arguments from standard input as one line of JSON, answers on standard output with one line of
-JSON (its addresses, or the exception), and runs until a Dask client shuts it down, or standard input ends: it cannot
-outlive the controller.
+It reads the scheduler's arguments from standard input as one line of JSON, and answers on standard output with one line
+of JSON: the scheduler's addresses, or the exception. It runs until a Dask client shuts the scheduler down, or standard
+input ends, which is when the controller ends.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ async def _serve(arguments: dict[str, Any], answers: TextIO) -> None:
         addresses = {name: getattr(scheduler, name) for name in ("ip", "address", "port")}
         _answer(answers, addresses)
         finished, loop = asyncio.create_task(scheduler.finished()), asyncio.get_running_loop()
-        threading.Thread(target=_wait_for_end, args=(loop, finished), daemon=True).start()
+        threading.Thread(target=_cancel_at_end_of_input, args=(loop, finished), daemon=True).start()
         await asyncio.wait([finished])
 
 
-def _wait_for_end(loop: asyncio.AbstractEventLoop, finished: asyncio.Task[None]) -> None:
+def _cancel_at_end_of_input(loop: asyncio.AbstractEventLoop, finished: asyncio.Task[None]) -> None:
     """Cancel `finished` when standard input ends."""
     sys.stdin.read()
     loop.call_soon_threadsafe(finished.cancel)
@@ -40,9 +40,9 @@ def _answer(answers: TextIO, content: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run a Dask scheduler."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the controller gets it, too, and ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the controller, too, which then ends
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed is not an answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keeps other output out of the answers
     try:
         asyncio.run(_serve(json.loads(sys.stdin.readline()), answers))
     except Exception as error:

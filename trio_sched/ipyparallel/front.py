@@ -1,4 +1,4 @@
-"""The front: binds every socket, says in the connection files where they are, and runs the parts.
+"""The front: binds every socket, makes the parts and wires them, writes the connection files, and runs the parts.
 
 front = IpyparallelFront(IppConfig(profile_dir=...))
 await nursery.start(serve, front.config.for_server(), [front])
@@ -6,111 +6,126 @@ await nursery.start(serve, front.config.for_server(), [front])
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 
-from trio_sched.ipyparallel import files
-from trio_sched.ipyparallel.broadcast import Broadcast
+from trio_sched.ipyparallel import connection_files
+from trio_sched.ipyparallel.broadcast import BroadcastRelay
 from trio_sched.ipyparallel.config import SIDES, IppConfig, Side, new_key
+from trio_sched.ipyparallel.controller_context import ControllerContext
 from trio_sched.ipyparallel.dask import DaskScheduler
-from trio_sched.ipyparallel.desk import Desk
-from trio_sched.ipyparallel.heartbeat import Heartbeat
-from trio_sched.ipyparallel.monitor import Monitor, Queue
-from trio_sched.ipyparallel.queries import Queries
-from trio_sched.ipyparallel.records.base import Monitor as Records
-from trio_sched.ipyparallel.records.base import NullMonitor
-from trio_sched.ipyparallel.records.opening import open_monitor
-from trio_sched.ipyparallel.registration import Registration
-from trio_sched.ipyparallel.relay import Output, Relay
+from trio_sched.ipyparallel.heartbeat import HeartbeatMonitor
+from trio_sched.ipyparallel.queries import RecordQueries
+from trio_sched.ipyparallel.records.recorder import NullRecorder, open_recorder
+from trio_sched.ipyparallel.registration import ClientNotifier, Registration
+from trio_sched.ipyparallel.relay import OutputRelay, Relay
 from trio_sched.ipyparallel.tasks import TaskQueue
 from trio_sched.logs import get_logger
-from trio_sched.server.hub import Hub
+from trio_sched.server.ingress import Ingress
 from trio_sched.transport.curve import new_keys
 from trio_sched.wire.jupyter import Codec
 
 log = get_logger(__name__)
+Task: TypeAlias = Callable[[], Awaitable[Any]]
 
 
 class IpyparallelFront:
-    """What real ipyparallel clients and engines talk to."""
+    """Serves ipyparallel's clients and engines."""
 
     def __init__(self, config: IppConfig) -> None:
         self.config = config
-        self.desk: Desk | None = None
-        """What the parts share, while it runs: for tests to look into."""
+        #: What the parts share, while the front runs; tests inspect it.
+        self.context: ControllerContext | None = None
 
-    async def run(self, hub: Hub, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
-        """See server.links.Front."""
-        records = open_monitor(self.config)
-        self.desk = desk = self._open(hub, records)
+    async def run(self, ingress: Ingress, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
+        """Serve until cancelled. `task_status.started` gets the path of the connection file for clients."""
+        self.context = context = self._open(ingress)
         try:
-            self._bind(desk, records)
-            written = self._write_files(desk)
+            tasks = self._build(context)
+            written = self._write_files(context)
             try:
                 async with trio.open_nursery() as nursery:
-                    for task in desk.tasks:
+                    for task in tasks:
                         nursery.start_soon(task)
-                    task_status.started({"ipyparallel": str(files.path_of(self.config, "client"))})
+                    task_status.started({"ipyparallel": str(connection_files.path_of(self.config, "client"))})
             finally:
                 if not self.config.reuse:
-                    for side, inside in written.items():
-                        files.remove(files.path_of(self.config, side), inside)
+                    for side, content in written.items():
+                        connection_files.remove(connection_files.path_of(self.config, side), content)
         finally:
-            desk.sockets.close()
+            context.sockets.close()
 
-    def _open(self, hub: Hub, records: Records) -> Desk:
-        """Settle key, ports and CURVE keys, which a former run may have left."""
+    def _open(self, ingress: Ingress) -> ControllerContext:
+        """Choose the signing key, the ports and the CURVE keys, which the files of a former run may determine."""
         config = self.config
-        former = files.read_former(config) if config.reuse else {}
+        recorder = open_recorder(config)
+        former = connection_files.read_former(config) if config.reuse else {}
         key = former["client"]["key"] if former else config.key
         if key is None:  # ipcontroller --enable-curve does not sign; encrypted by default, messages are signed as well
             key = "" if config.curve else new_key()
         if config.uses_curve and not config.curve_publickey:
             pair = new_keys(()).server
             config = _replaced(config, curve_publickey=pair.public, curve_secretkey=pair.secret)
-        _say_who_may_connect(config)
-        return Desk(config, hub, Codec(key.encode(), config.signature_scheme), records, former)
+        _log_exposure(config)
+        return ControllerContext(config, ingress, Codec(key.encode(), config.signature_scheme), recorder, former)
 
-    def _bind(self, desk: Desk, records: Records) -> None:
-        """Make the parts, each with its sockets; what they want to be run is in desk.tasks."""
-        registration = Registration(desk)
-        Heartbeat(desk, registration)
-        queue = TaskQueue(desk)
-        codec, note, monitor = desk.codec, desk.hub.note, desk.monitor
-        recorders: tuple[tuple[Queue, Monitor], ...] = ("mux", monitor), ("control", NullMonitor())
-        relays = [
-            Relay(name, desk.bind("router", "client", name), desk.bind_patient(name), codec, note, recorder)
-            for name, recorder in recorders
-        ]
-        leaves = desk.bind_patient("broadcast", desk.config.broadcast_leaves)
-        clients = desk.bind("router", "client", "broadcast")
-        broadcast = Broadcast(clients, leaves, codec, note, monitor, desk.roster.engines.__contains__)
-        engines, clients = desk.bind("sub", "engine", "iopub"), desk.bind("xpub", "client", "iopub")
-        output = Output(engines, clients, codec, note, monitor, lambda uuid: desk.engine_gone(uuid, "it shut down"))
-        desk.tasks.append(partial(desk.pump_subscriptions, clients))
-        dask = DaskScheduler(desk.config.dask_host())
-        queries = Queries(
-            codec, records, desk.roster.present, queue.submit, registration.shut_down, dask, queue.whereabouts
+    def _build(self, context: ControllerContext) -> Sequence[Task]:
+        """Bind the sockets, and make the parts, each with the parts that it calls. Returns the tasks to run.
+
+        The order of the sockets is fixed, so that ports of a pool are assigned in the same way in each run.
+        """
+        registration_socket = context.bind_both("router", "registration")
+        notification_socket = context.bind("xpub", "client", "notification")
+        ping_socket, pong_socket = (
+            context.bind("xpub", "engine", "hb_ping"),
+            context.bind("router", "engine", "hb_pong"),
         )
-        registration.ask(queries.answer)
-        desk.on_engine_gone += [broadcast.engine_gone, records.engine_gone]
-        desk.tasks += [*(relay.run for relay in relays), broadcast.run, output.run, records.run, dask.run]
+        task_clients, task_engines = context.bind("router", "client", "task"), context.bind_retrying("task")
+        mux_clients, mux_engines = context.bind("router", "client", "mux"), context.bind_retrying("mux")
+        control_clients, control_engines = context.bind("router", "client", "control"), context.bind_retrying("control")
+        broadcast_engines = context.bind_retrying("broadcast", context.config.broadcast_leaves)
+        broadcast_clients = context.bind("router", "client", "broadcast")
+        iopub_engines, iopub_clients = context.bind("sub", "engine", "iopub"), context.bind("xpub", "client", "iopub")
 
-    def _write_files(self, desk: Desk) -> dict[Side, dict[str, Any]]:
-        server_key = desk.config.curve_publickey if desk.config.uses_curve else None
+        codec, note, recorder = context.codec, context.ingress.note, context.recorder
+        notifier = ClientNotifier(context, notification_socket)
+        queue = TaskQueue(context, task_clients, task_engines)
+        mux = Relay("mux", mux_clients, mux_engines, codec, note, recorder)
+        control = Relay("control", control_clients, control_engines, codec, note, NullRecorder())
+        is_registered = context.registry.engines.__contains__
+        broadcast = BroadcastRelay(broadcast_clients, broadcast_engines, codec, note, recorder, is_registered)
+        dask = DaskScheduler(context.config.dask_host())
+        queries = RecordQueries(
+            codec, recorder, context.registry.joined, queue.submit, notifier.shut_down, dask, queue.unfinished
+        )
+        routers = task_engines, mux_engines, control_engines, broadcast_engines
+        on_removed = [*(router.discard for router in routers), broadcast.engine_removed, recorder.engine_removed]
+        registration = Registration(context, registration_socket, notifier, queries.answer, on_removed)
+        heartbeats = HeartbeatMonitor(context, ping_socket, pong_socket, registration)
+        engine_left = partial(registration.remove_engine, reason="it shut down")
+        output = OutputRelay(iopub_engines, iopub_clients, codec, note, recorder, engine_left)
+        parts = (*routers, notifier, queue, mux, control, broadcast, dask, registration, heartbeats, output, recorder)
+        subscriptions = partial(context.pump_subscriptions, iopub_clients)
+        return [context.admission.run, subscriptions, *(part.run for part in parts)]
+
+    def _write_files(self, context: ControllerContext) -> dict[Side, dict[str, Any]]:
+        server_key = context.config.curve_publickey if context.config.uses_curve else None
         written: dict[Side, dict[str, Any]] = {}
         for side in SIDES:
-            path = files.path_of(desk.config, side)
-            written[side] = files.contents(desk.config, side, desk.ports[side], desk.codec, server_key)
-            files.write(path, written[side])
+            path = connection_files.path_of(context.config, side)
+            written[side] = connection_files.content_of(
+                context.config, side, context.ports[side], context.codec, server_key
+            )
+            connection_files.write(path, written[side])
             log.info("connection file", path=str(path))
         return written
 
 
-def _say_who_may_connect(config: IppConfig) -> None:
-    """In the log, if it is not what users of ipyparallel expect, or not safe."""
+def _log_exposure(config: IppConfig) -> None:
+    """Log who may connect, if it is not what users of ipyparallel expect, or not safe."""
     if config.curve is None and config.uses_curve:
         log.warning(
             "connections are encrypted with CURVE, because a port is open to other machines",
@@ -118,8 +133,8 @@ def _say_who_may_connect(config: IppConfig) -> None:
         )
     elif config.is_remote and not config.uses_curve:
         log.warning(
-            "ports are open to other machines without CURVE: whoever can read the network, or has an account on a "
-            "machine from which engines or clients connect, can read output and results and take the place of engines",
+            "ports are open to other machines without CURVE: anyone who can read the network, or has an account on a "
+            "machine from which engines or clients connect, can read output and results and impersonate engines",
             on="--enable-curve",
         )
 

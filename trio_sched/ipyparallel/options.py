@@ -1,9 +1,9 @@
-"""What ipcontroller's users write, in the three places where they write it: options, configuration files, environment.
+"""Options of ipcontroller from three sources: the command line, configuration files, and the environment.
 
     --ip=0.0.0.0    --ip 0.0.0.0    --IPController.ip=0.0.0.0    c.IPController.ip = "0.0.0.0"    IPP_PROFILE_DIR=...
 
-Here it only becomes a list of what was given, by class and trait as ipyparallel names them; `settings.py` says what we
-make of it. What is unknown is named in a warning and changes nothing.
+This module only lists the options, by ipyparallel's names of class and trait; settings.py maps them to settings. An
+unknown option is named in a warning and ignored.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 APPLICATION = "IPController"
+#: Names of the application's class, its base classes and its former names: a trait of any of them is the application's.
 APPLICATIONS = {
     APPLICATION, "HubFactory", "IPControllerApp", "BaseParallelApplication", "BaseIPythonApplication", "Application",
 }  # fmt: skip
-"""One and the same: a trait of a base class, or of a class that was renamed, is the application's."""
 
+#: Traits by short name, for options that take a value.
 ALIASES = {
     "ssh": "IPController.ssh_server",
     "enginessh": "IPController.engine_ssh_server",
@@ -47,8 +48,8 @@ ALIASES = {
     "keyfile": "Session.keyfile",
     "native": "TrioSched.native",
 }
-"""Short names of traits that take a value."""
 
+#: Traits and values by short name, for options without a value.
 FLAGS: dict[str, tuple[tuple[str, Any], ...]] = {
     "debug": (("IPController.log_level", 10),),
     "quiet": (("IPController.log_level", 50),),
@@ -68,23 +69,22 @@ FLAGS: dict[str, tuple[tuple[str, Any], ...]] = {
     "other-users": (("TrioSched.other_users", True),),
     "no-secure": (("Session.key", ""),),
 }
-"""Names that need no value."""
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-class Given(NamedTuple):
-    """One thing that somebody wrote."""
+class RawOption(NamedTuple):
+    """One option, with the value as it was written."""
 
+    #: Class and trait, with the present name of the class: "IPController.ip".
     name: str
-    """Class and trait, the class in its present name: "IPController.ip"."""
+    #: Text from a command line; any object from a configuration file.
     value: Any
-    """Text from a command line; anything from a configuration file."""
+    #: The option, file or variable, for messages.
     source: str
-    """Where, for people."""
 
 
 def canonical(name: str) -> str:
-    """The name under which settings know a trait."""
+    """Return class and trait with the present name of the class."""
     section, _, trait = name.rpartition(".")
     return f"{APPLICATION}.{trait}" if section in APPLICATIONS else name
 
@@ -92,9 +92,9 @@ def canonical(name: str) -> str:
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
-def from_command_line(arguments: Sequence[str]) -> tuple[list[Given], list[str]]:
-    """What the arguments say, and warnings about those that say nothing to us."""
-    given: list[Given] = []
+def from_command_line(arguments: Sequence[str]) -> tuple[list[RawOption], list[str]]:
+    """Parse command line arguments. Returns the options, and warnings about arguments that are ignored."""
+    options: list[RawOption] = []
     warnings: list[str] = []
     rest = list(arguments)
     while rest:
@@ -104,10 +104,10 @@ def from_command_line(arguments: Sequence[str]) -> tuple[list[Given], list[str]]
         if not argument.startswith("-") and not (equals and "." in name):
             warnings.append(f"the argument {argument!r} is not known here and is ignored")
         elif short in FLAGS and not equals and not _is_boolean_next(short, rest):
-            given += [Given(path, wanted, f"--{name}") for path, wanted in FLAGS[short]]
+            options += [RawOption(path, flag_value, f"--{name}") for path, flag_value in FLAGS[short]]
         elif short in FLAGS and short not in ALIASES:
             if _BOOLEANS.get((value if equals else rest.pop(0)).lower(), False):
-                given += [Given(path, wanted, f"--{name}") for path, wanted in FLAGS[short]]
+                options += [RawOption(path, flag_value, f"--{name}") for path, flag_value in FLAGS[short]]
         elif short in ALIASES or "." in name:
             path = ALIASES.get(short) or canonical(name)
             if not equals:
@@ -115,24 +115,24 @@ def from_command_line(arguments: Sequence[str]) -> tuple[list[Given], list[str]]
                     warnings.append(f"the option --{name} needs a value and is ignored")
                     continue
                 value = rest.pop(0)
-            given.append(Given(path, value, f"--{name}"))
+            options.append(RawOption(path, value, f"--{name}"))
         else:
             if not equals and rest and not rest[0].startswith("-"):
                 argument += f" {rest.pop(0)}"  # most likely its value
             warnings.append(f"the option {argument!r} is not known here and is ignored")
-    return given, warnings
+    return options, warnings
 
 
 def _is_boolean_next(name: str, rest: Sequence[str]) -> bool:
-    """Whether a value is meant where it need not be: `--reuse True`."""
+    """Return whether the argument after a flag is its value: `--reuse True`."""
     return bool(rest) and rest[0].lower() in ("true", "false") and name in FLAGS
 
 
 # ---- configuration files --------------------------------------------------------------------------------------------
 
 
-class Collected(list[Any]):
-    """What a file appends to a trait that it did not set: `c.IPController.ports.append(10101)`."""
+class LazyList(list[Any]):
+    """The value of a trait that a file extends before it sets it: `c.IPController.ports.append(10101)`."""
 
     def prepend(self, values: Sequence[Any]) -> None:
         self[:0] = values
@@ -143,8 +143,8 @@ class Collected(list[Any]):
     add = list.append
 
 
-class Section:
-    """`c.IPController`, as a configuration file sees it."""
+class ConfigSection:
+    """The object `c.IPController` of a configuration file."""
 
     def __init__(self) -> None:
         object.__setattr__(self, "_traits", {})
@@ -152,7 +152,7 @@ class Section:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._traits.setdefault(name, Collected())
+        return self._traits.setdefault(name, LazyList())
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._traits[name] = value
@@ -161,33 +161,33 @@ class Section:
         return name in self._traits
 
     def update(self, traits: Mapping[str, Any]) -> None:
-        """Set several at once."""
+        """Set several traits."""
         self._traits.update(traits)
 
     __getitem__ = __getattr__
     __setitem__ = __setattr__
 
 
-class Root:
-    """`c`, as a configuration file sees it: sections come to be when they are named."""
+class ConfigRoot:
+    """The object `c` of a configuration file. A section is created when it is first used."""
 
     def __init__(self) -> None:
         object.__setattr__(self, "_sections", {})
 
-    def __getattr__(self, name: str) -> Section:
+    def __getattr__(self, name: str) -> ConfigSection:
         if name.startswith("__"):
             raise AttributeError(name)
-        section: Section = self._sections.setdefault(name, Section())
+        section: ConfigSection = self._sections.setdefault(name, ConfigSection())
         return section
 
     def __setattr__(self, name: str, value: Any) -> None:
-        getattr(self, name).update(value._traits if isinstance(value, Section) else value)
+        getattr(self, name).update(value._traits if isinstance(value, ConfigSection) else value)
 
     def __contains__(self, name: str) -> bool:
         return name in self._sections
 
     def merge(self, other: Mapping[str, Mapping[str, Any]]) -> None:
-        """Set several sections at once."""
+        """Set traits of several sections."""
         for name, traits in other.items():
             getattr(self, name).update(traits)
 
@@ -196,18 +196,19 @@ class Root:
     update = merge
 
     def traits(self) -> Iterator[tuple[str, Any]]:
-        """(class and trait, value) of all that was set."""
-        for section, inside in self._sections.items():
-            for trait, value in inside._traits.items():
-                if not (isinstance(value, Collected) and not value):
+        """Yield class and trait, and value, of each trait that was set."""
+        for section, content in self._sections.items():
+            for trait, value in content._traits.items():
+                if not (isinstance(value, LazyList) and not value):
                     yield f"{section}.{trait}", value
 
 
-def from_file(path: Path) -> tuple[list[Given], list[str]]:
-    """What a configuration file sets: Python, which is executed, or JSON. One that is not there sets nothing; an error
-    in it is a warning, and what it set until then counts.
+def from_file(path: Path) -> tuple[list[RawOption], list[str]]:
+    """Read a configuration file: Python, which is executed, or JSON. A missing file sets nothing.
+
+    Returns the options, and warnings. An error in the file is a warning; traits that were set before it count.
     """
-    root = Root()
+    root = ConfigRoot()
     warnings: list[str] = []
     try:
         text = path.read_text(encoding="utf-8")
@@ -220,14 +221,16 @@ def from_file(path: Path) -> tuple[list[Given], list[str]]:
             root.merge({name: traits for name, traits in json.loads(text).items() if isinstance(traits, dict)})
         else:
             _execute(path, text, root)
-    except BaseException as error:  # it may call sys.exit(), too
+    except BaseException as error:  # the file may also call sys.exit()
         if isinstance(error, KeyboardInterrupt):
             raise
-        warnings.append(f"the configuration file {path} failed{_line(path, error)}: {type(error).__name__}: {error}")
-    return [Given(canonical(name), value, str(path)) for name, value in root.traits()], warnings
+        warnings.append(
+            f"the configuration file {path} failed{_error_line(path, error)}: {type(error).__name__}: {error}"
+        )
+    return [RawOption(canonical(name), value, str(path)) for name, value in root.traits()], warnings
 
 
-def _execute(path: Path, text: str, root: Root) -> None:
+def _execute(path: Path, text: str, root: ConfigRoot) -> None:
     def load_subconfig(name: str, profile: str | None = None) -> None:
         other = path.parent / name if profile is None else path.parent.parent / f"profile_{profile}" / name
         _execute(other, other.read_text(encoding="utf-8"), root)
@@ -242,8 +245,8 @@ def _execute(path: Path, text: str, root: Root) -> None:
     exec(compile(text, str(path), "exec"), namespace)
 
 
-def _line(path: Path, error: BaseException) -> str:
-    """Where in the file."""
+def _error_line(path: Path, error: BaseException) -> str:
+    """Return where in the file the error was raised, as " in line N"; empty if that is not known."""
     line = error.lineno if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
     while trace is not None:
@@ -255,6 +258,7 @@ def _line(path: Path, error: BaseException) -> str:
 
 # ---- the environment ------------------------------------------------------------------------------------------------
 
+#: Traits by environment variable, which launchers set. IPP_CURVE_SERVERKEY is for engines and clients.
 VARIABLES = {
     "IPP_PROFILE_DIR": "ProfileDir.location",
     "IPP_CLUSTER_ID": "IPController.cluster_id",
@@ -264,19 +268,19 @@ VARIABLES = {
     "IPP_CURVE_SECRETKEY": "IPController.curve_secretkey",
     "IPYTHONDIR": "IPController.ipython_dir",
 }
-"""How launchers say where we belong. IPP_CURVE_SERVERKEY is for engines and clients."""
 
 
-def from_environment(environ: Mapping[str, str]) -> list[Given]:
-    """What the variables say; empty ones say nothing."""
-    return [Given(path, environ[name], name) for name, path in VARIABLES.items() if environ.get(name)]
+def from_environment(environ: Mapping[str, str]) -> list[RawOption]:
+    """Return the options in environment variables; empty variables are ignored."""
+    return [RawOption(path, environ[name], name) for name, path in VARIABLES.items() if environ.get(name)]
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------
+# Each function converts the raw value of an option. :raises ValueError: it is of another type; the message names that.
 
 
 def text(value: Any) -> str:
-    """Text; bytes are taken as such, also as Python writes them."""
+    """Convert to text. Bytes are decoded, also in the notation of Python (b'...')."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, str) and len(value) > 2 and value[0] == "b" and value[1] == value[-1] and value[1] in "'\"":
@@ -287,21 +291,21 @@ def text(value: Any) -> str:
 
 
 def whole(value: Any) -> int:
-    """A whole number."""
+    """Convert to a whole number."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError("it must be a whole number")
     return int(value)
 
 
 def number(value: Any) -> float:
-    """A number."""
+    """Convert to a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError("it must be a number")
     return float(value)
 
 
 def boolean(value: Any) -> bool:
-    """True or False, in any of the usual ways to write them."""
+    """Convert to True or False."""
     if isinstance(value, (bool, int)):
         return bool(value)
     if isinstance(value, str) and value.lower() in _BOOLEANS:
@@ -310,7 +314,7 @@ def boolean(value: Any) -> bool:
 
 
 def ports(value: Any) -> tuple[int, ...]:
-    """A pool of ports: a number, a range "10101-10120", several with commas, or a list of these."""
+    """Convert to a pool of ports: a number, a range "10101-10120", several with commas, or a list of these."""
     if isinstance(value, int):
         return (value,)
     if isinstance(value, str):

@@ -1,12 +1,12 @@
-"""What clients ask the controller on the registration socket, beside registering: the answers, and nothing of sockets.
+"""Answers to the requests of clients on the registration socket, except registration itself. No sockets here.
 
-An answer that cannot be given says why: as the reply's content where clients look there, else as `hub_error`. Both
-have the fields of an exception, which the client raises.
+An error is the content of the usual reply where clients expect it there, and else a `hub_error`. Both have the fields
+of an exception, which the client raises.
 
-    connection_request     who is here                   db_request          records that match a query
-    queue_request          what waits and runs where     purge_request       forget records
-    load_request           how much each engine has      resubmit_request    run tasks again, under new ids
-    result_request         results of (others') tasks    shutdown_request    stop the controller
+    connection_request     registered engines            db_request          records that match a query
+    queue_request          tasks of each engine          purge_request       forget records
+    load_request           number of tasks of each       resubmit_request    run tasks again, under new ids
+    result_request         results, also of others       shutdown_request    stop the controller
     history_request        ids of all records            become_dask_request, stop_distributed_request
 """
 
@@ -20,8 +20,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from trio_sched.errors import WireError
-from trio_sched.ipyparallel.records.base import EngineBook, Monitor
-from trio_sched.ipyparallel.records.finding import Query, QueryError
+from trio_sched.ipyparallel.records.query import InvalidQueryError, RecordQuery
 from trio_sched.ipyparallel.records.record import (
     BUFFERS,
     FIELDS,
@@ -32,64 +31,68 @@ from trio_sched.ipyparallel.records.record import (
     utc_now,
     value,
 )
-from trio_sched.ipyparallel.records.store import NotKept
-from trio_sched.wire.jupyter import Codec, Json, Parsed, failure
+from trio_sched.ipyparallel.records.recorder import EngineHistory, TaskRecorder
+from trio_sched.ipyparallel.records.store import NoRecordsError
+from trio_sched.wire.jupyter import Codec, Json, JupyterMessage, error_content
 from trio_sched.wire.native import Frame
 
-Engines = Callable[[], Mapping[int, str]]
 _IO = ("execute_input", "execute_result", "error", "stdout", "stderr")
 _RESULT = ("header", "metadata", "result_metadata", "result_header", "result_content", "received")
+#: The metadata that a resubmitted task keeps. Its dependencies and targets may not exist any more.
 _KEPT_METADATA = ("label", "retries", "timeout")
-"""What of a task's metadata a resubmission keeps: dependencies and targets may be long gone."""
 
 
 class Answer(Struct):
-    """What to send back, and what to do when that is sent."""
+    """A reply to send."""
 
     msg_type: str
     content: Json
     buffers: Sequence[Frame] = ()
-    then: Callable[[], None] | None = None
-    later: Callable[[], Awaitable[Json]] | None = None
-    """What takes time: waits for it, and returns the content to send instead of `content`."""
+    #: Called after the reply was sent.
+    after_sending: Callable[[], None] | None = None
+    #: Returns the content to send instead of `content`, when it is known.
+    pending_content: Callable[[], Awaitable[Json]] | None = None
 
 
 class Dask(Protocol):
-    """Who runs a Dask scheduler: `dask.DaskScheduler`. Both return the content of the reply."""
+    """The part of `dask.DaskScheduler` that is used here. Both methods return the content of the reply."""
 
     async def start(self, arguments: Json, /) -> Json: ...
     async def stop(self) -> Json: ...
 
 
-class Refusal(Exception):
-    """A question that has no answer: the client raises an exception of this name."""
+class QueryError(Exception):
+    """A request cannot be answered. The client raises an exception of the name `ename`."""
 
     def __init__(self, ename: str, evalue: str) -> None:
         super().__init__(evalue)
         self.ename = ename
 
 
-class Queries:
-    """Answers questions from the records and the monitor's books."""
+class RecordQueries:
+    """Answers requests from the records and the histories of the engines."""
 
     def __init__(
         self,
         codec: Codec,
-        monitor: Monitor,
-        engines: Engines,
-        resubmit: Callable[[Parsed], None],
+        recorder: TaskRecorder,
+        engines: Callable[[], Mapping[int, str]],
+        resubmit: Callable[[JupyterMessage], None],
         shut_down: Callable[[], None],
         dask: Dask,
-        whereabouts: Callable[[], Mapping[str, str | None]] = dict,
+        unfinished: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
-        """`engines`: uuids by number. `resubmit` is given a request as if a client had sent it on the task queue, and
-        sends its reply to nobody. `shut_down` is called when the one who asked for it has its answer. `dask` starts and
-        stops a Dask scheduler. `whereabouts`:
-        unfinished tasks and the uuids of the engines they were sent to, for want of a monitor that knows.
+        """Prepare to answer requests.
+
+        :param engines: returns the uuids of the registered engines by number.
+        :param resubmit: submits a request to the task queue; its reply is not sent to a client.
+        :param shut_down: called after the reply to a shutdown request was sent.
+        :param dask: starts and stops a Dask scheduler.
+        :param unfinished: returns the ids of unfinished tasks with the uuids of their engines; used without records.
         """
-        self._whereabouts = whereabouts
+        self._unfinished = unfinished
         self._codec = codec
-        self._monitor = monitor
+        self._recorder = recorder
         self._engines = engines
         self._resubmit = resubmit
         self._shut_down = shut_down
@@ -108,25 +111,25 @@ class Queries:
             "stop_distributed_request": self._stop_distributed,
         }
 
-    def answer(self, message: Parsed) -> Answer:
-        """The answer to any request but those that register."""
+    def answer(self, message: JupyterMessage) -> Answer:
+        """Return the answer to any request except those of engines that register or unregister."""
         msg_type = ""
         try:
             msg_type = message.head.msg_type
             handler = self._handlers.get(msg_type)
             if handler is None:
-                raise Refusal("KeyError", f"Bad Message Type: {msg_type!r}")
+                raise QueryError("KeyError", f"Bad Message Type: {msg_type!r}")
             return handler(message.content)
-        except Refusal as error:
-            content = failure(error.ename, str(error))
-        except NotKept as error:
-            content = failure("NoData", str(error))
         except QueryError as error:
-            content = failure("ValueError", str(error))
+            content = error_content(error.ename, str(error))
+        except NoRecordsError as error:
+            content = error_content("NoData", str(error))
+        except InvalidQueryError as error:
+            content = error_content("ValueError", str(error))
         except DatabaseError as error:
-            content = failure("DatabaseError", str(error))
+            content = error_content("DatabaseError", str(error))
         except (WireError, KeyError, TypeError, ValueError) as error:
-            content = failure(type(error).__name__, f"{msg_type or 'the request'} cannot be understood: {error}")
+            content = error_content(type(error).__name__, f"{msg_type or 'the request'} cannot be understood: {error}")
         return Answer(_ERROR_TYPES.get(msg_type, "hub_error"), content)
 
     # ---- engines ----------------------------------------------------------------------------------------------------
@@ -136,69 +139,70 @@ class Queries:
         return Answer("connection_reply", {"status": "ok", "engines": engines})
 
     def _targets(self, targets: Any) -> dict[int, str]:
-        """Uuids by number of the engines that a request names, by either."""
+        """Return the uuids by number of the engines that a request names by number or uuid; None names all."""
         engines = self._engines()
         if targets is None:
             return dict(engines)
         numbers = {uuid: number for number, uuid in engines.items()}
         asked = list(targets) if isinstance(targets, (list, tuple)) else [targets]
         if not asked:
-            raise Refusal("IndexError", "No Engines Registered")
+            raise QueryError("IndexError", "No Engines Registered")
         found: list[Any] = [numbers.get(one, one) if isinstance(one, str) else one for one in asked]
         unknown = [one for one in found if not isinstance(one, int) or one not in engines]
         if unknown:
-            raise Refusal("IndexError", f"No Such Engine: {unknown!r}")
+            raise QueryError("IndexError", f"No Such Engine: {unknown!r}")
         return {number: engines[number] for number in found}
 
     def _queue(self, content: Json) -> Answer:
         show = list if content.get("verbose", False) else len
         reply: Json = {"status": "ok"}
-        books, unassigned = self._books()
+        histories, unassigned = self._histories()
         for number, uuid in self._targets(content.get("targets")).items():
-            book = books.get(uuid) or EngineBook()
+            history = histories.get(uuid) or EngineHistory()
             reply[str(number)] = {
-                "queue": show([msg_id for msg_id, queue in book.outstanding.items() if queue != "task"]),
-                "completed": list(book.completed) if show is list else book.ended,
-                "tasks": show([msg_id for msg_id, queue in book.outstanding.items() if queue == "task"]),
+                "queue": show([msg_id for msg_id, queue in history.outstanding.items() if queue != "task"]),
+                "completed": list(history.completed) if show is list else history.completed_count,
+                "tasks": show([msg_id for msg_id, queue in history.outstanding.items() if queue == "task"]),
             }
         reply["unassigned"] = show(unassigned)
         return Answer("queue_reply", reply)
 
     def _load(self, content: Json) -> Answer:
-        books, _unassigned = self._books()
+        histories, _unassigned = self._histories()
         loads = {
-            str(number): len(books[uuid].outstanding) if uuid in books else 0
+            str(number): len(histories[uuid].outstanding) if uuid in histories else 0
             for number, uuid in self._targets(content.get("targets")).items()
         }
         return Answer("load_reply", {"status": "ok", **loads})
 
-    def _books(self) -> tuple[Mapping[str, EngineBook], list[str]]:
-        """What each engine has to do, and the tasks that wait for one. Without a monitor only tasks are known of."""
-        if self._monitor.on:
-            return self._monitor.engines, self._monitor.unassigned()
-        books = {uuid: EngineBook() for uuid in self._engines().values()}
+    def _histories(self) -> tuple[Mapping[str, EngineHistory], list[str]]:
+        """Return the histories by uuid of engine, and the ids of unassigned tasks. Without records, histories contain
+        the unfinished tasks only."""
+        if self._recorder.on:
+            return self._recorder.engines, self._recorder.unassigned()
+        histories = {uuid: EngineHistory() for uuid in self._engines().values()}
         unassigned = []
-        for msg_id, uuid in self._whereabouts().items():
-            if uuid in books:
-                books[uuid].outstanding[msg_id] = "task"
+        for msg_id, uuid in self._unfinished().items():
+            if uuid in histories:
+                histories[uuid].outstanding[msg_id] = "task"
             else:
                 unassigned.append(msg_id)
-        return books, unassigned
+        return histories, unassigned
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
     def _result(self, content: Json) -> Answer:
-        """Results lie in the buffers in the order of the sorted ids: that is how clients take them apart."""
+        """Answer with results. Their buffers are in the order of the sorted ids, as clients expect."""
         reply: Json = {"status": "ok", "pending": [], "completed": []}
         buffers: list[Frame] = []
         wanted = sorted(set(_ids(content)))
         records = {record.msg_id: record for record in self._find(wanted)}
         for msg_id in wanted:
             record = records.get(msg_id)
-            if msg_id in self._monitor.pending or (record is not None and record.completed is None):
+            if msg_id in self._recorder.pending or (record is not None and record.completed is None):
                 reply["pending"].append(msg_id)
             elif record is None:
-                raise Refusal("KeyError", f"No such message: {msg_id}")
+                raise QueryError("KeyError", f"No such message: {msg_id}")
             else:
                 reply["completed"].append(msg_id)
                 if not content.get("status_only", False):
@@ -207,17 +211,17 @@ class Queries:
         return Answer("result_reply", reply, buffers)
 
     def _history(self, _content: Json) -> Answer:
-        return Answer("history_reply", {"status": "ok", "history": self._monitor.store.history()})
+        return Answer("history_reply", {"status": "ok", "history": self._recorder.store.history()})
 
     def _db(self, content: Json) -> Answer:
-        query = Query(content.get("query") or {})
+        query = RecordQuery(content.get("query") or {})
         asked = content.get("keys")
         fields = _fields(asked)
         records: list[Json] = []
         buffers: list[Frame] = []
         lengths: dict[str, list[int]] = {name: [] for name in BUFFERS if asked is not None and name in fields}
         shown = [name for name in fields if name not in BUFFERS]
-        for record in self._monitor.store.find(query):
+        for record in self._recorder.store.find(query):
             records.append(as_dict(record, shown))
             for name, counts in lengths.items():
                 found = value(record, name)
@@ -235,81 +239,84 @@ class Queries:
         )
 
     def _purge(self, content: Json) -> Answer:
-        monitor = self._monitor
+        recorder = self._recorder
         msg_ids = content.get("msg_ids") or []
         if msg_ids == "all":
             self._drop({"completed": {"$ne": None}})
             return Answer("purge_reply", {"status": "ok"})
         msg_ids = _ids({"msg_ids": msg_ids})
         for msg_id in msg_ids:
-            if msg_id in monitor.pending:
-                raise Refusal("IndexError", f"msg pending: {msg_id!r}")
+            if msg_id in recorder.pending:
+                raise QueryError("IndexError", f"msg pending: {msg_id!r}")
         engines = self._engines()
         uuids = []
         for number in content.get("engine_ids") or []:
             if number not in engines:
-                raise Refusal("IndexError", f"No such engine: {number}")
+                raise QueryError("IndexError", f"No such engine: {number}")
             uuids.append(engines[number])
-        monitor.store.drop(msg_ids)
+        recorder.store.drop(msg_ids)
         if uuids:
             self._drop({"engine_uuid": {"$in": uuids}, "completed": {"$ne": None}})
         return Answer("purge_reply", {"status": "ok"})
 
     def _drop(self, query: Json) -> None:
-        if self._monitor.on:
-            store = self._monitor.store
-            store.drop([record.msg_id for record in store.find(Query(query))])
+        if self._recorder.on:
+            store = self._recorder.store
+            store.drop([record.msg_id for record in store.find(RecordQuery(query))])
 
     def _find(self, msg_ids: Sequence[str]) -> Iterable[Record]:
-        return self._monitor.store.find(Query({"msg_id": {"$in": list(msg_ids)}}))
+        return self._recorder.store.find(RecordQuery({"msg_id": {"$in": list(msg_ids)}}))
 
-    # ---- what changes something -------------------------------------------------------------------------------------
+    # ---- actions ----------------------------------------------------------------------------------------------------
 
     def _resubmission(self, content: Json) -> Answer:
-        """New tasks with the content and the buffers of old ones. The old records name the new ids."""
+        """Submit tasks with the content and the buffers of recorded ones. The old records name the new ids."""
         wanted = _ids(content)
         records = {record.msg_id: record for record in self._find(wanted)}
         missing = [msg_id for msg_id in wanted if msg_id not in records]
         if missing:
-            raise Refusal("KeyError", f"No such msg(s): {missing!r}")
-        anew = {msg_id: self._anew(records[msg_id]) for msg_id in dict.fromkeys(wanted)}
-        for msg_id, message in anew.items():
+            raise QueryError("KeyError", f"No such msg(s): {missing!r}")
+        requests = {msg_id: self._new_request(records[msg_id]) for msg_id in dict.fromkeys(wanted)}
+        for msg_id, message in requests.items():
             self._resubmit(message)
-            self._monitor.resubmitted(msg_id, message.head.msg_id)
-        mapping = {msg_id: message.head.msg_id for msg_id, message in anew.items()}
+            self._recorder.resubmitted(msg_id, message.head.msg_id)
+        mapping = {msg_id: message.head.msg_id for msg_id, message in requests.items()}
         return Answer("resubmit_reply", {"status": "ok", "resubmitted": mapping})
 
-    def _anew(self, record: Record) -> Parsed:
-        """A request that asks for the same, under a new id."""
+    def _new_request(self, record: Record) -> JupyterMessage:
+        """Make a request of the same content under a new id."""
         header = decoded(record.header)
         if not isinstance(header, dict) or record.content is None:
-            raise Refusal("ValueError", f"the record of {record.msg_id!r} lacks the request")
+            raise QueryError("ValueError", f"the record of {record.msg_id!r} lacks the request")
         if record.queue == "broadcast":
-            raise Refusal("ValueError", f"{record.msg_id!r} was broadcast, and its record has no buffers; send it anew")
-        fresh = self._codec.header(str(header.get("msg_type")))
+            raise QueryError(
+                "ValueError", f"{record.msg_id!r} was broadcast, and its record has no buffers; send it again"
+            )
+        new_header = self._codec.header(str(header.get("msg_type")))
         metadata = decoded(record.metadata)
         kept = {key: metadata[key] for key in _KEPT_METADATA if key in metadata} if isinstance(metadata, dict) else {}
         parts: list[Frame] = [
-            encoded({**header, "msg_id": fresh["msg_id"], "date": utc_now()}),
+            encoded({**header, "msg_id": new_header["msg_id"], "date": utc_now()}),
             record.header or b"{}",
             encoded(kept),
             record.content,
         ]
-        return Parsed([], self._codec.resigned(parts, record.buffers)[1:])
+        return JupyterMessage([], self._codec.sign_parts(parts, record.buffers)[1:])
 
     def _shutdown(self, _content: Json) -> Answer:
-        return Answer("shutdown_reply", {"status": "ok"}, then=self._shut_down)
+        return Answer("shutdown_reply", {"status": "ok"}, after_sending=self._shut_down)
 
     def _become_dask(self, content: Json) -> Answer:
         arguments = content.get("scheduler_args") or {}
         if not isinstance(arguments, dict):
-            raise Refusal("TypeError", f"scheduler_args must be a dict, not {arguments!r}")
-        return Answer("become_dask_reply", {}, later=partial(self._dask.start, arguments))
+            raise QueryError("TypeError", f"scheduler_args must be a dict, not {arguments!r}")
+        return Answer("become_dask_reply", {}, pending_content=partial(self._dask.start, arguments))
 
     def _stop_distributed(self, _content: Json) -> Answer:
-        return Answer("stop_distributed_reply", {}, later=self._dask.stop)
+        return Answer("stop_distributed_reply", {}, pending_content=self._dask.stop)
 
 
+#: The types of replies with errors, by type of request, where clients do not expect a `hub_error`.
 _ERROR_TYPES = {
     "result_request": "result_reply",
     "history_request": "history_reply",
@@ -318,23 +325,28 @@ _ERROR_TYPES = {
     "resubmit_request": "resubmit_reply",
     "become_dask_request": "become_dask_reply",
 }
-"""Whose errors come as the usual reply."""
 
 
 def _ids(content: Json) -> list[str]:
-    """The msg_ids that a request names."""
+    """Return the msg_ids that a request names.
+
+    :raises QueryError: `msg_ids` is not a list of text.
+    """
     msg_ids = content.get("msg_ids")
     if not isinstance(msg_ids, list) or not all(isinstance(one, str) for one in msg_ids):
-        raise Refusal("TypeError", f"msg_ids must be a list of ids, not {msg_ids!r}")
+        raise QueryError("TypeError", f"msg_ids must be a list of ids, not {msg_ids!r}")
     return msg_ids
 
 
 def _fields(keys: Any) -> list[str]:
-    """The fields that a query asks for; msg_id always is among them."""
+    """Return the fields that a query asks for, and msg_id.
+
+    :raises QueryError: a field is unknown.
+    """
     if not keys:
         return list(FIELDS)
     asked = [keys] if isinstance(keys, str) else list(keys)
     for one in asked:
         if one not in FIELDS:
-            raise Refusal("KeyError", f"records have no field {one!r}; they have {', '.join(FIELDS)}")
+            raise QueryError("KeyError", f"records have no field {one!r}; they have {', '.join(FIELDS)}")
     return list(dict.fromkeys(["msg_id", *asked]))

@@ -1,47 +1,46 @@
-"""The relays: direct calls and control messages to engines by name, and what engines print and display to clients.
+"""The relays: direct calls and control messages to engines by uuid, and output from engines to clients.
 
-A message goes on as it came, once it is known to be one: signed with the key and not sent before (R25). What is not
-would cost an engine or a client many times what it costs here; it is counted, and a connection that keeps sending such
-is reset. With `--no-secure`, or CURVE alone, nothing is signed: then output must at least be what a client can read.
-Records of requests are written before these are sent on; those of replies and output afterwards.
+A message is relayed unchanged after it was verified: signed with the key, and not seen before (R25). A malformed
+message would cost an engine or a client many times what it costs here, so it is counted and dropped, and a connection
+that keeps sending such messages is reset. With `--no-secure`, or CURVE alone, messages are not signed; output must then
+at least be readable for clients. Records of requests are written before the requests are sent, those of replies and
+output afterwards.
 
-    direct, control    client -> [client, engine, <IDS|MSG>, ...] -> engine, which sees [client, <IDS|MSG>, ...]
-                       engine -> [engine, client, <IDS|MSG>, ...] -> client, which sees [engine, <IDS|MSG>, ...]
-    output             one subscription of ours to everything that engines publish; ZeroMQ picks what a client wants
+    direct, control    client -> [client, engine, <IDS|MSG>, ...] -> engine, which gets [client, <IDS|MSG>, ...]
+                       engine -> [engine, client, <IDS|MSG>, ...] -> client, which gets [engine, <IDS|MSG>, ...]
+    output             one subscription to everything that engines publish; ZeroMQ filters by the clients' subscriptions
 
-The one thing that is ours among the output is an engine's `shutdown_reply`: with it the engine says that it leaves.
+Of the output only an engine's `shutdown_reply` is used here: it announces that the engine leaves.
 
-What is for an engine or a client that is not there vanishes, as with ipyparallel's own controller: clients learn from
-the notification that an engine has left, and give up themselves what they had sent to it.
+A message for an engine or a client that is not connected is dropped, as by ipyparallel's own controller: clients are
+notified that an engine has left, and fail the calls that they had sent to it themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import trio
 
 from trio_sched.errors import WireError
+from trio_sched.ipyparallel.records.recorder import QueueName, TaskRecorder
 from trio_sched.logs import get_logger
-from trio_sched.wire.jupyter import Codec, Parsed
+from trio_sched.wire.jupyter import Codec, JupyterMessage
 from trio_sched.wire.native import Frame
-
-if TYPE_CHECKING:
-    from trio_sched.ipyparallel.monitor import Monitor, Queue
 
 log = get_logger(__name__)
 Batch: TypeAlias = Sequence[list[Frame]]
+#: Counts a message that was dropped, by reason.
 Note: TypeAlias = Callable[[str], None]
-"""Counts a message that was dropped, by reason: `Hub.note`."""
 SHUTDOWN = "shutdown_reply"
 T = TypeVar("T")
+#: The fields that clients read as text from the content of output, by message type.
 _OUTPUT_FIELDS: dict[str, tuple[str, ...]] = {"stream": ("name", "text"), "status": ("execution_state",)}
-"""What clients take for granted in the content of output, by message type: text."""
 
 
 class Socket(Protocol):
-    """What is needed of a socket: `ZmqSocket` has it."""
+    """The part of `ZmqSocket` that the relays use."""
 
     async def receive(self) -> list[list[Frame]]: ...
     def send(self, frames: Sequence[Frame]) -> bool: ...
@@ -50,7 +49,7 @@ class Socket(Protocol):
 
 
 async def pump(socket: Socket, handle: Callable[[Batch], None]) -> None:
-    """Hand on what the socket receives, a batch at a time, until it is closed. Each receive is a checkpoint."""
+    """Pass each batch that a socket receives to `handle`, until the socket is closed. Each receive is a checkpoint."""
     while True:
         try:
             batch = await socket.receive()
@@ -59,23 +58,25 @@ async def pump(socket: Socket, handle: Callable[[Batch], None]) -> None:
         handle(batch)
 
 
-def guarded(look: Callable[[T], None], message: T, note: Note) -> None:
-    """Look at a message: one peer's oddity, or records that cannot be written, must not end everyone's controller."""
+def guarded(handle: Callable[[T], None], message: T, note: Note) -> None:
+    """Call `handle`; count and log an exception: one message, or a failed write, must not end the controller (R33)."""
     try:
-        look(message)
+        handle(message)
     except Exception:
         note("internal_error")
         log.exception("a message could not be handled")
 
 
-def read(codec: Codec, frames: list[Frame], note: Note, identities: int = 0) -> Parsed | None:
-    """The message, verified, with so many identities before it and heads that can be read; None (and counted) if it
-    is anything else."""
+def read(codec: Codec, frames: list[Frame], note: Note, identities: int = 0) -> JupyterMessage | None:
+    """Parse and verify a message that has at least `identities` identities, and whose headers can be read.
+
+    Returns None for any other message, which is counted (R25).
+    """
     try:
         message = codec.read(frames)
         if len(message.identities) < identities:
-            raise WireError(f"it has {len(message.identities)} identities; there must be {identities}")
-        message.head, message.parent  # noqa: B018  # decodes them, so that it fails here if at all
+            raise WireError(f"{len(message.identities)} identities; at least {identities} are needed")
+        message.head, message.parent  # noqa: B018  # decodes them, so that an error is raised here
     except WireError as error:
         note(error.kind)
         return None
@@ -83,71 +84,71 @@ def read(codec: Codec, frames: list[Frame], note: Note, identities: int = 0) -> 
 
 
 class Relay:
-    """Between the two ROUTERs of one queue: "mux" or "control"."""
+    """Relays between the two ROUTERs of one queue: "mux" or "control"."""
 
     def __init__(
-        self, queue: Queue, clients: Socket, engines: Socket, codec: Codec, note: Note, monitor: Monitor
+        self, queue: QueueName, clients: Socket, engines: Socket, codec: Codec, note: Note, recorder: TaskRecorder
     ) -> None:
         self._queue = queue
         self._clients = clients
         self._engines = engines
         self._codec = codec
         self._note = note
-        self._monitor = monitor
+        self._recorder = recorder
 
     async def run(self) -> None:
         """Relay both ways until the sockets are closed."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump, self._clients, self.requests)
-            nursery.start_soon(pump, self._engines, self.replies)
+            nursery.start_soon(pump, self._clients, self.relay_requests)
+            nursery.start_soon(pump, self._engines, self.relay_replies)
 
-    def requests(self, batch: Batch) -> None:
-        """From clients to engines."""
+    def relay_requests(self, batch: Batch) -> None:
+        """Relay messages of clients to engines."""
         messages = self._read(batch, self._clients)
-        if self._monitor.on:
+        if self._recorder.on:
             for message, _ in messages:
-                guarded(self._saw_request, message, self._note)
-            self._monitor.commit()
-        self._swap(messages, self._engines)
+                guarded(self._record_request, message, self._note)
+            self._recorder.commit()
+        self._send_swapped(messages, self._engines)
 
-    def replies(self, batch: Batch) -> None:
-        """From engines to clients."""
+    def relay_replies(self, batch: Batch) -> None:
+        """Relay messages of engines to clients."""
         messages = self._read(batch, self._engines)
-        self._swap(messages, self._clients)
-        if self._monitor.on:
+        self._send_swapped(messages, self._clients)
+        if self._recorder.on:
             for message, _ in messages:
-                guarded(self._saw_reply, message, self._note)
+                guarded(self._record_reply, message, self._note)
 
-    def _read(self, batch: Batch, of: Socket) -> list[tuple[Parsed, list[Frame]]]:
-        """The messages, each with its frames; others are rejected."""
+    def _read(self, batch: Batch, socket: Socket) -> list[tuple[JupyterMessage, list[Frame]]]:
+        """Parse the messages of a batch and reject malformed ones. Returns each message with its frames."""
         messages = []
         for index, frames in enumerate(batch):
             message = read(self._codec, frames, self._note, 2)
             if message is None:
-                of.reject(index)
+                socket.reject(index)
             else:
                 messages.append((message, frames))
         return messages
 
     @staticmethod
-    def _swap(messages: Sequence[tuple[Parsed, list[Frame]]], to: Socket) -> None:
-        """Exchange sender and receiver, in place, and send on."""
-        send = to.send
+    def _send_swapped(messages: Sequence[tuple[JupyterMessage, list[Frame]]], socket: Socket) -> None:
+        """Exchange sender and receiver of each message, in place, and send it."""
+        send = socket.send
         for _, frames in messages:
             frames[0], frames[1] = frames[1], frames[0]
             send(frames)
-        to.flush()
+        socket.flush()
 
-    def _saw_request(self, message: Parsed) -> None:
+    def _record_request(self, message: JupyterMessage) -> None:
         engine = engine_name(message.identities[1])
-        self._monitor.submitted(self._queue, message, message.head.session, engine)
+        self._recorder.submitted(self._queue, message, message.head.session, engine)
 
-    def _saw_reply(self, message: Parsed) -> None:
-        self._monitor.finished(self._queue, message, engine_name(message.identities[0]))
+    def _record_reply(self, message: JupyterMessage) -> None:
+        self._recorder.finished(self._queue, message, engine_name(message.identities[0]))
 
 
-class Output:
-    """From a SUB to which engines publish to the PUB that clients subscribe to."""
+class OutputRelay:
+    """Relays output from the SUB that engines publish to, to the PUB that clients subscribe to."""
 
     def __init__(
         self,
@@ -155,14 +156,15 @@ class Output:
         clients: Socket,
         codec: Codec,
         note: Note,
-        monitor: Monitor,
+        recorder: TaskRecorder,
         engine_left: Callable[[str], None],
     ) -> None:
+        """`engine_left` is called with the uuid of an engine that announces that it leaves."""
         self._engines = engines
         self._clients = clients
         self._codec = codec
         self._note = note
-        self._monitor = monitor
+        self._recorder = recorder
         self._engine_left = engine_left
 
     async def run(self) -> None:
@@ -170,7 +172,7 @@ class Output:
         await pump(self._engines, self.publish)
 
     def publish(self, batch: Batch) -> None:
-        """From engines to whoever is subscribed."""
+        """Relay output of engines to the clients that subscribed to it."""
         send = self._clients.send
         messages = []
         for index, frames in enumerate(batch):
@@ -182,23 +184,23 @@ class Output:
             messages.append(message)
         self._clients.flush()
         for message in messages:
-            if self._monitor.on or message.head.msg_type == SHUTDOWN:
-                guarded(self._look_at, message, self._note)
+            if self._recorder.on or message.head.msg_type == SHUTDOWN:
+                guarded(self._handle, message, self._note)
 
-    def _look_at(self, message: Parsed) -> None:
+    def _handle(self, message: JupyterMessage) -> None:
         if message.head.msg_type == SHUTDOWN:
-            self._engine_left(message.head.session)  # an engine's session is its name
-        elif self._monitor.on:
-            self._monitor.output(message)
+            self._engine_left(message.head.session)  # the session of an engine is its uuid
+        elif self._recorder.on:
+            self._recorder.output(message)
 
 
 def engine_name(identity: bytes) -> str:
-    """The engine's uuid, which is its routing id."""
+    """Return the uuid of the engine with this routing id."""
     return identity.decode("utf-8", "replace")
 
 
-def is_output(message: Parsed, note: Note) -> bool:
-    """Whether clients can read a published message that nobody signed; counted if not."""
+def is_output(message: JupyterMessage, note: Note) -> bool:
+    """Return whether clients can read an unsigned published message; one that they cannot is counted."""
     try:
         message.parent_header, message.metadata  # noqa: B018  # decodes them
         header, content = message.header, message.content

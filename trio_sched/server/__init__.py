@@ -1,17 +1,22 @@
 """The server: one Trio nursery around one actor that owns the state.
 
-In the order in which a message meets them:
+In the order in which a message passes them:
 
-    links, native        a peer's connection; the ZeroMQ front and its pump
-    hub                  sorts what came into three lanes, and brings events to the actor in R31's order
+    peer_connection, native
+                         the connection of a peer; the ZeroMQ front
+    ingress              sorts what arrived into three channels, and keeps the order of arrival (R31)
     reader, intake, results, notifications
-                         the three readers: messages in, events out; what cannot be read is dropped here (R25)
-    happenings           the server's own events and effects, beside the core's
-    actor, reception, queries
-                         the turn: the core for tasks, reception for sessions, queries for views
-    sessions, functions  who is here, and the functions that they sent
-    outbox, parcels      effects in, messages out; windows, gathering, sending again
-    auditor, alarm       what happens because time passes
-    serve, config, identity
-                         all of it put together: settings, secrets, the nursery, an orderly end
+                         the three readers: messages in, events out; malformed messages are rejected here (R25)
+    events               the server's own events and effects, in addition to the core's
+    actor, guarded_scheduler
+                         the turn: events in, effects out
+    session_manager      which session a message belongs to; joining, leaving and shutting down
+    client_messages, engine_messages, task_specs, queries
+                         what the messages of sessions mean
+    sessions, budget, memory
+                         the state: sessions, functions, and the bytes that are held
+    outbox, batching     effects in, messages out; windows, gathering, sending again
+    auditor              what happens because time passes
+    serve, shutdown, config, identity
+                         the wiring, the nursery, an orderly end; settings and secrets
 """

@@ -1,83 +1,116 @@
-"""The actor: the one task that owns the state. Batches of events in, effects out, and nothing in between that waits.
+"""The actor: the one task that owns the state. Batches of events in, effects out, and no wait in between.
 
-A *turn* handles everything that is there, at one reading of the clock; then the outbox sends what came of it, and the
-auditor's alarm is moved to the core's next deadline. `turn` is a plain function, so that a simulator can drive the
-same code without Trio.
+A *turn* handles events at one reading of the clock. A *step* is a turn over everything that has arrived, and what
+follows from it: the outbox carries the effects out, what it finds out is handled in a turn of its own, and the auditor
+is told the core's next deadline. All state of the core, of sessions and of the outbox changes in a step and nowhere
+else. Both are plain functions, so that a simulator can drive the same code without Trio.
 
 An exception ends the event that raised it and nothing else (R33): the core recovers, and the turn goes on with the next
-event. That costs nothing per event: the `try` is around the whole turn, which resumes where it was.
+event. That costs nothing per event: the `try` is around the whole loop, which resumes where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import trio
 
-from trio_sched.core.events import TimePassed
-from trio_sched.server.happenings import Effect, Event
-from trio_sched.server.hub import Inbox
+from trio_sched.server.auditor import Auditor, SessionAudit
+from trio_sched.server.client_messages import ClientMessages
+from trio_sched.server.events import AuditDue, Effect, Event, StopRequested, SubmissionsReceived
+from trio_sched.server.guarded_scheduler import GuardedScheduler
+from trio_sched.server.ingress import Inbox
 from trio_sched.server.outbox import Outbox
-from trio_sched.server.reception import Reception
-from trio_sched.server.recovery import GuardedScheduler
+from trio_sched.server.session_manager import Handler, SessionManager
+from trio_sched.server.shutdown import Shutdown
 
 
 class Actor:
-    """Owner of the scheduler and the sessions."""
+    """Owner of the scheduler, the sessions and the outbox."""
 
     def __init__(
         self,
         guarded: GuardedScheduler,
-        reception: Reception,
+        manager: SessionManager,
+        clients: ClientMessages,
+        audit: SessionAudit,
         inbox: Inbox,
         outbox: Outbox,
-        moved: Callable[[float | None], None],
+        auditor: Auditor,
+        shutdown: Shutdown,
     ) -> None:
         self._guarded = guarded
         self._scheduler = guarded.scheduler
-        self._reception = reception
+        self._manager = manager
+        self._clients = clients
         self._inbox = inbox
         self._outbox = outbox
-        self._moved = moved
+        self._auditor = auditor
+        self._shutdown = shutdown
+        self._scope = trio.CancelScope()
+        self._core: Handler = guarded.scheduler.handle  # type: ignore[assignment]  # list is invariant
+        self._handlers: Mapping[type, Handler] = {**manager.handlers, AuditDue: audit.handle}
+        #: Handlers of clients' messages before their slice: submissions are counted and checked when they arrive.
+        self._admissions: Mapping[type, Handler] = {SubmissionsReceived: manager.handlers[SubmissionsReceived]}
 
-    def turn(self, events: Sequence[Event], now: float) -> list[Effect]:
-        """Handle events in order, all at the time `now`; returns what is to be done, in order."""
+    def turn(self, urgent: Sequence[Event], submissions: Sequence[Event], now: float) -> list[Effect]:
+        """Handle events, all at the time `now`. Returns the effects in order.
+
+        `urgent` events come first, in order; then a bounded slice of clients' messages, `submissions` last (R31).
+        """
+        effects = self._handle(urgent, self._handlers, self._core, now) if urgent else []
+        if submissions:
+            effects += self._handle(submissions, self._admissions, self._clients.add, now)
+        if self._clients.has_backlog:
+            effects += self._handle(self._clients.take_slice(), self._handlers, self._core, now)
+        return effects
+
+    def _handle(
+        self, events: Iterable[Event], handlers: Mapping[type, Handler], default: Handler, now: float
+    ) -> list[Effect]:
         effects: list[Effect] = []
-        handle = self._scheduler.handle
-        own = self._reception.handlers
         remaining = iter(events)
         event: Event | None = None
         while True:
             try:
                 for event in remaining:
-                    handler = own.get(type(event))
-                    if handler is None:
-                        effects += handle(event, now)  # type: ignore[arg-type]  # what is not ours is the core's
-                        if type(event) is TimePassed:
-                            self._reception.bury(now)
-                    else:
-                        effects += handler(event, now)
-                break
+                    effects += handlers.get(type(event), default)(event, now)
+                return effects
             except Exception as error:
-                effects += self._survive(event, error, now)
-        if self._guarded.recovered:
-            effects += self._reception.reconcile(now)
-        return effects
-
-    def _survive(self, event: Event | None, error: Exception, now: float) -> list[Effect]:
-        """What is to be done for an event whose handler raised."""
-        if type(event) in self._reception.handlers:
-            return self._reception.failed(event, error)
-        return self._guarded.recover(event, error, now)
+                if type(event) in self._handlers:
+                    effects += self._manager.failed(event, error)
+                else:
+                    effects += self._guarded.recover(event, error, now)
 
     def step(self, now: float) -> None:
-        """One turn over what is in the inbox, and what follows from it."""
-        self._outbox.take(self.turn(self._inbox.take(), now))
-        self._outbox.flush(now)
-        self._moved(self._scheduler.next_deadline())
+        """Handle what is in the inbox, and what follows from it."""
+        effects = self.turn(*self._inbox.take(), now)
+        while True:
+            self._outbox.take(effects, now)
+            self._outbox.flush(now)
+            if self._shutdown.closing is not None:
+                self._shutdown.check_idle()
+                self._outbox.flush(now)
+            events = self._outbox.take_events()
+            if not events:
+                break
+            effects = self._handle(events, self._handlers, self._core, now)
+        self._auditor.set_deadline(self._scheduler.next_deadline())
+        if self._outbox.flush_at != self._scope.deadline:
+            self._scope.deadline = self._outbox.flush_at
+
+    def finish(self, now: float) -> None:
+        """Take the last step: peers are told that the scheduler ends, and nothing stays gathered."""
+        if self._shutdown.closing is None:
+            self._inbox.add_notifications([StopRequested("the scheduler was cancelled")])
+        self.step(now)
+        self._outbox.flush_all(now)
 
     async def run(self) -> None:
-        """The task."""
+        """Take a step whenever something arrived, or the outbox has gathered for long enough."""
         while True:
-            await self._inbox.wait()
+            with trio.CancelScope(deadline=self._outbox.flush_at) as self._scope:
+                while True:
+                    await self._inbox.wait()
+                    self.step(trio.current_time())
             self.step(trio.current_time())

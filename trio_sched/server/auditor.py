@@ -1,99 +1,177 @@
-"""The auditor: what happens because time passes. It sleeps until the next deadline, of the core or of its own round.
+"""The auditor: what happens because time passes.
 
-Once in a heartbeat period it makes a round: who was not heard for too long is away; who was away for too long is
-gone, soon when nothing of it is left; engines hear what arrived of them; functions that nobody needs are let go. A peer
-was last heard when its message was *received*; a nanny's beats count for its engines. When the round itself comes late
-by more than a period, this process was stopped, or the machine slept: then nobody could be heard, and everyone gets as
-much time again.
+The auditor's task sleeps until the next deadline of the core, or until the next heartbeat period is over, and sends an
+event. What a period means for the sessions is decided in the turn, by `SessionAudit`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import trio
+
 from trio_sched.core.events import TimePassed
-from trio_sched.server.alarm import Alarm
+from trio_sched.server.budget import ByteBudget
 from trio_sched.server.config import Config
-from trio_sched.server.happenings import Event, Left, LinkLost
-from trio_sched.server.hub import Hub
+from trio_sched.server.events import AuditDue, Effect
+from trio_sched.server.ingress import Inbox, Ingress
+from trio_sched.server.memory import BurstTrim
 from trio_sched.server.outbox import Outbox
+from trio_sched.server.session_manager import SessionManager
 from trio_sched.server.sessions import ClientSession, EngineSession, Session, Sessions
+from trio_sched.wire.heartbeat import Heartbeat
+
+
+class Timer:
+    """Calls a function at a time that can be moved without waking a task.
+
+    Trio keeps the deadlines of cancel scopes in a heap of its own: moving one costs about 2 us, a task that wakes up to
+    look at the clock 10 to 25.
+    """
+
+    def __init__(self, fire: Callable[[float], None]) -> None:
+        self._fire = fire
+        self._scope: trio.CancelScope | None = None
+        #: When the function is called next.
+        self.at = math.inf
+
+    def set(self, at: float) -> None:
+        """Fire at `at`, unless the timer fires earlier anyway."""
+        if at < self.at:
+            self.at = at
+            if self._scope is not None:
+                self._scope.deadline = at
+
+    async def run(self) -> None:
+        """Fire until cancelled."""
+        while True:
+            with trio.CancelScope(deadline=self.at) as self._scope:
+                await trio.sleep_forever()
+            self._scope = None
+            self.fire(trio.current_time())
+
+    def fire(self, now: float) -> None:
+        """Call the function, which may set the timer again."""
+        self.at = math.inf
+        self._fire(now)
 
 
 class Auditor:
     """Tells the actor that time has passed."""
 
-    def __init__(
-        self, hub: Hub, config: Config, sessions: Sessions, outbox: Outbox, tidy: Callable[[], None], now: float
-    ) -> None:
-        self._hub = hub
-        self._config = config
-        self._sessions = sessions
-        self._outbox = outbox
-        self._tidy = tidy
-        self._patience_s = config.heartbeat_s * config.missed_heartbeats
-        self._awake_since = now
-        self._next_round = now + config.heartbeat_s
+    def __init__(self, inbox: Inbox, heartbeat_s: float, now: float) -> None:
+        self._inbox = inbox
+        self._heartbeat_s = heartbeat_s
+        self._next_audit_at = now + heartbeat_s
         self._deadline: float | None = None
-        self.alarm = Alarm(self._ring)
-        self.alarm.set(self._next_round)
+        self.timer = Timer(self._fire)
+        self.timer.set(self._next_audit_at)
 
-    def moved(self, deadline: float | None) -> None:
-        """The core's next deadline is another one, perhaps."""
+    async def run(self) -> None:
+        """Send events until cancelled."""
+        await self.timer.run()
+
+    def set_deadline(self, deadline: float | None) -> None:
+        """Set the core's next deadline; None if nothing waits for time."""
         self._deadline = deadline
         if deadline is not None:
-            self.alarm.set(deadline)
+            self.timer.set(deadline)
 
-    def _ring(self, now: float) -> None:
-        events: list[Event] = []
+    def _fire(self, now: float) -> None:
         if self._deadline is not None and self._deadline <= now:
-            events.append(TimePassed())
+            self._inbox.add_notifications([TimePassed()])
             self._deadline = None  # until the actor says which is next
-        if now >= self._next_round:
-            events += self._round(now)
-        if events:
-            self._hub.inbox.add_notifications(events)
-        self.moved(self._deadline)
-        self.alarm.set(self._next_round)
+        if now >= self._next_audit_at:
+            self._next_audit_at = now + self._heartbeat_s
+            # Behind the messages that arrived before, which show that their senders are alive.
+            self._inbox.add_submissions([AuditDue()])
+        if self._deadline is not None:
+            self.timer.set(self._deadline)
+        self.timer.set(self._next_audit_at)
 
-    def _round(self, now: float) -> list[Event]:
-        period_s = self._config.heartbeat_s
-        if now - self._next_round > period_s:
-            self._awake_since = now
-        self._next_round = now + period_s
-        events = [event for session in self._sessions for event in self._judge(session, now)]
-        self._tidy()
-        return events
 
-    def _judge(self, session: Session, now: float) -> list[Event]:
-        """What is to be said about a session now."""
-        hasty = isinstance(session, ClientSession) and session.cancel_on_leave
-        if session.link is None:
-            away_s = now - session.away_since if session.away_since is not None else 0.0
-            empty = isinstance(session, ClientSession) and session.is_empty()
-            patience_s = self._config.keep_idle_s if empty else self._config.keep_results_s
-            if isinstance(session, EngineSession) or away_s < (self._patience_s if hasty else patience_s):
-                return []
-            why = "nothing of it was left" if empty else "nobody came back for its results"
-            return [Left(session, why, cancel=hasty, away_since=session.away_since)]
-        silent_s = now - max(self._heard(session), self._awake_since)
-        if silent_s <= self._patience_s:
+class SessionAudit:
+    """What a heartbeat period means: the handler of `AuditDue` in the actor's turn.
+
+    A peer from which nothing was received for too long is away; a session that is away for too long ends, soon when
+    nothing of it is left; engines are told which answers arrived; memory is counted. The heartbeats of a nanny count
+    for its engines. When this process was suspended, or the machine slept, no message could be received, and every peer
+    gets its time once more.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ingress: Ingress,
+        sessions: Sessions,
+        manager: SessionManager,
+        outbox: Outbox,
+        budget: ByteBudget,
+        now: float,
+    ) -> None:
+        self._config = config
+        self._ingress = ingress
+        self._sessions = sessions
+        self._manager = manager
+        self._outbox = outbox
+        self._budget = budget
+        self._burst_trim = BurstTrim()
+        self._heartbeat = Heartbeat(now, period_s=config.heartbeat_s, missed=config.missed_heartbeats)
+        self._silence_limit_s = config.heartbeat_s * config.missed_heartbeats
+
+    def handle(self, _event: AuditDue, now: float) -> list[Effect]:
+        """Judge every session, and do what is to be done once in a period."""
+        self._heartbeat.tick(now)
+        effects = [effect for session in list(self._sessions) for effect in self._judge(session, now)]
+        for engine in self._sessions.engines.values():
+            self._outbox.acknowledge(engine)
+        self._budget.recount()
+        self._budget.trim()
+        self._burst_trim.check(self._ingress.counters.total())
+        for client in self._sessions.clients.values():
+            if client.paused:
+                self._outbox.count_unread(client)  # the limit may have grown
+        self._outbox.tell_credit()
+        return effects
+
+    def _judge(self, session: Session, now: float) -> list[Effect]:
+        ends_with_connection = isinstance(session, ClientSession) and session.cancel_on_leave
+        if session.connection is None:
+            return self._judge_absence(session, ends_with_connection, now)
+        heard_at = self._heard_at(session)
+        if not self._heartbeat.is_silent(heard_at, now):
             self._probe(session, now)
             return []
-        if hasty:
-            return [Left(session, f"nothing was heard from it for {silent_s:.3g} s", cancel=True)]
-        return [LinkLost(session.link, f"nothing was heard from it for {silent_s:.3g} s")]
+        reason = f"nothing was received from it for {self._heartbeat.silence_s(heard_at, now):.3g} s"
+        if ends_with_connection:
+            return self._manager.close(session, reason, now, cancel=True)
+        return self._manager.disconnect(session, reason, now)
+
+    def _judge_absence(self, session: Session, ends_with_connection: bool, now: float) -> list[Effect]:
+        if isinstance(session, EngineSession):
+            return []  # the core's grace period counts
+        away_s = now - session.away_since if session.away_since is not None else 0.0
+        is_empty = isinstance(session, ClientSession) and session.is_empty()
+        limit_s = self._config.keep_idle_s if is_empty else self._config.keep_results_s
+        if away_s < (self._silence_limit_s if ends_with_connection else limit_s):
+            return []
+        reason = "nothing of it was left" if is_empty else "nobody came back for its results"
+        return self._manager.close(session, reason, now, cancel=ends_with_connection)
 
     def _probe(self, session: Session, now: float) -> None:
-        """An engine that only its nanny speaks for may be dead all the same: its Bye, or the report of its death, got
-        lost."""
-        if isinstance(session, EngineSession) and now - max(session.last_heard(), session.probed_at) > self._patience_s:
+        """Send something to an engine from which only its nanny's heartbeats come: its Bye, or the report of its death,
+        may have got lost."""
+        if (
+            isinstance(session, EngineSession)
+            and now - max(session.heard_at, session.probed_at) > self._silence_limit_s
+        ):
             session.probed_at = now
             self._outbox.probe(session)
 
-    def _heard(self, session: Session) -> float:
+    def _heard_at(self, session: Session) -> float:
         if isinstance(session, EngineSession):
             nanny = self._sessions.nannies.get(session.nanny)
             if nanny is not None:
-                return max(session.last_heard(), nanny.last_heard())
-        return session.last_heard()
+                return max(session.heard_at, nanny.heard_at)
+        return session.heard_at

@@ -1,15 +1,15 @@
-"""How much memory clients may take: the bytes of calls and results that the scheduler holds for them, and who waits.
+"""The memory that clients may use: the bytes of calls and results that the scheduler holds for them, credit and pauses.
 
-Two limits, `client_bytes` for each client and `total_bytes` for all. What a client may have held at the moment is the
-smaller of its own limit and what is free of the total (so that one that takes all it can leaves as much for others, and
-n of them a part of n + 1), and never less than a minimum share.
+Two limits apply, `client_bytes` for each client and `total_bytes` for all clients together. The bytes that may be held
+for one client now are the smaller of its own limit and the free part of the total, but never less than a minimum share.
+So a client that uses all that it may leaves as much for others, and n such clients leave one part of n + 1.
 
-* A client is told its credit: how many bytes it may have under way beyond the submissions that were accepted. It
-  shrinks to nothing as what is held for the client nears its limit, and comes back as its tasks end. Submissions of a
-  client that ignores it are refused.
-* A client that leaves more results unread than the limit is paused (R34) until it has read half of that.
+* A client is told its credit: the bytes that it may have under way beyond the submissions that were accepted. The
+  credit shrinks to 0 as the bytes held for the client approach its limit, and grows as its tasks end. Submissions of a
+  client that ignores its credit are refused.
+* A client that leaves more bytes of results unread than the limit is paused (R34) until it has read half of the limit.
 
-Only payloads larger than `TASK_BYTES` are counted one by one; every task counts for so much besides.
+Payloads larger than `TASK_BYTES` are counted one by one; in addition, every task counts as `TASK_BYTES`.
 """
 
 from __future__ import annotations
@@ -17,61 +17,62 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trio_sched.core.events import ClientPaused, ClientResumed
+from trio_sched.core.ids import TaskId
 from trio_sched.server.config import Config
 from trio_sched.server.memory import memory_bytes, return_free_memory
 from trio_sched.server.sessions import ClientSession, Sessions
-from trio_sched.wire.native import TASK_BYTES, Attached, TaskEnd
+from trio_sched.wire.native import TASK_BYTES, FramedRecord, TaskResult
 
-LEAST_WINDOW_BYTES = 1 << 20
-"""What a client may always have under way where it may hold so much: a message of its."""
+#: The smallest window of bytes under way: room for one message.
+MIN_WINDOW_BYTES = 1 << 20
+#: Bytes that a client may have held beyond its promise, at least, while all clients together stay below the total.
 OVERDRAFT_BYTES = 32 << 20
-"""What is taken from a client beyond its promise, at least, while the clients together do not exceed the total."""
+#: A client is told its credit when it has changed by an eighth.
 CREDIT_STEPS = 8
-"""Credit is told again when it has changed by an eighth."""
+#: Without `total_bytes`, clients may use one part of this many of the memory.
 MEMORY_SHARE = 4
-"""Without `total_bytes` clients may take a quarter of the memory."""
+#: One part of this many of the total is divided evenly among the clients, whatever others use.
 MINIMUM_SHARE = 4
-"""A quarter of the total, dealt out evenly, is each client's whatever others take,"""
-FEWEST_SHARES = 16
-"""in at least so many shares."""
-PLACE = b"place"
-"""The key of a departed client's place among its payloads; digests are longer."""
+#: The smallest number of shares into which that part is divided.
+MIN_SHARES = 16
+#: The key of a departed client's environment among its payloads; a digest has another length.
+_ENVIRONMENT = b"environment"
+#: Bytes that must have been released, and half of all, before free memory is returned to the operating system.
 TRIM_BYTES = 32 << 20
-"""When so much was released, and half of what there was, free memory goes back to the operating system."""
 
 
 class ByteBudget:
-    """The bytes held for each client, and what follows from them."""
+    """Counts the bytes held for each client, and derives credit, pauses and refusals from the counts."""
 
     def __init__(self, config: Config, sessions: Sessions) -> None:
         self._config = config
         self._sessions = sessions
-        self._window_bytes = max(config.window_bytes, LEAST_WINDOW_BYTES)
+        self._window_bytes = max(config.window_bytes, MIN_WINDOW_BYTES)
         self.total_bytes = config.total_bytes or memory_bytes() // MEMORY_SHARE
+        #: Bytes of payloads and unread results of all clients, departed ones included.
         self.held_bytes = 0
-        """Payloads and unread results of all clients, and what is left of those that are gone."""
+        #: `TASK_BYTES` for each unfinished task, as of the last `recount`.
         self.task_bytes = 0
-        """What tasks count besides, as of the last `recount`."""
+        #: All bytes that were ever released; a change shows that memory became free.
         self.released_bytes = 0
-        """What was released in all: to find out whether anything was since."""
+        #: The part of `held_bytes` that belongs to departed clients whose tasks go on.
         self.departed_bytes = 0
-        """The part of `held_bytes` that clients left behind, whose tasks go on."""
+        #: Number of recounts.
         self._rounds = 0
-        """Recounts so far."""
+        #: The maximum of `held_bytes` since free memory was last returned.
         self._peak_bytes = 0
-        """The most that was held since free memory was returned."""
 
-    # ---- what is held -----------------------------------------------------------------------------------------------
+    # ---- held bytes --------------------------------------------------------------------------------------------------
 
-    def hold(self, client: ClientSession, key: int | bytes, size: int) -> None:
-        """A payload of the client came in: of a task, or a function by its digest."""
+    def hold(self, client: ClientSession, key: TaskId | bytes, size: int) -> None:
+        """Count a payload of the client: that of a task by its id, or a function by its digest."""
         more = size - client.payloads.get(key, 0)
         client.payloads[key] = size
         client.payload_bytes += more
         self._take(more)
 
-    def release(self, client: ClientSession, key: int | bytes) -> None:
-        """The payload is not needed any more, if it was counted."""
+    def release(self, client: ClientSession, key: TaskId | bytes) -> None:
+        """Release a payload, if it was counted."""
         size = client.payloads.pop(key, 0)
         client.payload_bytes -= size
         self._release(size)
@@ -86,31 +87,34 @@ class ByteBudget:
         self.released_bytes += size
 
     def release_results(self, client: ClientSession) -> None:
-        """The client left for good: nobody reads its results."""
+        """Release the results of a client that left for good."""
         self._release(client.unread_bytes)
-        client.unread_bytes = client.waiting_bytes = client.counted_ends = 0
+        client.unread_bytes = client.waiting_bytes = client.counted_results = 0
 
     def release_all(self, client: ClientSession) -> None:
-        """Nothing of the client is left."""
+        """Release everything that is held for the client."""
         self._release(client.payload_bytes)
         self.departed_bytes -= client.departed_bytes
         client.payload_bytes = client.departed_bytes = 0
         client.payloads.clear()
 
     def depart(self, client: ClientSession) -> None:
-        """The client left and its tasks go on: its place is kept for them."""
-        place = len(client.place.cwd) + sum(map(len, client.place.path))
-        if place > TASK_BYTES:
-            self.hold(client, PLACE, place)
+        """Count what a client leaves behind whose tasks go on, its environment included."""
+        size = len(client.environment.cwd) + sum(map(len, client.environment.path))
+        if size > TASK_BYTES:
+            self.hold(client, _ENVIRONMENT, size)
         client.departed_bytes = client.payload_bytes
         self.departed_bytes += client.departed_bytes
 
     def count_unread(self, client: ClientSession) -> ClientPaused | ClientResumed | None:
-        """Results were sent to the client, wait for it, or were acknowledged: what the core must hear of it."""
-        ends = client.ends
-        if client.counted_ends != len(ends):
-            client.waiting_bytes += sum([end_bytes(end) for end in ends[client.counted_ends :]])
-            client.counted_ends = len(ends)
+        """Count the results that the client has not acknowledged.
+
+        Returns the event for the core if the client is to be paused or resumed (R34).
+        """
+        results = client.queued_results
+        if client.counted_results != len(results):
+            client.waiting_bytes += sum([result_bytes(result) for result in results[client.counted_results :]])
+            client.counted_results = len(results)
         unread = client.unacked_bytes + client.waiting_bytes
         more = unread - client.unread_bytes
         client.unread_bytes = unread
@@ -132,12 +136,14 @@ class ByteBudget:
         return None
 
     def recount(self) -> None:
-        """Every heartbeat: what small tasks add up to, and which promises a client has heard of since."""
+        """Count the tasks, and forget promises that connected clients know to be outdated. Called every heartbeat."""
         self._rounds += 1
         if self._rounds % self._config.missed_heartbeats == 0:
             for client in self._sessions.clients.values():
-                if client.link is not None:  # one that is away sends what it was promised when it comes back
-                    client.former_promise_bytes = client.highest_promise_bytes
+                if (
+                    client.connection is not None
+                ):  # a client that is away may still use its old promise when it comes back
+                    client.previous_promise_bytes = client.highest_promise_bytes
                     client.highest_promise_bytes = client.promised_bytes
         sessions = self._sessions
         tasks = sum(client.unfinished for client in sessions.clients.values())
@@ -145,31 +151,31 @@ class ByteBudget:
         self.task_bytes = tasks * TASK_BYTES
 
     def trim(self) -> None:
-        """Return free memory to the operating system, if most of what was held was released."""
+        """Return free memory to the operating system, if most of the held bytes were released."""
         released = self._peak_bytes - self.held_bytes
         if released >= TRIM_BYTES and released >= self.held_bytes:
             self._peak_bytes = self.held_bytes
             return_free_memory()
 
-    # ---- what follows -----------------------------------------------------------------------------------------------
+    # ---- credit and refusals -----------------------------------------------------------------------------------------
 
     def free_bytes(self) -> int:
-        """What is left of the total."""
+        """Return the free part of the total; negative if the clients exceed it."""
         return self.total_bytes - self.held_bytes - self.task_bytes
 
     def _minimum(self) -> int:
-        return self.total_bytes // (MINIMUM_SHARE * max(FEWEST_SHARES, self._shares()))
+        return self.total_bytes // (MINIMUM_SHARE * max(MIN_SHARES, self._shares()))
 
     def _shares(self) -> int:
-        """Clients among which memory is divided: those that left while their tasks go on count as well."""
+        """Return the number of clients among which memory is divided, departed ones included."""
         return len(self._sessions.clients) + len(self._sessions.departed)
 
     def _limit(self) -> int:
-        """The bytes of payloads, and the bytes of unread results, that each client may have held now."""
+        """Return the limit for one client now: of its bytes of payloads, and of its bytes of unread results."""
         return min(self._config.client_bytes, max(self.free_bytes(), self._minimum()))
 
     def credit_of(self, client: ClientSession) -> int:
-        """How many bytes the client may have under way beyond what was accepted."""
+        """Return how many bytes the client may have under way beyond the accepted submissions."""
         window = self._window_bytes
         room = self._limit() - held_for(client)
         if client.paused:
@@ -181,34 +187,34 @@ class ByteBudget:
         return credit
 
     def _exempt(self, size: int) -> int:
-        """How much of the largest part of a message does not count against a promise."""
+        """Return how many bytes of the largest part of a message do not count against the promise."""
         return 0 if self.departed_bytes > self.total_bytes // 2 else size
 
     def limit_name(self, client: ClientSession) -> str:
-        """The setting that keeps the client's credit down."""
+        """Return the name of the setting that limits the client's credit."""
         own = max(held_for(client), self._limit()) >= self._config.client_bytes
         return "client_bytes" if own else "total_bytes"
 
     def worth_telling(self, client: ClientSession, credit: int) -> bool:
-        """Whether a client should hear that its credit has changed."""
+        """Return whether the client is to be told that its credit has changed."""
         told = client.credit_bytes
         if not credit or not told:
             return credit != told
         return abs(credit - told) * CREDIT_STEPS >= max(credit, told)
 
     def promise(self, client: ClientSession) -> None:
-        """The client hears what was accepted, and what it was told last counts from there."""
+        """Note that the client is told what was accepted: the credit that it was told last counts from there."""
         if client.credit_bytes:
             client.promised_bytes = held_for(client) + client.credit_bytes
             client.highest_promise_bytes = max(client.highest_promise_bytes, client.promised_bytes)
 
     def overdrawn(self, client: ClientSession, sizes: Mapping[int, int], functions: Mapping[bytes, bytes]) -> str:
-        """Why a message with calls of these sizes is not taken from the client, which ignores its credit; "" if it is.
+        """Return why a message with calls of these sizes is refused; "" if it is not.
 
-        What a client may have held is the highest promise of the last `missed_heartbeats` heartbeats or more, since it
-        may send before it learns of a lower one, and a slack of a window, which shrinks to nothing as the clients
-        together exceed the total. The largest call and function of a message may exceed that, unless clients that have
-        left hold half of the total.
+        The bytes held for a client may reach the highest promise of at least the last `missed_heartbeats` heartbeats,
+        because the client may send before it learns about a lower promise, plus a slack of one window, which shrinks to
+        0 as the clients together exceed the total. The largest call and function of a message may exceed this, unless
+        departed clients hold half of the total.
         """
         held = held_for(client)
         if sizes:
@@ -216,7 +222,7 @@ class ByteBudget:
         if functions:
             each = [len(body) for body in functions.values()]
             held += sum(each) + TASK_BYTES * len(each) - self._exempt(TASK_BYTES + max(each))
-        promised = max(client.promised_bytes, client.highest_promise_bytes, client.former_promise_bytes)
+        promised = max(client.promised_bytes, client.highest_promise_bytes, client.previous_promise_bytes)
         slack = max(self._window_bytes, OVERDRAFT_BYTES)
         if held <= promised + max(0, slack + min(0, self.free_bytes())):
             return ""
@@ -229,12 +235,12 @@ class ByteBudget:
 
 
 def held_for(client: ClientSession) -> int:
-    """The bytes of payloads that are held for a client."""
+    """Return the bytes of payloads that are held for a client."""
     return client.payload_bytes + client.unfinished * TASK_BYTES
 
 
-def end_bytes(end: TaskEnd | Attached) -> int:
-    """About what the end of a task takes."""
-    if isinstance(end, Attached):
-        return TASK_BYTES + sum([len(frame) for frame in end.frames])
-    return TASK_BYTES + len(end.body) + len(end.stdout) + len(end.stderr)
+def result_bytes(result: TaskResult | FramedRecord) -> int:
+    """Return about how many bytes a result takes."""
+    if isinstance(result, FramedRecord):
+        return TASK_BYTES + sum([len(frame) for frame in result.frames])
+    return TASK_BYTES + len(result.body) + len(result.stdout) + len(result.stderr)

@@ -1,9 +1,9 @@
 """The settings of a scheduler, and where they come from: defaults < TOML file < environment < options.
 
 A setting is written `name = value` in the file (in a table, `[websocket]` with `port`, it is `websocket_port`),
-`TRIO_SCHED_NAME` in the environment. Every value is checked here, once; a wrong one is a `ConfigError` that names the
-setting, the value, where it came from and what would do. Environment variables of that prefix that name no setting
-are left alone: clients and engines have their own.
+`TRIO_SCHED_NAME` in the environment. Every value is checked here, once; a wrong value raises a `ConfigError` that names
+the setting, the value, its source and the allowed values. Other environment variables with that prefix are ignored,
+because clients and engines have variables of their own.
 """
 
 from __future__ import annotations
@@ -25,90 +25,89 @@ ENV_PREFIX = "TRIO_SCHED_"
 SCHEMES = ("leastload", "lru", "plainrandom", "twobin", "weighted", "pure")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("console", "json")
-MOST_SETTING = 1e12
-"""No number of bytes, seconds or peers is meant to be larger."""
+#: The largest number of bytes, seconds or peers.
+MAX_SETTING = 1e12
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
 LogFormat: TypeAlias = Literal["console", "json"]
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
-    """All settings, with their defaults. Make one with `load`, or directly: `Config(hwm=1)` is checked, too."""
+    """All settings, with their defaults. `load` makes one from all sources; `Config(hwm=1)` is checked, too."""
 
+    #: The name of the connection files and of the local socket.
     name: str = "default"
-    """Of its connection files and its local socket."""
+    #: "ipc:///path", "tcp://host:port" (port 0: any); empty: a local socket in the runtime directory.
     address: str = ""
-    """"ipc:///path", "tcp://host:port" (port 0: any); empty: a local socket in the runtime directory."""
+    #: The host in connection files when the address is a wildcard such as tcp://0.0.0.0:7000; empty: the host name.
     advertised_host: str = ""
-    """What connection files call this host when the address is a wildcard such as tcp://0.0.0.0:7000; empty: its
-    name."""
+    #: The directory of connection files and the local socket; empty: $XDG_RUNTIME_DIR/trio_sched or its like.
     runtime_dir: str = ""
-    """Where connection files and the local socket are; empty: $XDG_RUNTIME_DIR/trio_sched or its like."""
     # the rules
     scheme: str = "leastload"
     hwm: int = 10
     grace_s: float = 5.0
     keep_finished: int = 100_000
+    #: How long the session of a disconnected client is kept.
     keep_results_s: float = 3600.0
-    """How long the session of a client that is away is kept."""
+    #: How long if none of its tasks is unfinished and no result unread: its session can be renewed when it comes back.
     keep_idle_s: float = 10.0
-    """How long if no task of it is unfinished and no result unread: it can go on all the same when it comes back."""
+    #: The seed of the schemes that draw engines at random; None: from the operating system.
     seed: int | None = None
-    """Of the schemes that draw; None: from the operating system."""
     # peers
     heartbeat_s: float = 2.0
+    #: Heartbeat periods without a message after which a peer counts as disconnected.
     missed_heartbeats: int = 5
-    """After so many without a word a peer is away."""
+    #: Submissions of one client that may be under way without an answer.
     credit: int = 20_000
-    """Submissions of one client that may be under way unanswered."""
+    #: The longest time that a result waits for others, to be sent together with them.
     gather_s: float = 0.001
-    """Longest that a result waits for others to travel with."""
+    #: Bytes that may be under way to one peer without an acknowledgement.
     window_bytes: int = 32 << 20
-    """What may be on its way to one peer, unacknowledged."""
+    #: Bytes held in memory for one client: of its calls, and as many of its unread results.
     client_bytes: int = 1 << 30
-    """Calls of one client, and results that it has not read, that are held in memory: each up to so much."""
+    #: The same for all clients together; None: a quarter of the memory.
     total_bytes: int | None = None
-    """The same of all clients together; None: a quarter of the memory."""
     # limits
     max_message_bytes: int = 1 << 30
     max_tasks_per_message: int = 10_000
     max_dependencies: int = 100_000
     max_targets: int = 1_000
+    #: When the limit is reached, disconnected clients without tasks and results give way to new ones.
     max_clients: int = 1_000
-    """When there are so many, those that nothing is lost with and that are not there give way to newcomers."""
+    #: Sessions of commands such as status and stop, which submit nothing, in addition to the clients.
     max_admins: int = 16
-    """Sessions of commands such as status and stop, which submit nothing, beside the clients."""
     max_engines: int = 100_000
+    #: Connections of all kinds at once, before any handshake; 0: three quarters of the descriptor limit, which
+    #: is an upper bound in any case.
     max_connections: int = 0
-    """Connections of all kinds at once, before any handshake; 0: three quarters of the descriptor limit, which bounds
-    it in any case."""
+    #: Connections from one remote address (an IPv6 network of 64 bits); 0: half of `max_connections`. Loopback and
+    #: local sockets are not counted by address.
     max_connections_per_address: int = 0
-    """Of one remote address (an IPv6 network of 64 bits); 0: half of `max_connections`. Loopback and local sockets are
-    not counted by address."""
+    #: How long the ZeroMQ handshake of a connection may take.
     handshake_s: float = 5.0
-    """How long the ZeroMQ handshake of a connection may take."""
     submissions_per_turn: int = 256
+    #: How long running tasks may go on when the scheduler shuts down.
     shutdown_grace_s: float = 10.0
-    """How long running tasks may go on when the scheduler shuts down."""
     # the WebSocket front
+    #: None: no WebSocket; 0: any port.
     websocket_port: int | None = None
-    """None: no WebSocket; 0: any port."""
     websocket_host: str = "127.0.0.1"
+    #: Empty: a new token at each start, written to the connection file.
     websocket_token: str = ""
-    """Empty: a new one at each start, in the connection file."""
+    #: Origins of pages that may connect. A program that sends no origin may always connect.
     websocket_origins: tuple[str, ...] = ()
-    """Origins of pages that may connect; a program that sends none always may."""
     websocket_certificate: str = ""
     websocket_key: str = ""
     websocket_max_message_bytes: int = 4 << 20
+    #: The largest first message of a connection, its Hello.
     websocket_hello_bytes: int = 16 << 10
-    """Of the first message of a connection, which shows who it is."""
+    #: How long a connection may take until its Hello is accepted.
     websocket_hello_s: float = 5.0
-    """Until a connection must have said a hello that is taken."""
+    #: Of one connection; a connection that sends faster is read more slowly.
     websocket_frames_per_s: int = 5_000
-    """Of one connection; one that sends faster is read more slowly."""
     websocket_bytes_per_s: int = 32 << 20
+    #: Bytes of incomplete messages, over all connections.
     websocket_unfinished_bytes: int = 64 << 20
-    """Of messages of which a part has arrived, over all connections."""
     websocket_handshakes_per_s: int = 50
     # logging
     log_level: str = "info"
@@ -121,7 +120,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
                 raise _wrong(setting, value, "", rule.wanted)
 
     def settings(self) -> Settings:
-        """The core's part."""
+        """Return the settings of the core."""
         return Settings(
             scheme=self.scheme,  # type: ignore[arg-type]  # one of SCHEMES, as checked
             hwm=self.hwm,
@@ -133,14 +132,17 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rule(NamedTuple):
-    """What a value must be."""
+    """A condition on a value, and its description."""
 
     holds: Callable[[Any], bool]
     wanted: str
 
 
-def _at_least(least: float, note: str = "", most: float = MOST_SETTING) -> Rule:
-    return Rule(lambda value: least <= value <= most, f"it must be at least {least:g}{note}, and at most {most:,.15g}")
+def _at_least(minimum: float, note: str = "", maximum: float = MAX_SETTING) -> Rule:
+    return Rule(
+        lambda value: minimum <= value <= maximum,
+        f"it must be at least {minimum:g}{note}, and at most {maximum:,.15g}",
+    )
 
 
 def _one_of(choices: tuple[str, ...]) -> Rule:
@@ -153,6 +155,7 @@ def _is_address(value: str) -> bool:
     return not value or value.startswith("ipc:///")
 
 
+#: The rule of each setting; a setting without a rule only has a type.
 RULES: dict[str, Rule] = {
     "name": Rule(
         lambda value: re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value) is not None,
@@ -160,7 +163,7 @@ RULES: dict[str, Rule] = {
     ),
     "address": Rule(_is_address, 'it must be "ipc:///path" or "tcp://host:port" (port 0: any), or empty'),
     "scheme": _one_of(SCHEMES),
-    "hwm": _at_least(0, " (0: no limit)", RANGES["hwm"].most),
+    "hwm": _at_least(0, " (0: no limit)", RANGES["hwm"].maximum),
     "grace_s": _at_least(0, " (0: none)"),
     "keep_finished": _at_least(0),
     "keep_results_s": _at_least(0),
@@ -195,7 +198,6 @@ RULES: dict[str, Rule] = {
     "log_level": _one_of(LOG_LEVELS),
     "log_format": _one_of(LOG_FORMATS),
 }
-"""What each setting must be; those without a rule only have a type."""
 
 
 def _wrong(setting: str, value: object, source: str, wanted: str) -> ConfigError:
@@ -205,10 +207,10 @@ def _wrong(setting: str, value: object, source: str, wanted: str) -> ConfigError
 def load(
     file: str | Path | None = None, environ: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
 ) -> Config:
-    """The settings from a TOML file, the environment (`os.environ`, say) and explicit options; None among the options
-    is not given.
+    """Return the settings from a TOML file, the environment (such as `os.environ`) and explicit options. An option with
+    the value None counts as not given.
 
-    :raises ConfigError: a setting is wrong or unknown; the message names it, its value, its source and what would do.
+    :raises ConfigError: a setting is wrong or unknown; the message names it, its value, its source and what is allowed.
     """
     values: dict[str, tuple[Any, str]] = {}
     if file is not None:
@@ -243,9 +245,9 @@ def _flat(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, source: str) -> Any:
-    """The value in its type; from the environment it comes as text."""
+    """Return the value in the type of its setting; from the environment it comes as text."""
     if name not in Config.__struct_fields__:
-        raise ConfigError(f"{name} ({source}) is no setting; there are {', '.join(Config.__struct_fields__)}")
+        raise ConfigError(f"{name} ({source}) is not a setting; the settings are {', '.join(Config.__struct_fields__)}")
     wanted = get_type_hints(Config)[name]
     textual = source.startswith(f"from {ENV_PREFIX}")
     given = value

@@ -9,21 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+#: Dropped messages in a heartbeat period from which on a burst is under way.
 BURST_DROPS = 8
-"""With so many dropped messages in a round of the auditor a burst is under way."""
+#: The assumed memory of a machine that does not tell.
 _UNKNOWN_BYTES = 4 << 30
-"""What a machine is taken to have that does not say."""
 
 
 def memory_bytes() -> int:
-    """The memory of this machine, or of the control group that this process is in."""
+    """Return the memory of this machine, or of the control group of this process, in bytes."""
     try:
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
         physical = _UNKNOWN_BYTES
     try:
         return min(physical, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # there is none, or it is "max"
+    except (OSError, ValueError):  # no such file, or "max"
         return physical
 
 
@@ -41,18 +41,18 @@ _trim = _find_trim()
 
 
 def return_free_memory() -> None:
-    """Give memory that was freed back to the operating system: glibc keeps what lies between blocks in use. Takes
+    """Return freed memory to the operating system. glibc keeps free memory between blocks that are in use; this takes
     milliseconds for each gigabyte."""
     if _trim is not None:
         _trim(0)
 
 
 class BurstTrim:
-    """Returns free memory after dropped messages and reset connections: in the first round without any, and when a
-    burst of them has given way to a few.
+    """Returns free memory after dropped messages and reset connections: in the first period without any, and when a
+    burst of them has subsided.
 
-    What an attacker made libzmq and the readers allocate is free when its connections have ended, but the payloads that
-    `ByteBudget` counts tell nothing of it.
+    Memory that an attacker made libzmq and the readers allocate is free when the attacker's connections have ended, but
+    `ByteBudget`, which counts payloads, does not see it.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class BurstTrim:
         self._since_trim = 0
 
     def check(self, dropped: int) -> None:
-        """Once in a round of the auditor, with the count of everything that was dropped so far."""
+        """Look at the count of everything that was dropped so far; once in a heartbeat period."""
         fresh = dropped - self._seen
         self._seen = dropped
         self._since_trim += fresh

@@ -1,7 +1,7 @@
 """The native front: clients, engines and nannies on one ZeroMQ ROUTER.
 
-One task, the pump, drains the socket and hands each batch to the hub; each receive is a checkpoint. A peer is known
-by the routing id that ZeroMQ gave its connection, as long as that lasts; who it is comes from its Hello.
+One task drains the socket and hands each batch to the ingress; each receive is a checkpoint. A connection is known by
+the routing id that ZeroMQ gave it; who the peer is comes from its Hello.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, Protocol
 import trio
 
 from trio_sched.server.config import Config
-from trio_sched.server.hub import Hub
-from trio_sched.server.links import Link, Raw
-from trio_sched.transport.connection import Role
+from trio_sched.server.ingress import Ingress
+from trio_sched.server.peer_connection import PeerConnection, RawMessage
+from trio_sched.transport.connection_info import Role
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.native import Frame, Message, encode
 
-STRANGERS_KEPT = 1024
-"""Peers that have not said Hello (properly), or were cut off, and are remembered all the same, so that one that says
-it twice is one peer, and what it said before is known as whose it is."""
+#: Connections without a session that are remembered, so that a repeated Hello comes over the same connection, and late
+#: messages match their session.
+UNAUTHENTICATED_KEPT = 1024
 
 
 class RouterSocket(Protocol):
-    """What the front needs of a ROUTER: `ZmqSocket`, or the in-memory one of trio_sched.testing."""
+    """What the front needs of a ROUTER: `ZmqSocket` has it, and so has the in-memory one of trio_sched.testing."""
 
     address: str
 
@@ -41,7 +41,7 @@ class RouterSocket(Protocol):
 OpenRouter = Callable[..., RouterSocket]
 
 
-class NativeLink(Link):
+class NativeConnection(PeerConnection):
     """One connection to the ROUTER."""
 
     __slots__ = ("_front", "routing_id")
@@ -52,18 +52,18 @@ class NativeLink(Link):
         self.routing_id = routing_id
 
     def send(self, message: Message, frames: Sequence[Frame] = ()) -> int:
-        """See Link."""
+        """See PeerConnection."""
         data = encode(message)
         if not self._front.send([self.routing_id, data, *frames]):
             return 0
         return len(data) + sum([len(frame) for frame in frames]) if frames else len(data)
 
     def admitted(self) -> None:
-        """See Link."""
+        """See PeerConnection."""
         self._front.remember(self)
 
     def close(self) -> None:
-        """See Link."""
+        """See PeerConnection."""
         self._front.forget(self)
 
 
@@ -74,78 +74,79 @@ class NativeFront:
         self._config = config
         self._open_router = open_router
         self._socket: RouterSocket | None = None
-        self._links: dict[bytes, NativeLink] = {}
-        self._strangers: OrderedDict[bytes, NativeLink] = OrderedDict()
+        self._connections: dict[bytes, NativeConnection] = {}
+        self._unauthenticated: OrderedDict[bytes, NativeConnection] = OrderedDict()
 
-    async def run(self, hub: Hub, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
+    async def run(self, ingress: Ingress, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
         """See Front."""
-        socket = self.listen(hub)
+        socket = self.listen(ingress)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(socket.authenticate)
                 task_status.started({"native": socket.address})
-                while True:  # the pump
-                    self.take(await socket.receive(), hub, trio.current_time())
+                while True:
+                    self.take(await socket.receive(), ingress, trio.current_time())
         finally:
-            self._socket = None  # from now on nobody is there
+            self._socket = None  # sends fail from now on
             _remove_socket_file(socket.address)
             socket.close()
 
-    def listen(self, hub: Hub) -> RouterSocket:
+    def listen(self, ingress: Ingress) -> RouterSocket:
         """Bind the socket."""
-        identity = hub.identity
+        identity = ingress.identity
         keys = identity.keys.for_server() if identity.keys else None
         socket = self._open_router(
             identity.native_address(),
             keys=keys,
             max_message_bytes=self._config.max_message_bytes,
-            limits=hub.connections,
+            limits=ingress.connections,
         )
         self._socket = socket
-        hub.on_flush(socket.flush)
+        ingress.on_flush(socket.flush)
         return socket
 
-    def take(self, batch: Sequence[Sequence[Frame]], hub: Hub, now: float) -> None:
+    def take(self, batch: Sequence[Sequence[Frame]], ingress: Ingress, now: float) -> None:
         """Hand on a batch of messages as they came from the socket."""
-        links = self._links
-        messages: list[Raw] = []
+        connections = self._connections
+        messages: list[RawMessage] = []
         for frames in batch:
             routing_id: Any = frames[0]
-            messages.append((links.get(routing_id) or self._stranger(routing_id), frames[1:]))
-        hub.receive(messages, now)
+            messages.append((connections.get(routing_id) or self._unauthenticated_connection(routing_id), frames[1:]))
+        ingress.receive(messages, now)
 
-    def _stranger(self, routing_id: bytes) -> NativeLink:
-        link = self._strangers.get(routing_id)
-        if link is None:
+    def _unauthenticated_connection(self, routing_id: bytes) -> NativeConnection:
+        connection = self._unauthenticated.get(routing_id)
+        if connection is None:
             proved_role = self._socket.proved_role(routing_id) if self._socket is not None else None
-            link = NativeLink(self, routing_id, proved_role)
-            self._keep(link)
-        return link
+            connection = NativeConnection(self, routing_id, proved_role)
+            self._keep(connection)
+        return connection
 
-    def _keep(self, link: NativeLink) -> None:
-        self._strangers[link.routing_id] = link
-        if len(self._strangers) > STRANGERS_KEPT:
-            self._strangers.popitem(last=False)
+    def _keep(self, connection: NativeConnection) -> None:
+        self._unauthenticated[connection.routing_id] = connection
+        if len(self._unauthenticated) > UNAUTHENTICATED_KEPT:
+            self._unauthenticated.popitem(last=False)
 
-    # ---- for links --------------------------------------------------------------------------------------------------
+    # ---- for connections ---------------------------------------------------------------------------------------------
 
     def send(self, frames: Sequence[Frame]) -> bool:
-        """Hand a message to the socket; False: no such peer."""
+        """Hand a message to the socket. Returns False if there is no such peer."""
         return self._socket is not None and self._socket.send(frames)
 
-    def remember(self, link: NativeLink) -> None:
-        """It has a session."""
-        self._strangers.pop(link.routing_id, None)
-        self._links[link.routing_id] = link
+    def remember(self, connection: NativeConnection) -> None:
+        """Keep a connection that has a session."""
+        self._unauthenticated.pop(connection.routing_id, None)
+        self._connections[connection.routing_id] = connection
 
-    def forget(self, link: NativeLink) -> None:
-        """It has none any more, but what it said before may be on its way."""
-        if self._links.get(link.routing_id) is link:
-            del self._links[link.routing_id]
-            self._keep(link)
+    def forget(self, connection: NativeConnection) -> None:
+        """Keep a connection whose session ended, or uses another one, only among the last such connections."""
+        if self._connections.get(connection.routing_id) is connection:
+            del self._connections[connection.routing_id]
+            self._keep(connection)
 
 
 def _remove_socket_file(address: str) -> None:
-    """libzmq leaves the file of a local socket behind. Before the close: afterwards it could be a successor's."""
+    """Remove the file of a local socket, which libzmq leaves behind. This has to happen before the socket is closed:
+    afterwards the file could be that of another scheduler."""
     if address.startswith("ipc://"):
         Path(address.removeprefix("ipc://")).unlink(missing_ok=True)

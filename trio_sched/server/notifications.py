@@ -1,79 +1,58 @@
-"""Notifications: who comes and who goes. Hellos of strangers, and all that nannies say.
+"""Notifications: who joins and who leaves. The messages of connections without a role, and of nannies, as events.
 
-Nobody is listened to before a Hello with the token of its role (R25): the token is in the connection file, which only
-the owner can read. Garbage from strangers is counted and not answered; a message that we would understand from a peer
-that we do not know is answered, because that peer may be one of ours from before a reconnection, and must say Hello
-again.
+Nothing but a Hello is taken from a connection before a Hello with the token of its role (R25): the token is in the
+connection file, which only its owner can read. Malformed messages of unauthenticated peers are counted and not
+answered.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trio_sched.errors import WireError
-from trio_sched.server.config import Config
-from trio_sched.server.happenings import Greeted, Pinged
-from trio_sched.server.hub import Hub
-from trio_sched.server.intake import amounts
-from trio_sched.server.links import ENGINES, STRANGERS, Link
-from trio_sched.server.reader import Reader
-from trio_sched.server.sessions import LANES, NannySession, Sessions
-from trio_sched.transport.connection import Role
-from trio_sched.wire.native import VERSION, Bye, Died, Frame, Hello, Ping
-from trio_sched.wire.ranges import MOST_PATH_CHARACTERS, check, check_length
+from trio_sched.server.events import DeathReported, Event, HelloReceived, MessageBeforeHello, MessageRejected
+from trio_sched.server.ingress import NOTIFICATIONS, Ingress
+from trio_sched.server.peer_connection import PeerConnection
+from trio_sched.server.reader import Reader, read_bye, read_ping
+from trio_sched.server.task_specs import amounts
+from trio_sched.transport.connection_info import Role
+from trio_sched.wire.native import VERSION, Bye, Frame, Hello, Ping, WorkerDied
+from trio_sched.wire.ranges import MAX_PATH_CHARACTERS, check, check_length
 
 
 class Notifications(Reader):
-    """Reads what strangers and nannies sent."""
+    """Reads what nannies and peers without a session sent."""
 
     who = "a nanny"
 
-    def __init__(
-        self, hub: Hub, config: Config, sessions: Sessions, tokens: Mapping[Role, str], closing: Callable[[], bool]
-    ) -> None:
-        super().__init__(hub, STRANGERS, hub.inbox.add_notifications)
-        self._config = config
-        self._sessions = sessions
+    def __init__(self, ingress: Ingress, tokens: Mapping[Role, str]) -> None:
         self._tokens = tokens
-        self._closing = closing
-        self.handlers = {Ping: self._ping}
+        super().__init__(
+            ingress, NOTIFICATIONS, {WorkerDied: _read_died, Ping: read_ping, Bye: read_bye, Hello: self.read_hello}
+        )
 
-    def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
-        """See Reader."""
-        session = link.session or link.former
+    def validate(self, connection: PeerConnection, now: float, message: Any, frames: Sequence[Frame]) -> Event:
+        """See `Reader.validate`. The session of a connection without a role is looked up in the turn."""
+        if connection.role is not None:
+            return super().validate(connection, now, message, frames)
         if type(message) is Hello:
-            self._hello(link, message)
-        elif type(message) in (Died, Bye) and isinstance(session, NannySession):
-            self.hub.forward(ENGINES, link, message, frames)  # behind all that engines have sent so far (R31)
-        elif session is not None and LANES[session.role] != STRANGERS:
-            # sorted before its Hello was answered, or after it was given up
-            self.hub.forward(LANES[session.role], link, message, frames)
-        else:
-            super().handle(link, message, frames)
+            return self.read_hello(connection, now, message, frames)
+        return MessageBeforeHello(connection, now, message, frames)
 
-    def _ping(self, nanny: NannySession, _message: Ping, _frames: Sequence[Frame]) -> None:
-        self.events.append(Pinged(nanny))
-
-    # ---- Hello ------------------------------------------------------------------------------------------------------
-
-    def _hello(self, link: Link, hello: Hello) -> None:
+    def read_hello(self, connection: PeerConnection, now: float, hello: Hello, _frames: Sequence[Frame]) -> Event:
+        """Read a Hello, which a peer of any role may send over any connection."""
         try:
-            self._admit(link, hello)
+            self._check_role(connection, hello)
+            _check_ranges(hello)
         except WireError as error:
-            self.hub.note(error.kind, why=str(error))
-            self.answer(link, error.kind, str(error))
-            return
-        greeted = Greeted(link, hello)
-        session = link.session or link.former
-        if session is not None and LANES[session.role] != STRANGERS:
-            self.hub.forward(LANES[session.role], link, greeted, ())  # behind what it said before
-        else:
-            self.events.append(greeted)
+            return MessageRejected(connection, now, error.kind, str(error), is_hello=True)
+        except ValueError as error:
+            return MessageRejected(connection, now, "malformed", str(error), is_hello=True)
+        return HelloReceived(connection, now, hello)
 
-    def _admit(self, link: Link, hello: Hello) -> None:
-        """Raises WireError where it must not come in."""
+    def _check_role(self, connection: PeerConnection, hello: Hello) -> None:
         if hello.version != VERSION:
             raise WireError(
                 f"you speak version {hello.version}, this scheduler version {VERSION}; "
@@ -81,9 +60,9 @@ class Notifications(Reader):
                 "unknown_version",
             )
         role: Role = "client" if hello.role == "client" else "engine"
-        if link.proved_role not in (None, role):
+        if connection.proved_role not in (None, role):
             raise WireError(
-                f"the key of your connection is that of the role {link.proved_role!r}, but your hello says "
+                f"the key of your connection is that of the role {connection.proved_role!r}, but your hello says "
                 f"{hello.role!r}; use the connection file of the role {role!r}, keys and token",
                 "unauthenticated",
             )
@@ -92,23 +71,10 @@ class Notifications(Reader):
             raise WireError(
                 f"the token is not that of a {hello.role}; read the connection file again", "unauthenticated"
             )
-        if self._closing() and self._sessions.find(hello) is None:  # others may come back for results, or with them
-            raise WireError("the scheduler is shutting down", "closing")
-        try:
-            _check(hello)
-        except ValueError as error:
-            raise WireError(str(error)) from None
-        if link.session is None and hello.role != "client" and self._sessions.find(hello) is None:
-            self._check_room()  # clients are counted by the actor, which can make room for one
-
-    def _check_room(self) -> None:
-        count, limit = max(len(self._sessions.engines), len(self._sessions.nannies)), self._config.max_engines
-        if count >= limit:
-            raise WireError(f"there are {count} of your kind already; max_engines is {limit}", "too_many")
 
 
-def _check(hello: Hello) -> None:
-    """Raises ValueError that says which number or text in it is out of its range."""
+def _check_ranges(hello: Hello) -> None:
+    """Raises ValueError for a number or a text that is out of its range."""
     check("weight", hello.weight)
     check("slots", hello.slots)
     check("received", hello.received)
@@ -120,5 +86,12 @@ def _check(hello: Hello) -> None:
     for name in ("name", "host", "python", "cwd", "path", "secret", "scheduler"):
         check_length(name, getattr(hello, name))
     characters = sum(map(len, hello.path))
-    if characters > MOST_PATH_CHARACTERS:
-        raise ValueError(f"path has {characters:,} characters in all; the most is {MOST_PATH_CHARACTERS:,}")
+    if characters > MAX_PATH_CHARACTERS:
+        raise ValueError(f"path has {characters:,} characters in all; the limit is {MAX_PATH_CHARACTERS:,}")
+
+
+def _read_died(connection: PeerConnection, now: float, message: WorkerDied, _frames: Sequence[Frame]) -> DeathReported:
+    running = None if message.running is None else tuple(message.running)
+    return DeathReported(
+        connection, now, message.engine, message.pid, message.reason or "its nanny saw it die", running
+    )

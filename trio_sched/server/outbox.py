@@ -1,99 +1,126 @@
-"""The outbox: effects in, messages out. The actor never waits for a peer, because this never does.
+"""The outbox: effects in, messages out. It never waits for a peer, so that the actor never does.
 
-A turn's effects are dealt into queues by peer; after the turn each peer with something in its queue gets one message
+The effects of a turn are put into queues by peer; after the turn each peer with something in its queue gets one message
 with all of it.
 
-* To an engine at once: what it waits for, the client waits for, too.
-* To a client at once when the line was quiet, or nothing more is to come; else gathered for at most `gather_s`: one
-  message with 50 results costs a client a third of 50 messages. Counts of accepted submissions ride along with
-  results, or go by themselves when they are worth it.
-* A peer has a window in bytes: results that it has not acknowledged, calls that it has not answered. When it is full
-  the rest waits here, in this peer's queue and nobody else's (libzmq would drop silently at its high-water mark, so
-  it has none).
-* A send that fails means that the link is gone. What was on it is kept: results until acknowledged, and calls the
-  core gives again.
+* An engine gets its messages at once: what it waits for, the client waits for, too.
+* A client gets results at once when none was sent within `gather_s`, or when nothing more is to come; otherwise they
+  are gathered for at most `gather_s`: one message with 50 results costs a client a third of 50 messages. Counts of
+  accepted submissions travel with results, or by themselves when enough of them have gathered.
+* A peer has a window in bytes: results that it has not acknowledged, calls that it has not answered. When the window
+  is full, the rest waits in the queue of this peer alone (libzmq would drop messages silently at its high-water mark,
+  so the socket has none).
+* A send that fails means that the connection ended. What was sent over it is kept: results until they are acknowledged,
+  and calls, which the core assigns again.
+* An effect for an id that is not native goes to the front that made the id.
+
+What the outbox finds out while it works (a connection that ended, a call that was never sent) becomes events, which the
+actor handles next in the same step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from trio_sched.core.effects import Accept, AssignTask, DeliverResult, Publish, RecallTask, Refuse
-from trio_sched.core.events import SESSION_SHIFT, RecallAnswered
+from trio_sched.core.effects import (
+    Accept,
+    AssignTask,
+    DeliverResult,
+    ForgetEngine,
+    ForgetSession,
+    Publish,
+    RecallTask,
+    Refuse,
+)
+from trio_sched.core.events import RecallAnswered
+from trio_sched.core.ids import is_foreign, is_native, session_of
 from trio_sched.logs import get_logger
-from trio_sched.server.alarm import Alarm
-from trio_sched.server.budget import ByteBudget, end_bytes
+from trio_sched.server.batching import chunks, native_number, result_of, with_inputs
+from trio_sched.server.budget import ByteBudget, result_bytes
 from trio_sched.server.config import Config
-from trio_sched.server.functions import Functions
-from trio_sched.server.happenings import Decline, Effect, LinkLost, Tell, TellEngines, Welcomed
-from trio_sched.server.hub import Hub
-from trio_sched.server.parcels import chunks, end_of, with_inputs
-from trio_sched.server.sessions import ClientSession, EngineSession, Parcel, Session, Sessions
+from trio_sched.server.events import (
+    ConnectionLost,
+    Effect,
+    Event,
+    SendEngineCount,
+    SendError,
+    SendMessage,
+    SendWelcome,
+)
+from trio_sched.server.ingress import Ingress, TaskEffect
+from trio_sched.server.sessions import ClientSession, EngineSession, FunctionCache, Session, Sessions, UnackedBatch
 from trio_sched.wire.native import (
     Accepted,
     Acked,
     Assign,
-    Attached,
     Call,
+    ClientEnvironment,
     Engines,
     Error,
     Events,
     Frame,
-    Happened,
-    Place,
+    FramedRecord,
+    MonitorEvent,
     Pong,
     Recall,
     Refused,
     Results,
-    TaskEnd,
+    TaskResult,
     Welcome,
 )
 
 log = get_logger(__name__)
 CALLS_PER_MESSAGE = 256
+#: Credit is returned by itself when an eighth of it has gathered.
 CREDIT_STEPS = 8
-"""Credit goes back by itself when an eighth of it has gathered."""
+#: Longest that a count of accepted submissions waits for results to travel with.
 LAZY_S = 0.02
-"""Longest that a count of accepted submissions waits for results to ride along with."""
+#: An engine is told by itself that its answers arrived when it keeps this much of them only for that.
 LONE_ACK_BYTES = 1 << 20
-"""An engine is told by itself that its results arrived when it holds so many bytes of them for nothing."""
 CALL_OVERHEAD_BYTES = 64
-MOST_REASON = 1_000
-"""Characters of the reason of a refusal."""
+#: Characters of the reason of a refusal.
+MAX_REFUSAL_CHARACTERS = 1_000
+FORGOTTEN = "the scheduler failed while it handled this; its log has the traceback"
 
 
 class Outbox:
-    """All queues to peers."""
+    """The queues to all peers."""
 
     def __init__(
         self,
-        hub: Hub,
+        ingress: Ingress,
         config: Config,
         sessions: Sessions,
-        functions: Functions,
+        functions: FunctionCache,
         budget: ByteBudget,
         instance: str,
     ) -> None:
-        self._hub = hub
+        self._ingress = ingress
         self._config = config
         self._sessions = sessions
         self._functions = functions
         self._budget = budget
         self._instance = instance
-        self._clients: dict[int, ClientSession] = {}
-        """Those with something to be sent, by number."""
-        self._engines: dict[int, EngineSession] = {}
+        #: Peers with something to be sent, by number.
+        self._dirty_clients: dict[int, ClientSession] = {}
+        self._dirty_engines: dict[int, EngineSession] = {}
+        #: Clients whose results, or count of accepted submissions, wait until `flush_at`.
         self._gathering: dict[int, ClientSession] = {}
-        """Those whose results, or accepted count, wait for the alarm."""
+        #: When `flush` is to be called again at the latest.
+        self.flush_at = math.inf
+        #: Clients that were told that they may submit nothing.
         self._without_credit: dict[int, ClientSession] = {}
-        """Those that were told that they may submit nothing."""
+        #: The budget's `released_bytes` when these were last looked at.
         self._released_bytes = 0
-        """Of the budget, when those were last looked at."""
         self._engines_changed = False
-        self._happened: list[Happened] = []
+        self._monitor_events: list[MonitorEvent] = []
+        #: Clients that watch (R28).
         self.watchers: dict[int, ClientSession] = {}
-        self.alarm = Alarm(self.flush_gathered)
+        self._events: list[Event] = []
+        #: The time of the current turn.
+        self._now = 0.0
         self._credit_step = max(1, config.credit // CREDIT_STEPS)
         self._handlers: dict[type, Callable[[Any], None]] = {
             AssignTask: self._assign,
@@ -102,16 +129,19 @@ class Outbox:
             Refuse: self._refuse,
             RecallTask: self._recall,
             Publish: self._publish,
-            Welcomed: self._welcome,
-            Decline: self._decline,
-            Tell: self._tell,
-            TellEngines: self._tell_engines,
+            ForgetEngine: self._forget_engine,
+            ForgetSession: self._forget_session,
+            SendWelcome: self._welcome,
+            SendError: self._send_error,
+            SendMessage: self._send_message,
+            SendEngineCount: self._send_engine_count,
         }
 
-    # ---- taking effects ---------------------------------------------------------------------------------------------
+    # ---- carrying out effects ----------------------------------------------------------------------------------------
 
-    def take(self, effects: list[Effect]) -> None:
-        """Deal the effects of a turn into the peers' queues."""
+    def take(self, effects: list[Effect], now: float) -> None:
+        """Carry out the effects of a turn, as far as they need no sending, and queue the rest."""
+        self._now = now
         handlers = self._handlers
         remaining = iter(effects)
         effect: Effect | None = None
@@ -121,101 +151,141 @@ class Outbox:
                     handlers[type(effect)](effect)
                 return
             except Exception as error:
-                self._hub.failed("effect", error, effect_type=type(effect).__name__)
+                self._ingress.report_error("effect", error, effect_type=type(effect).__name__)
 
-    def touch(self, client: ClientSession) -> None:
-        """Look after this client's queue at the next flush."""
-        self._clients[client.number] = client
+    def take_events(self) -> list[Event]:
+        """Take the events that came up since the last call."""
+        events, self._events = self._events, []
+        return events
 
-    def touch_engine(self, engine: EngineSession) -> None:
-        """Look after this engine's queue at the next flush."""
-        self._engines[engine.number] = engine
+    def mark_dirty(self, client: ClientSession) -> None:
+        """Look at this client's queue at the next flush."""
+        self._dirty_clients[client.number] = client
+
+    def mark_engine_dirty(self, engine: EngineSession) -> None:
+        """Look at this engine's queue at the next flush."""
+        self._dirty_engines[engine.number] = engine
+
+    def _pass_on(self, effect: TaskEffect, owner: int | str) -> None:
+        """Hand an effect for a peer without a session here to the front that made its id, if it is foreign."""
+        if is_foreign(owner) and self._ingress.effect_handler is not None:
+            self._ingress.effect_handler.take(effect)
 
     def _assign(self, effect: AssignTask) -> None:
-        engine = self._sessions.engines.get(effect.engine)  # type: ignore[arg-type]
+        engine = self._sessions.engines.get(effect.engine)
         if engine is None:
-            self._elsewhere(effect)  # or its Bye is on its way to the core, which then gives the task to another
+            self._pass_on(effect, effect.engine)  # a native engine left in this turn; the core assigns the task again
             return
         payload = effect.payload
         frames: tuple[Frame, ...] = ()
-        if type(payload) is Attached:
+        if type(payload) is FramedRecord:
             frames = payload.frames
             payload = payload.record
         if effect.inputs:
             payload, frames = with_inputs(payload, frames, effect.inputs)
         payload.attempt = effect.attempt
-        engine.calls.append((payload, frames))
-        self._engines[engine.number] = engine
+        engine.queued_calls.append((payload, frames))
+        self._dirty_engines[engine.number] = engine
 
     def _deliver(self, effect: DeliverResult) -> None:
-        client = self._sessions.clients.get(effect.client)  # type: ignore[arg-type]
-        if client is not None:
-            client.ends.append(end_of(effect))
-            client.unfinished -= 1
-            if client.payloads:
-                self._budget.release(client, effect.task)  # type: ignore[arg-type]
-            self._clients[client.number] = client
-        else:
-            self._elsewhere(effect)
+        client = self._sessions.clients.get(effect.client)
+        if client is None:
+            self._pass_on(effect, effect.client)
+            return
+        client.queued_results.append(result_of(effect))
+        client.unfinished -= 1
+        if client.payloads:
+            self._budget.release(client, effect.task)
+        self._dirty_clients[client.number] = client
 
     def _accept(self, effect: Accept) -> None:
-        client = self._sessions.clients.get(effect.client)  # type: ignore[arg-type]
-        if client is not None:
-            client.accepted += 1
-            client.unfinished += 1
-            self._clients[client.number] = client
-        else:
-            self._elsewhere(effect)
-
-    def _refuse(self, effect: Refuse) -> None:
-        client = self._sessions.clients.get(effect.client)  # type: ignore[arg-type]
+        client = self._sessions.clients.get(effect.client)
         if client is None:
-            self._elsewhere(effect)
+            self._pass_on(effect, effect.client)
             return
         client.accepted += 1
-        self._budget.release(client, effect.task)  # type: ignore[arg-type]
-        self._clients[client.number] = client
-        refused = Refused(effect.task, effect.reason[:MOST_REASON])  # type: ignore[arg-type]
+        client.unfinished += 1
+        self._dirty_clients[client.number] = client
+
+    def _refuse(self, effect: Refuse) -> None:
+        client = self._sessions.clients.get(effect.client)
+        if client is None:
+            self._pass_on(effect, effect.client)
+            return
+        client.accepted += 1
+        self._budget.release(client, effect.task)
+        self._dirty_clients[client.number] = client
+        refused = Refused(native_number(effect.task), effect.reason[:MAX_REFUSAL_CHARACTERS])
         client.keep_refusal(refused)
         self._send(client, refused)
 
     def _recall(self, effect: RecallTask) -> None:
-        engine = self._sessions.engines.get(effect.engine)  # type: ignore[arg-type]
+        engine = self._sessions.engines.get(effect.engine)
         if engine is None:
-            self._elsewhere(effect)
+            self._pass_on(effect, effect.engine)
             return
-        for at, (call, _) in enumerate(engine.calls):
+        for at, (call, _) in enumerate(engine.queued_calls):
             if call.id == effect.task:  # never sent, so the engine cannot answer for it
-                del engine.calls[at]
-                self._hub.inbox.add_notifications([RecallAnswered(effect.engine, effect.task, True, effect.attempt)])
+                del engine.queued_calls[at]
+                self._events.append(RecallAnswered(effect.engine, effect.task, True, effect.attempt))
                 return
-        engine.recalls.append(effect.task)  # type: ignore[arg-type]
-        self._engines[engine.number] = engine
+        engine.queued_recalls.append(native_number(effect.task))
+        self._dirty_engines[engine.number] = engine
 
     def _publish(self, effect: Publish) -> None:
-        self._happened.append(
-            Happened(effect.what, effect.task, effect.engine, effect.client, effect.outcome)  # type: ignore[arg-type]
-        )
+        task, engine, client = map(_native_or_none, (effect.task, effect.engine, effect.client))
+        self._monitor_events.append(MonitorEvent(effect.what, task, engine, client, effect.outcome))
 
-    def _elsewhere(self, effect: Accept | Refuse | AssignTask | DeliverResult | RecallTask) -> None:
-        """No session of ours: a front's own peer, or one that has left."""
-        for outlet in self._hub.outlets:
-            if outlet.take(effect):
-                return
+    def _forget_engine(self, effect: ForgetEngine) -> None:
+        engine = self._sessions.engines.get(effect.engine)
+        if engine is not None:
+            log.warning("engine did not return", number=engine.number, name=engine.name, host=engine.host)
+            self._drop(engine)
+            self._engines_changed = True
+        else:
+            self._pass_on(effect, effect.engine)
+
+    def _forget_session(self, effect: ForgetSession) -> None:
+        departed = self._sessions.departed.pop(effect.client, None)
+        if departed is not None:
+            self.release_all(departed)
+            return
+        client = self._sessions.clients.get(effect.client)
+        if client is None:
+            self._pass_on(effect, effect.client)
+        elif client.welcomed:  # else this effect is about an earlier session, which was closed and renewed in this turn
+            self._drop(client)
+            self._budget.release_results(client)
+            self.release_all(client)
+
+    def _drop(self, session: Session) -> None:
+        """Forget a session that the core has given up. A peer that is still connected has to say Hello again."""
+        if session.connection is not None:
+            session.connection.send(Error("unknown_peer", FORGOTTEN))
+        self._sessions.remove(session, self._now)
+
+    def release_all(self, client: ClientSession) -> None:
+        """Release the memory and the functions of a client that left for good."""
+        self._budget.release_all(client)
+        for digest in client.functions:
+            if self._functions.release(client.number, digest):
+                self.drop_function(digest)
 
     def drop_function(self, digest: bytes) -> None:
-        """Nobody will name this function any more: the engines that have it are told with their next calls."""
+        """Have the engines drop a function that no later task will name; they are told with their next calls."""
         for engine in self._sessions.engines.values():
-            if digest in engine.functions:
-                engine.functions.discard(digest)
-                engine.drops.append(digest)
+            if digest in engine.known_functions:
+                engine.known_functions.discard(digest)
+                engine.queued_drops.append(digest)
 
-    # ---- comings ----------------------------------------------------------------------------------------------------
+    # ---- joining -----------------------------------------------------------------------------------------------------
 
-    def _welcome(self, effect: Welcomed) -> None:
+    def _welcome(self, effect: SendWelcome) -> None:
         session = effect.session
-        if session.link is not effect.link:
-            return  # it said Hello on yet another link meanwhile, and will be answered there
+        if isinstance(session, ClientSession):
+            session.welcomed = True
+        if session.connection is not effect.connection:
+            return  # the peer said Hello over yet another connection meanwhile, and is answered there
         config = self._config
         welcome = Welcome(
             session.number,
@@ -226,123 +296,162 @@ class Outbox:
             heartbeat_s=config.heartbeat_s,
             max_message_bytes=config.max_message_bytes,
             pythons=self._sessions.pythons(),
-            engines=self._sessions.engines_here(),
-            starting=self._sessions.engines_starting(),
+            engines=self._sessions.connected_engine_count(),
+            starting=self._sessions.starting_engine_count(),
         )
         if isinstance(session, ClientSession):
             welcome.credit = config.credit
             welcome.credit_bytes = self._grant(session)
             welcome.accepted = session.received  # what arrived will be answered, so it need not be sent again
         elif isinstance(session, EngineSession):
-            session.begin_anew()  # here, in the order of effects: calls of this very turn may be queued already
-            welcome.accepted = session.acked_told = session.taken
-            session.untold_bytes = 0
+            session.reset_queues()  # here, in the order of effects: calls of this very turn may be queued already
+            welcome.accepted = self._ack(session)
         if self._send(session, welcome) and isinstance(session, ClientSession) and effect.resumed:
             self._send_again(session, effect.received)
 
-    def _decline(self, effect: Decline) -> None:
-        self._hub.note(effect.kind, why=effect.message)
-        effect.link.send(Error(effect.kind, effect.message))
-
-    def reaches(self, client: ClientSession) -> bool:
-        """Send something harmless: whether it is still connected, as far as its transport can tell."""
-        client.accepted_told = client.accepted
-        return client.link is not None and client.link.send(Pong(client.accepted)) > 0
-
     def _send_again(self, client: ClientSession, received: int) -> None:
-        """After a resumption: what the client has not got. (What it has, `acknowledge` took off already.)"""
+        """After a resumption, send what the client has not got."""
         for _, refused in client.refusals:
             self._send(client, refused)
-        for parcel in client.unacked:
-            if parcel.seq > received:
-                records, frames = _split(parcel.ends)
-                self._send(client, Results(parcel.seq, records, client.accepted), frames)
-        client.accepted_told = min(client.accepted_told, client.received)
-        self._clients[client.number] = client
+        for batch in client.unacked:
+            if batch.seq > received:
+                records, frames = _split(batch.results)
+                self._send(client, Results(batch.seq, records, client.accepted), frames)
+        client.accepted_sent = min(client.accepted_sent, client.received)
+        self._dirty_clients[client.number] = client
 
-    def _tell(self, effect: Tell) -> None:
+    def reaches(self, client: ClientSession) -> bool:
+        """Send something harmless. Returns whether the transport knows the client's connection."""
+        client.accepted_sent = client.accepted
+        return client.connection is not None and client.connection.send(Pong(client.accepted)) > 0
+
+    # ---- messages ----------------------------------------------------------------------------------------------------
+
+    def _send_error(self, effect: SendError) -> None:
+        effect.connection.send(Error(effect.kind, effect.reason))
+
+    def _send_message(self, effect: SendMessage) -> None:
         if isinstance(effect.session, EngineSession):
             self._flush_engine(effect.session)  # in order: it answers a Recall before it heeds a Closing
         self._send(effect.session, effect.message, effect.frames)
 
-    def _tell_engines(self, _effect: TellEngines) -> None:
+    def _send_engine_count(self, _effect: SendEngineCount) -> None:
         self._engines_changed = True
 
     def _send(self, session: Session, message: Any, frames: tuple[Frame, ...] = ()) -> int:
-        """Send now. 0: it is not there."""
-        link = session.link
-        if link is None:
+        """Send now. Returns the size of the message, 0 if the peer is not connected."""
+        connection = session.connection
+        if connection is None:
             return 0
-        size = link.send(message, frames)
+        size = connection.send(message, frames)
         if not size:
-            self._hub.inbox.add_notifications([LinkLost(link, "its connection is gone")])
+            self._events.append(ConnectionLost(connection, "its connection is gone"))
         return size
 
-    # ---- flushing ---------------------------------------------------------------------------------------------------
+    # ---- flushing ----------------------------------------------------------------------------------------------------
 
     def flush(self, now: float) -> None:
-        """Send what there is, as far as windows and gathering allow."""
-        if self._engines:
-            for engine in self._engines.values():
+        """Send what is queued, as far as windows and gathering allow."""
+        if self._dirty_engines:
+            engines, self._dirty_engines = self._dirty_engines, {}
+            for engine in engines.values():
                 try:
                     self._flush_engine(engine)
                 except Exception as error:
                     self._cut_off(engine, error)
-            self._engines.clear()
-        if self._clients:
-            for client in self._clients.values():
+        if self._dirty_clients:
+            clients, self._dirty_clients = self._dirty_clients, {}
+            for client in clients.values():
                 try:
                     self._flush_client(client, now)
                     self._tell_credit(client)
                 except Exception as error:
                     self._cut_off(client, error)
-            self._clients.clear()
+        if now >= self.flush_at:
+            self._flush_gathered(now)
         if self._without_credit and self._released_bytes != self._budget.released_bytes:
             self.tell_credit()
         if self._engines_changed:
             self._engines_changed = False
-            message = Engines(self._sessions.pythons(), self._sessions.engines_here())
+            message = Engines(self._sessions.pythons(), self._sessions.connected_engine_count())
             for client in self._sessions.clients.values():
                 self._send(client, message)
-        if self._happened:
-            self._flush_events()
-        self._hub.flush()
+        if self._monitor_events:
+            self._flush_monitor_events()
+        self._ingress.flush()
+
+    def flush_all(self, now: float) -> None:
+        """Send also what is gathered; for the last turn."""
+        self.flush_at = now
+        self.flush(now)
 
     def _cut_off(self, session: Session, error: Exception) -> None:
-        """What is queued for a peer cannot be sent (R33): its connection ends, and nobody else's."""
-        self._hub.failed("flush", error, session=session.number)
-        if session.link is not None:
-            self._hub.inbox.add_notifications([LinkLost(session.link, "what was queued for it could not be sent")])
+        """End the connection of a peer whose queue cannot be sent (R33), and no other peer's."""
+        self._ingress.report_error("flush", error, session=session.number)
+        if session.connection is not None:
+            why = "what was queued for it could not be sent"
+            self._events.append(ConnectionLost(session.connection, why))
 
     def _flush_client(self, client: ClientSession, now: float) -> None:
-        if client.ends:
+        if client.queued_results:
             due = client.flushed_at + self._config.gather_s
             if now >= due or not client.unfinished:
-                self._send_ends(client, now)
+                self._send_results(client, now)
                 return
         else:
-            untold = client.accepted - client.accepted_told
-            if untold >= self._credit_step:
+            if client.accepted - client.accepted_sent >= self._credit_step:
                 self._send_accepted(client)
                 return
             due = now + LAZY_S
         if client.number not in self._gathering:
             self._gathering[client.number] = client
-        self.alarm.set(due)
+        if due < self.flush_at:
+            self.flush_at = due
 
-    def flush_gathered(self, now: float) -> None:
-        """The alarm went off: what was gathered goes out."""
+    def _flush_gathered(self, now: float) -> None:
+        self.flush_at = math.inf
         gathering, self._gathering = self._gathering, {}
         for client in gathering.values():
-            if client.ends:
-                self._send_ends(client, now)
-            elif client.accepted != client.accepted_told:
-                self._send_accepted(client)
-        self._hub.flush()
+            try:
+                if client.queued_results:
+                    self._send_results(client, now)
+                elif client.accepted != client.accepted_sent:
+                    self._send_accepted(client)
+            except Exception as error:
+                self._cut_off(client, error)
 
     def _send_accepted(self, client: ClientSession) -> None:
-        client.accepted_told = client.accepted
+        client.accepted_sent = client.accepted
         self._send(client, Accepted(client.accepted))
+
+    def _send_results(self, client: ClientSession, now: float) -> None:
+        """Send results, in messages of a bounded size, while the window has room."""
+        if client.connection is None:
+            self.count_unread(client)
+            return
+        window = self._config.window_bytes
+        sent = 0
+        for chunk, records, frames in chunks(client.queued_results):
+            if client.unacked_bytes >= window:
+                break
+            client.seq += 1
+            size = self._send(client, Results(client.seq, records, client.accepted), frames)
+            batch = UnackedBatch(client.seq, size or sum(map(result_bytes, chunk)), chunk)
+            client.unacked.append(batch)
+            client.unacked_bytes += batch.size
+            sent += len(chunk)
+            if not size:
+                break
+        if client.counted_results:
+            counted = min(sent, client.counted_results)
+            client.waiting_bytes -= sum([result_bytes(result) for result in client.queued_results[:counted]])
+            client.counted_results -= counted
+        del client.queued_results[:sent]
+        self.count_unread(client)
+        client.accepted_sent = client.accepted
+        client.flushed_at = now
+
+    # ---- credit ------------------------------------------------------------------------------------------------------
 
     def _grant(self, client: ClientSession) -> int:
         credit = client.credit_bytes = self._budget.credit_of(client)
@@ -354,17 +463,17 @@ class Outbox:
         return credit
 
     def _tell_credit(self, client: ClientSession) -> None:
-        if client.link is None:
+        if client.connection is None:
             return
         if not self._budget.worth_telling(client, self._budget.credit_of(client)):
             self._budget.promise(client)
         else:
             credit = self._grant(client)
-            client.accepted_told = client.accepted
+            client.accepted_sent = client.accepted
             self._send(client, Accepted(client.accepted, credit, self._budget.limit_name(client)))
 
     def tell_credit(self) -> None:
-        """Those without credit may have some now, because others released memory."""
+        """Tell the clients without credit that they have some now, because others released memory."""
         self._released_bytes = self._budget.released_bytes
         for client in list(self._without_credit.values()):
             if client.number in self._sessions.clients:
@@ -373,77 +482,52 @@ class Outbox:
                 del self._without_credit[client.number]
 
     def count_unread(self, client: ClientSession) -> None:
-        """The results that a client has not read are more or fewer: perhaps it is paused or resumed (R34)."""
+        """Count the results that a client has not read, and have it paused or resumed if need be (R34)."""
         event = self._budget.count_unread(client)
         if event is not None:
             log.info("paused" if client.paused else "resumed", client=client.number, unread_bytes=client.unread_bytes)
-            self._hub.inbox.add_notifications([event])
+            self._events.append(event)
 
-    def _send_ends(self, client: ClientSession, now: float) -> None:
-        """Results, in messages of a bounded size, while the window has room."""
-        if client.link is None:
-            self.count_unread(client)
-            return
-        window = self._config.window_bytes
-        sent = 0
-        for chunk, records, frames in chunks(client.ends):
-            if client.unacked_bytes >= window:
-                break
-            client.seq += 1
-            size = self._send(client, Results(client.seq, records, client.accepted), frames)
-            parcel = Parcel(client.seq, size or sum(map(end_bytes, chunk)), chunk)
-            client.unacked.append(parcel)
-            client.unacked_bytes += parcel.size
-            sent += len(chunk)
-            if not size:
-                break
-        if client.counted_ends:
-            counted = min(sent, client.counted_ends)
-            client.waiting_bytes -= sum([end_bytes(end) for end in client.ends[:counted]])
-            client.counted_ends -= counted
-        del client.ends[:sent]
-        self.count_unread(client)
-        client.accepted_told = client.accepted
-        client.flushed_at = now
+    # ---- engines -----------------------------------------------------------------------------------------------------
 
     def _flush_engine(self, engine: EngineSession) -> None:
-        if engine.link is None:
-            engine.calls.clear()  # the core gives them again when it returns
-            engine.recalls.clear()
+        if engine.connection is None:
+            engine.queued_calls.clear()  # the core assigns them again when the engine returns
+            engine.queued_recalls.clear()
             return
-        if engine.calls:
+        if engine.queued_calls:
             self._send_calls(engine)
-        if engine.recalls:
-            recalls, engine.recalls = engine.recalls, []
+        if engine.queued_recalls:
+            recalls, engine.queued_recalls = engine.queued_recalls, []
             self._send(engine, Recall(recalls, self._ack(engine)))
-        if engine.untold_bytes > LONE_ACK_BYTES:
+        if engine.unacked_bytes > LONE_ACK_BYTES:
             self.acknowledge(engine)
 
     def _send_calls(self, engine: EngineSession) -> None:
         window = self._config.window_bytes
-        while engine.calls and engine.unanswered_bytes < window:
+        while engine.queued_calls and engine.unanswered_bytes < window:
             calls: list[Call] = []
             frames: list[Frame] = []
             functions: dict[bytes, bytes] = {}
-            places: dict[int, Place] = {}
-            for call, attached in engine.calls[:CALLS_PER_MESSAGE]:
+            environments: dict[int, ClientEnvironment] = {}
+            for call, attached in engine.queued_calls[:CALLS_PER_MESSAGE]:
                 size = CALL_OVERHEAD_BYTES + len(call.body)
                 if attached:
                     frames += attached
                     size += sum([len(frame) for frame in attached])
-                engine.sizes.append(size)
+                engine.call_sizes.append(size)
                 engine.unanswered_bytes += size
                 calls.append(call)
-                if call.fn and call.fn not in engine.functions:
+                if call.fn and call.fn not in engine.known_functions:
                     self._add_function(engine, call.fn, functions)
-                client = call.id >> SESSION_SHIFT
-                if client not in engine.places:
-                    self._add_place(engine, client, places)
+                client = session_of(call.id)
+                if client not in engine.known_environments:
+                    self._add_environment(engine, client, environments)
                 if engine.unanswered_bytes >= window:
                     break
-            del engine.calls[: len(calls)]
-            drops, engine.drops = engine.drops, []
-            message = Assign(calls, functions, drops, places, self._ack(engine))
+            del engine.queued_calls[: len(calls)]
+            drops, engine.queued_drops = engine.queued_drops, []
+            message = Assign(calls, functions, drops, environments, self._ack(engine))
             if not self._send(engine, message, tuple(frames)):
                 return
 
@@ -451,52 +535,55 @@ class Outbox:
         body = self._functions.bodies.get(digest)
         if body is not None:
             functions[digest] = body
-            engine.functions.add(digest)
-            if digest in engine.drops:
-                engine.drops.remove(digest)
+            engine.known_functions.add(digest)
+            if digest in engine.queued_drops:
+                engine.queued_drops.remove(digest)
 
-    def _add_place(self, engine: EngineSession, number: int, places: dict[int, Place]) -> None:
-        engine.places.add(number)
+    def _add_environment(self, engine: EngineSession, number: int, environments: dict[int, ClientEnvironment]) -> None:
+        engine.known_environments.add(number)
         client = self._sessions.clients.get(number) or self._sessions.departed.get(number)
         if client is not None:
-            places[number] = client.place
-
-    # ---- acknowledging engines --------------------------------------------------------------------------------------
+            environments[number] = client.environment
 
     def _ack(self, engine: EngineSession) -> int:
-        engine.untold_bytes = 0
-        engine.acked_told = engine.taken
-        return engine.taken
+        engine.unacked_bytes = 0
+        engine.acked = engine.received
+        return engine.received
 
     def acknowledge(self, engine: EngineSession) -> None:
-        """Tell an engine by itself what arrived, if it does not know."""
-        if engine.acked_told != engine.taken:
+        """Tell an engine by itself how many of its answers arrived, if it does not know."""
+        if engine.acked != engine.received:
             self._send(engine, Acked(self._ack(engine)))
 
     def probe(self, engine: EngineSession) -> None:
-        """Send something harmless, to learn whether it is still connected: a dead process cannot be sent to."""
+        """Send something harmless, to learn whether the engine is still connected."""
         self._send(engine, Acked(self._ack(engine)))
 
-    # ---- monitors ---------------------------------------------------------------------------------------------------
+    # ---- monitors ----------------------------------------------------------------------------------------------------
 
-    def _flush_events(self) -> None:
-        """What happened, to those who listen; one that does not keep up misses events rather than fill our memory."""
-        events, self._happened = self._happened, []
+    def _flush_monitor_events(self) -> None:
+        """Tell the watchers what happened. A watcher that does not keep up misses events, so that its queue stays
+        bounded."""
+        events, self._monitor_events = self._monitor_events, []
         message = Events(events)
         for client in self.watchers.values():
-            link = client.link
-            if link is None:
+            if client.connection is None:
                 continue
-            if link.heard_at > client.heard_watching:
-                client.heard_watching, client.watching = link.heard_at, 0
-            if client.watching > self._config.window_bytes:
-                self._hub.counters["events_missed"] += len(events)
+            if client.heard_at > client.events_counted_from:
+                client.events_counted_from, client.events_bytes = client.heard_at, 0
+            if client.events_bytes > self._config.window_bytes:
+                self._ingress.counters["events_missed"] += len(events)
                 continue
-            client.watching += self._send(client, message)
+            client.events_bytes += self._send(client, message)
 
 
-def _split(ends: list[TaskEnd | Attached]) -> tuple[list[TaskEnd], tuple[Frame, ...]]:
-    """The records of some ends, and their frames in order."""
-    for _, records, frames in chunks(ends, len(ends), None):
+def _native_or_none(any_id: int | str | None) -> int | None:
+    """Return an id as watchers are told it; None for a foreign id, for which their messages have no form."""
+    return any_id if any_id is not None and is_native(any_id) else None
+
+
+def _split(results: list[TaskResult | FramedRecord]) -> tuple[list[TaskResult], tuple[Frame, ...]]:
+    """Return the records of results, and their frames in order."""
+    for _, records, frames in chunks(results, len(results), None):
         return records, frames
     return [], ()

@@ -1,104 +1,98 @@
-"""What the three readers (intake, results, notifications) have in common: a batch of messages in, a batch of events
-out.
+"""What the three readers (intake, results, notifications) have in common: bytes in, immutable events out.
 
-A message that cannot be read, or that its sender may not send, is counted by reason and answered where the sender is
-known, and changes nothing (R25): a reader raises `WireError` before it has changed anything.
+A reader decodes each message and runs the checks that need no session. It reads and changes no state: a message that is
+malformed or not allowed becomes a `MessageRejected` (R25), and everything else is decided in the actor's turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 from msgspec import Struct
 
 from trio_sched.errors import WireError
-from trio_sched.server.happenings import Event, Greeted
-from trio_sched.server.hub import INTERNAL_ERROR, Hub
-from trio_sched.server.links import Link, Raw
-from trio_sched.wire.native import Error, Frame
+from trio_sched.server.events import Event, HeartbeatReceived, MessageRejected, SessionClosed
+from trio_sched.server.ingress import INTERNAL_ERROR, Burst, Ingress
+from trio_sched.server.peer_connection import PeerConnection
+from trio_sched.wire.native import Bye, Frame, Ping
 
-Handler = Callable[[Any, Any, Sequence[Frame]], None]
-"""(session, message, frames): adds events."""
-
-MOST_WORDS = 300
-"""Characters of an explanation: it may quote what was sent."""
+#: (connection, time of receipt, message, frames) -> event. Raises WireError for a message that is not allowed.
+Validator: TypeAlias = Callable[[PeerConnection, float, Any, Sequence[Frame]], Event]
+#: The reason for a Bye without a reason.
+NO_REASON = "it left without giving a reason"
+#: Characters of an explanation, which may quote what was sent.
+MAX_REASON_CHARACTERS = 300
 
 
 class Reader:
-    """Reads one lane of the hub."""
+    """Reads the messages of one channel of the ingress."""
 
-    handlers: Mapping[type, Handler]
-    """What senders of this lane may send."""
+    #: The senders, for explanations.
     who = "a peer"
 
-    def __init__(self, hub: Hub, lane: int, add: Callable[[list[Event]], None]) -> None:
-        self.hub = hub
-        self._lane = hub.lanes[lane]
-        self._add = add
-        self.events: list[Event] = []
+    def __init__(self, ingress: Ingress, channel: int, validators: Mapping[type, Validator]) -> None:
+        self._ingress = ingress
+        self._channel = channel
+        self._receive = ingress.channels[channel]
+        #: By the type of the message, for every type that these senders may send.
+        self.validators = validators
 
     async def run(self) -> None:
-        """The task."""
-        async for batch in self._lane:
-            self.take(batch)
+        """Read bursts until cancelled."""
+        async for burst in self._receive:
+            self.read(burst)
 
-    def take_nowait(self) -> None:
-        """Take what is there, for those who drive the server without Trio."""
+    def read_nowait(self) -> None:
+        """Read what has arrived, for a caller that drives the server without Trio."""
         while True:
             try:
-                batch = self._lane.receive_nowait()
+                burst = self._receive.receive_nowait()
             except trio.WouldBlock:
                 return
-            self.take(batch)
+            self.read(burst)
 
-    def take(self, batch: Sequence[Raw]) -> None:
-        """One batch of messages: its events go to the actor, in order."""
-        self.events = []
-        for link, frames in batch:
-            mark = len(self.events)
+    def read(self, burst: Burst) -> None:
+        """Turn the messages of a burst into events, one for each message, in order."""
+        events: list[Event] = []
+        now = burst.received_at
+        for connection, frames in burst.messages[self._channel]:
             try:
                 if not frames:
                     raise WireError("an empty message")
                 first = frames[0]
-                self.handle(link, first if isinstance(first, Struct) else link.decode(first), frames[1:])
+                message = first if isinstance(first, Struct) else connection.decode(first)
+                events.append(self.validate(connection, now, message, frames[1:]))
             except WireError as error:
-                self.complain(link, error)
+                events.append(rejected(connection, now, error))
             except Exception as error:
-                del self.events[mark:]
-                self.hub.failed(self.who, error)
-                self.complain(link, WireError("the scheduler failed while it read this", INTERNAL_ERROR))
-        if self.events:
-            self._add(self.events)
+                self._ingress.report_error(self.who, error)
+                why = "the scheduler failed while it read this message"
+                events.append(MessageRejected(connection, now, INTERNAL_ERROR, why))
+        self._ingress.inbox.deliver(burst, self._channel, events)
 
-    def handle(self, link: Link, message: Any, frames: Sequence[Frame]) -> None:
-        """One message. A peer that was given up, because it could not be sent to or was silent, and has not come back
-        otherwise, is heard, for this may have been sent before; and told, in case that it is there after all."""
-        if type(message) is Greeted:  # forwarded, so that it comes behind what the peer said before
-            self.events.append(message)
-            return
-        session = link.session or link.former
-        if link.session is None:
-            if session is None:
-                self.hub.note("unknown_peer")
-            self.answer(link, "unknown_peer", "say Hello first")
-        if session is None:
-            return
-        handler = self.handlers.get(type(message))
-        if handler is None:
+    def validate(self, connection: PeerConnection, now: float, message: Any, frames: Sequence[Frame]) -> Event:
+        """Return the event for a decoded message.
+
+        :raises WireError: the message is not allowed.
+        """
+        validator = self.validators.get(type(message))
+        if validator is None:
             raise WireError(f"{self.who} cannot send {type(message).__name__}", "unexpected")
-        handler(session, message, frames)
+        return validator(connection, now, message, frames)
 
-    def complain(self, link: Link, error: WireError) -> None:
-        """Count a message that is dropped, and tell its sender if it is known."""
-        session = link.session
-        why = str(error)[:MOST_WORDS]
-        self.hub.note(error.kind, session=session.number if session else None, why=why)
-        if session is not None:
-            self.answer(link, error.kind, why)
 
-    def answer(self, link: Link, kind: str, message: str) -> None:
-        """Tell a peer that its message was not taken."""
-        link.send(Error(kind, message))
-        self.hub.flush()
+def rejected(connection: PeerConnection, now: float, error: WireError) -> MessageRejected:
+    """Return the event for a message that is not allowed."""
+    return MessageRejected(connection, now, error.kind, str(error)[:MAX_REASON_CHARACTERS])
+
+
+def read_ping(connection: PeerConnection, now: float, _message: Ping, _frames: Sequence[Frame]) -> HeartbeatReceived:
+    """Read the heartbeat of an engine or a nanny."""
+    return HeartbeatReceived(connection, now)
+
+
+def read_bye(connection: PeerConnection, now: float, message: Bye, _frames: Sequence[Frame]) -> SessionClosed:
+    """Read that a peer leaves for good."""
+    return SessionClosed(connection, now, message.reason or NO_REASON, message.cancel)

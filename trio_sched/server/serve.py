@@ -3,8 +3,8 @@
     running = await nursery.start(serve, Config(name="lab"))      # inside a Trio program
     trio.run(serve, Config(name="lab"))                           # as a process of its own
 
-Fronts bring messages in; three readers turn them into events; the actor owns the state; alarms stand for time. Fronts
-outlast everything else, also when the whole is cancelled from outside, so that peers are told.
+Fronts bring messages in; three readers turn them into events; the auditor turns time into events; the actor owns the
+state. Fronts outlast everything else, also when the whole is cancelled from outside, so that peers are told.
 """
 
 from __future__ import annotations
@@ -21,31 +21,30 @@ from trio_sched.core.scheduler import Scheduler
 from trio_sched.errors import TrioSchedError
 from trio_sched.logs import get_logger
 from trio_sched.server.actor import Actor
-from trio_sched.server.auditor import Auditor
+from trio_sched.server.auditor import Auditor, SessionAudit
 from trio_sched.server.budget import ByteBudget
+from trio_sched.server.client_messages import ClientMessages
 from trio_sched.server.config import Config
-from trio_sched.server.functions import Functions
-from trio_sched.server.happenings import ShutdownBegan, Tell
-from trio_sched.server.hub import Hub, Inbox
+from trio_sched.server.engine_messages import EngineMessages
+from trio_sched.server.events import EnginesExpected
+from trio_sched.server.guarded_scheduler import GuardedScheduler
 from trio_sched.server.identity import Identity, connections, new_identity
+from trio_sched.server.ingress import Front, Inbox, Ingress
 from trio_sched.server.intake import Intake
-from trio_sched.server.links import Front
-from trio_sched.server.memory import BurstTrim
 from trio_sched.server.native import NativeFront
 from trio_sched.server.notifications import Notifications
 from trio_sched.server.outbox import Outbox
-from trio_sched.server.queries import Queries
-from trio_sched.server.reception import Reception
-from trio_sched.server.recovery import GuardedScheduler
-from trio_sched.server.results import Results
-from trio_sched.server.sessions import Sessions
-from trio_sched.transport.connection import Connection, remove_connection_files, write_connection_files
+from trio_sched.server.queries import QueryHandler
+from trio_sched.server.reader import Reader
+from trio_sched.server.results import ResultsReader
+from trio_sched.server.session_manager import SessionManager
+from trio_sched.server.sessions import FunctionCache, Sessions
+from trio_sched.server.shutdown import Shutdown
+from trio_sched.transport.connection_info import ConnectionInfo, remove_connection_files, write_connection_files
 from trio_sched.transport.connection_limits import ConnectionBounds, connection_bounds, descriptor_limit
-from trio_sched.transport.reach import resolution_problem
-from trio_sched.wire.native import Closing
+from trio_sched.transport.reachability import resolution_error
 
 log = get_logger(__name__)
-LINGER_BYTES = 1 << 16
 
 
 async def serve(
@@ -54,12 +53,12 @@ async def serve(
     *,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a scheduler until it is told to stop (by a client, or by `Running.stop`), or cancelled.
+    """Run a scheduler until a client or `Running.stop` stops it, or until it is cancelled.
 
-    `fronts` default to the native one. Signals are the caller's business: see `stop_on_signals`.
+    `fronts` default to the native one. The caller handles signals, with `stop_on_signals` for example.
 
     :raises AddressInUseError: another process listens at the address.
-    :raises ConfigError: the runtime directory or the address will not do.
+    :raises ConfigError: the runtime directory or the address cannot be used.
     """
     config = config or Config()
     server = Server(config, new_identity(config), trio.current_time())
@@ -70,7 +69,7 @@ async def serve(
                 addresses: dict[str, str] = {}
                 for front in [NativeFront(config)] if fronts is None else fronts:
                     shields.append(trio.CancelScope(shield=True))
-                    addresses.update(await nursery.start(_shielded, front, server.hub, shields[-1]))
+                    addresses.update(await nursery.start(_shielded, front, server.ingress, shields[-1]))
                 for task in server.tasks:
                     nursery.start_soon(task)
                 with _connection_files(server.identity, config, addresses) as (client, engine):
@@ -78,7 +77,7 @@ async def serve(
                     task_status.started(Running(server, client, engine, addresses))
                     await server.until_stopped()
             finally:
-                server.say_closing()
+                server.actor.finish(trio.current_time())
                 for shield in shields:
                     shield.cancel()
                 nursery.cancel_scope.cancel()
@@ -87,18 +86,18 @@ async def serve(
 
 
 async def _shielded(
-    front: Front, hub: Hub, shield: trio.CancelScope, *, task_status: trio.TaskStatus[dict[str, str]]
+    front: Front, ingress: Ingress, shield: trio.CancelScope, *, task_status: trio.TaskStatus[dict[str, str]]
 ) -> None:
     with shield:
-        await front.run(hub, task_status=task_status)
+        await front.run(ingress, task_status=task_status)
 
 
 async def _check_advertised_host(advertised: str, bound: str) -> None:
-    """Warn where the host that stands for a wildcard in the connection files is not even known here."""
+    """Warn if the host that stands for a wildcard in the connection files cannot be resolved on this host."""
     if advertised == bound:
         return
     host = advertised.removeprefix("tcp://").rpartition(":")[0]
-    problem = await trio.to_thread.run_sync(resolution_problem, host.strip("[]"), abandon_on_cancel=True)
+    problem = await trio.to_thread.run_sync(resolution_error, host.strip("[]"), abandon_on_cancel=True)
     if problem:
         advice = "set advertised_host (--advertised-host) to a name or an address by which others reach this machine"
         log.warning("the advertised host cannot be resolved here", host=host, reason=problem, advice=advice)
@@ -107,8 +106,9 @@ async def _check_advertised_host(advertised: str, bound: str) -> None:
 @contextmanager
 def _connection_files(
     identity: Identity, config: Config, addresses: Mapping[str, str]
-) -> Iterator[tuple[Connection, Connection]]:
-    """Written when peers can connect, removed before they no longer can. Not written where native ones never can."""
+) -> Iterator[tuple[ConnectionInfo, ConnectionInfo]]:
+    """Write the connection files when peers can connect, and remove them before peers no longer can. A server without a
+    native and a WebSocket front writes none."""
     client, engine = connections(identity, config, addresses)
     if not addresses.keys() & {"native", "websocket"}:
         yield client, engine
@@ -122,7 +122,8 @@ def _connection_files(
 
 
 def _the_one_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One of our own errors alone is raised as itself: callers expect an AddressInUseError, not a group of one."""
+    """Return the only error of a group if it is a TrioSchedError, because callers expect an AddressInUseError and not a
+    group of one; otherwise the group."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -130,110 +131,55 @@ def _the_one_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 class Server:
-    """The parts of one scheduler, put together."""
+    """The parts of one scheduler, put together. Everything but the fronts is wired here, and nowhere else."""
 
     def __init__(self, config: Config, identity: Identity, now: float) -> None:
         self.config = config
         self.identity = identity
-        rng = random.Random(config.seed)
-        self.scheduler = Scheduler(config.settings(), rng, _generator(config))
+        # the way in
+        self.inbox = Inbox()
+        self.ingress = Ingress(self.inbox, identity, _bounds(config))
+        notifications = Notifications(self.ingress, identity.tokens)
+        results = ResultsReader(self.ingress, notifications.read_hello)
+        intake = Intake(self.ingress, config, notifications.read_hello)
+        self.readers: tuple[Reader, ...] = (results, notifications, intake)
+        # the state
+        self.scheduler = Scheduler(config.settings(), random.Random(config.seed), _generator(config))
         self.sessions = Sessions()
-        self.inbox = Inbox(config.submissions_per_turn)
-        self.hub = Hub(self.inbox, self.identity, _bounds(config))
-        self.hub.stop = self.stop
-        functions = Functions()
+        functions = FunctionCache()
         self.budget = ByteBudget(config, self.sessions)
-        self.outbox = Outbox(self.hub, config, self.sessions, functions, self.budget, self.identity.instance)
-        about = {"name": config.name, "scheduler": self.identity.instance}
-        self.queries = Queries(
-            self.scheduler, self.sessions, self.budget, self.hub.counters, about, now, self.hub.connections.status
+        self.outbox = Outbox(self.ingress, config, self.sessions, functions, self.budget, identity.instance)
+        self.shutdown = Shutdown(self.scheduler, self.sessions, self.outbox)
+        # what changes it
+        guarded = GuardedScheduler(self.scheduler, self.ingress)
+        about = {"name": config.name, "scheduler": identity.instance}
+        self.queries = QueryHandler(self.scheduler, self.sessions, self.budget, self.ingress, about, now)
+        clients = ClientMessages(
+            config, self.ingress, guarded.handle, self.scheduler, functions, self.budget, self.outbox, self.queries
         )
-        guarded = GuardedScheduler(self.scheduler, self.hub)
-        self._reception = Reception(
-            config, guarded, self.hub, self.sessions, functions, self.outbox, self.budget, self.queries
-        )
-        self._burst_trim = BurstTrim()
-        self.auditor = Auditor(self.hub, config, self.sessions, self.outbox, self._tidy, now)
-        self.actor = Actor(guarded, self._reception, self.inbox, self.outbox, self._after_turn)
-        intake = Intake(self.hub, config, functions, self.outbox, self.budget, self.stop)
-        results = Results(self.hub, self.sessions, self.outbox)
-        notifications = Notifications(
-            self.hub, config, self.sessions, self.identity.tokens, lambda: self._reason is not None
-        )
-        self.readers = (intake, results, notifications)
-        self.tasks = (
-            *(reader.run for reader in self.readers),
-            self.actor.run,
-            self.auditor.alarm.run,
-            self.outbox.alarm.run,
-        )
-        self._reason: str | None = None
-        self._told = trio.Event()
-        self._idle = trio.Event()
-
-    def _after_turn(self, deadline: float | None) -> None:
-        self.auditor.moved(deadline)
-        if self._reason is not None:
-            self._look_whether_idle()
-
-    def _tidy(self) -> None:
-        """Once in a heartbeat period."""
-        for engine in self.sessions.engines.values():
-            self.outbox.acknowledge(engine)
-        self._reception.sweep_departed()
-        self.budget.recount()
-        self.budget.trim()
-        self._burst_trim.check(self.hub.counters.total())
-        for client in self.sessions.clients.values():
-            if client.paused:
-                self.outbox.count_unread(client)  # the limit may have grown
-        self.outbox.tell_credit()
-        self.hub.flush()
-
-    # ---- the end ----------------------------------------------------------------------------------------------------
-
-    def stop(self, reason: str) -> None:
-        """Begin to shut down; the first reason counts."""
-        if self._reason is None:
-            self._reason = reason
-            self._told.set()
+        engines = EngineMessages(guarded, self.outbox)
+        manager = SessionManager(
+            config, self.ingress, guarded.handle, self.scheduler, self.sessions, self.outbox, self.budget,
+            clients, engines, {"client": intake, "engine": results, "nanny": notifications}, self.shutdown,
+        )  # fmt: skip
+        audit = SessionAudit(config, self.ingress, self.sessions, manager, self.outbox, self.budget, now)
+        self.auditor = Auditor(self.inbox, config.heartbeat_s, now)
+        self.actor = Actor(guarded, manager, clients, audit, self.inbox, self.outbox, self.auditor, self.shutdown)
+        self.tasks = (results.run, notifications.run, intake.run, self.actor.run, self.auditor.run)
 
     async def until_stopped(self) -> None:
-        """Until told to stop, and then until what runs has ended and its results are sent, or the grace period is
-        over (R29)."""
-        await self._told.wait()
-        log.info("shutting down", reason=self._reason)
-        self.inbox.add_notifications([ShutdownBegan(self._reason or "")])
+        """Wait until a shutdown begins, and then until running tasks have ended and their results are sent, or the
+        grace period is over (R29)."""
+        await self.shutdown.began.wait()
+        log.info("shutting down", reason=self.shutdown.closing.reason if self.shutdown.closing else "")
         with trio.move_on_after(self.config.shutdown_grace_s) as grace:
-            await self._idle.wait()
+            await self.shutdown.idle.wait()
         if grace.cancelled_caught and self.config.shutdown_grace_s:
             log.warning("tasks were still running", grace_s=self.config.shutdown_grace_s)
-        self.outbox.flush_gathered(trio.current_time())
-
-    def _look_whether_idle(self) -> None:
-        """Nothing runs that could still end, and connected clients have what there is, but for what a closing socket
-        can still get rid of."""
-        for engine in self.sessions.engines.values():
-            self.outbox.acknowledge(engine)  # engines leave when they know that their results arrived
-        self.hub.flush()
-        running = any(engine.load and not engine.lost_until for engine in self.scheduler.engines.values())
-        unsent = any(
-            client.link is not None and (client.ends or client.unacked_bytes > LINGER_BYTES)
-            for client in self.sessions.clients.values()
-        )
-        if self.scheduler.draining and not running and not unsent:
-            self._idle.set()
-
-    def say_closing(self) -> None:
-        """Tell everyone, unless they have been told already."""
-        if not self.scheduler.draining:
-            closing = Closing(self._reason or "the scheduler was cancelled")
-            self.outbox.take([Tell(session, closing) for session in self.sessions])
-            self.hub.flush()
 
 
 def _bounds(config: Config) -> ConnectionBounds:
-    """The limits of connections, as the descriptors of this process allow them."""
+    """Return the limits of connections, as the descriptor limit of this process allows them."""
     bounds = connection_bounds(
         descriptor_limit(), config.max_connections, config.max_connections_per_address, config.handshake_s
     )
@@ -248,7 +194,7 @@ def _bounds(config: Config) -> ConnectionBounds:
 
 
 def _generator(config: Config) -> Any:
-    """The numpy Generator that scheme "weighted" draws with; others do without numpy, which takes 0.18 s to import."""
+    """Return the numpy Generator for the scheme "weighted". The others do without numpy, whose import takes 0.18 s."""
     if config.scheme != "weighted":
         return None
     import numpy
@@ -257,30 +203,32 @@ def _generator(config: Config) -> Any:
 
 
 class Running:
-    """A scheduler that is running: what `nursery.start(serve, ...)` returns."""
+    """A running scheduler, as `nursery.start(serve, ...)` returns it."""
 
-    def __init__(self, server: Server, client: Connection, engine: Connection, addresses: Mapping[str, str]) -> None:
+    def __init__(
+        self, server: Server, client: ConnectionInfo, engine: ConnectionInfo, addresses: Mapping[str, str]
+    ) -> None:
+        #: The parts, for tests.
         self.server = server
-        """Its parts, for tests to look into."""
+        #: The connection data of clients.
         self.connection = client
-        """For clients."""
+        #: The connection data of engines and nannies.
         self.engine_connection = engine
-        """For engines and nannies."""
         self.name = client.name
+        #: The addresses of the fronts by name, such as "native" and "websocket".
         self.addresses = dict(addresses)
-        """Where it listens: "native", and "websocket" if there is one."""
 
     def stop(self, reason: str = "it was told to stop") -> None:
-        """Shut down in good order (R29): `serve` returns when it is done. Only from the event loop's thread."""
-        self.server.stop(reason)
+        """Shut down (R29); `serve` returns when that is done. May be called only in the thread of the event loop."""
+        self.server.ingress.stop(reason)
 
     def expect_engines(self, count: int) -> None:
-        """Have clients that connect wait until this many engines have joined; 0: no longer. Only from the event loop's
-        thread."""
-        self.server.sessions.expected_engines = count
+        """Have clients that connect wait until `count` engines have joined; 0: they need not wait any longer. May be
+        called only in the thread of the event loop."""
+        self.server.inbox.add_notifications([EnginesExpected(count)])
 
     def status(self) -> Any:
-        """What `Query("status")` answers: plain data."""
+        """Return the answer to `Query("status")`, which is plain data."""
         return self.server.queries.answer("status", 0, trio.current_time())
 
 
@@ -290,7 +238,7 @@ async def stop_on_signals(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Call `stop` at the first of these signals, and raise KeyboardInterrupt at the second. Run it beside `serve`."""
+    """Call `stop` at the first of these signals, and raise KeyboardInterrupt at the second. Run it next to `serve`."""
     with trio.open_signal_receiver(*signals) as received:
         task_status.started()
         count = 0

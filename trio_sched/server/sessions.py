@@ -1,14 +1,11 @@
-"""Sessions: who a peer is, from its Hello until it leaves for good, over any number of links (R1, R15, R17, R27).
+"""Sessions: who a peer is, from its Hello until it leaves for good, over any number of connections (R1, R15, R17, R27).
 
 Clients, engines and nannies draw their numbers from one counter; an engine's number is its `EngineId`, a client's its
 `ClientId`, so that a result counts only from the session to which its task was assigned. A secret, told once in the
-Welcome, resumes a session over a new link. An unguessable number would do as well, but numbers are shown to people.
-The secret is a MAC of the number, so that a session that was forgotten because nothing of it was left can be proved,
-and renewed under its number, without a record of it.
+Welcome, resumes a session over a new connection. The secret is a MAC of the number, so that a session that was
+forgotten because nothing of it was left can be proved, and renewed under its number, without a record of it.
 
-Who may change what: the actor's turn makes and drops sessions and binds their links; what intake and results count
-(`received`, `taken`) is theirs; the queues belong to the outbox. All of it runs in one thread, and between two awaits
-nobody interferes.
+Everything in this module is state of the actor: it changes only in the actor's turn.
 """
 
 from __future__ import annotations
@@ -18,83 +15,61 @@ import hmac
 import secrets
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
 from trio_sched.core.events import TaskSpec
-from trio_sched.server.links import CLIENTS, ENGINES, STRANGERS, Link
-from trio_sched.wire.native import Attached, Call, Frame, Hello, Options, Place, Refused, TaskEnd
+from trio_sched.core.ids import ClientId, EngineId, TaskId
+from trio_sched.server.peer_connection import PeerConnection, PeerRole
+from trio_sched.wire.native import Call, ClientEnvironment, Frame, FramedRecord, Hello, Options, Refused, TaskResult
 
-Role: TypeAlias = Literal["client", "engine", "nanny"]
 _SECRET_BYTES = 16
+#: Refusals of one client that are kept to be sent again when it comes back; beyond that the oldest are dropped.
 REFUSALS_KEPT_BYTES = 16 << 20
-"""Refusals of one client that are sent again when it comes back."""
+#: What each of them takes in addition to its reason.
 REFUSAL_OVERHEAD_BYTES = 256
-"""What each of them takes beside its reason."""
-LANES = {"client": CLIENTS, "engine": ENGINES, "nanny": STRANGERS}
 
 
 class Session:
-    """What all three kinds have."""
+    """What the sessions of all three roles have."""
 
-    __slots__ = ("away_since", "given_up", "heard_at", "host", "link", "name", "number", "pid", "python", "secret")
-    role: Role
+    __slots__ = (
+        "away_since",
+        "connection",
+        "former_connection",
+        "heard_at",
+        "host",
+        "name",
+        "number",
+        "pid",
+        "python",
+        "secret",
+    )
+    role: PeerRole
 
     def __init__(self, number: int, secret: str, hello: Hello, now: float) -> None:
         self.number = number
         self.secret = secret
-        self.link: Link | None = None
-        self.given_up: Link | None = None
-        """The last one that it had, while it has none."""
+        #: None while the peer is away.
+        self.connection: PeerConnection | None = None
+        #: The last connection, while there is none: messages that were sent over it may still arrive, and count.
+        self.former_connection: PeerConnection | None = None
+        #: When the last message of the peer, or another sign of life, was received.
         self.heard_at = now
-        """When it was last heard over a link that it no longer has; see `last_heard`."""
+        #: None while there is a connection.
         self.away_since: float | None = None
-        """Since when it has no link; None while it has one."""
         self.name = hello.name
         self.host = hello.host
         self.pid = hello.pid
         self.python = hello.python
 
-    def last_heard(self) -> float:
-        """When anything last arrived from it."""
-        return max(self.heard_at, self.link.heard_at) if self.link is not None else self.heard_at
 
-    def bind(self, link: Link) -> None:
-        """It speaks over this link from now on; a former one is cut off."""
-        self.unbind(link.heard_at)
-        self.let_go()
-        self.link = link
-        self.away_since = None
-        link.session = self
-        link.lane = LANES[self.role]
-        link.admitted()
-
-    def unbind(self, now: float) -> None:
-        """It has no link any more."""
-        link, self.link = self.link, None
-        if link is not None:
-            self.heard_at = max(self.heard_at, link.heard_at)
-            self.away_since = now
-            link.session = None
-            link.former = self
-            link.lane = STRANGERS
-            link.close()
-            self.given_up = link
-
-    def let_go(self) -> None:
-        """What comes over the link that was given up means nothing any more."""
-        if self.given_up is not None:
-            self.given_up.former = None
-            self.given_up = None
-
-
-class Parcel(Struct, gc=False):
-    """A message of results that its client has not acknowledged yet; kept to be sent again."""
+class UnackedBatch(Struct, gc=False):
+    """A message of results that its client has not acknowledged yet, kept to be sent again."""
 
     seq: int
     size: int
-    ends: list[TaskEnd | Attached]
+    results: list[TaskResult | FramedRecord]
 
 
 class ClientSession(Session):
@@ -102,24 +77,25 @@ class ClientSession(Session):
 
     __slots__ = (
         "accepted",
-        "accepted_told",
+        "accepted_sent",
         "admin",
         "cancel_on_leave",
-        "counted_ends",
+        "counted_results",
         "credit_bytes",
         "departed_bytes",
-        "ends",
+        "environment",
+        "events_bytes",
+        "events_counted_from",
         "flushed_at",
-        "former_promise_bytes",
         "functions",
-        "heard_watching",
         "highest_promise_bytes",
         "options",
         "paused",
         "payload_bytes",
         "payloads",
-        "place",
+        "previous_promise_bytes",
         "promised_bytes",
+        "queued_results",
         "received",
         "refusal_bytes",
         "refusals",
@@ -130,84 +106,91 @@ class ClientSession(Session):
         "unfinished",
         "unread_bytes",
         "waiting_bytes",
-        "watching",
         "weight",
+        "welcomed",
     )
-    role: Role = "client"
+    role: PeerRole = "client"
 
     def __init__(self, number: int, secret: str, hello: Hello, now: float) -> None:
         super().__init__(number, secret, hello, now)
+        #: Whether the client only asks and orders; the core does not know such a session.
         self.admin = hello.admin
-        """Whether it asks and orders but submits nothing; the core does not know it."""
         self.weight = hello.weight
         self.cancel_on_leave = hello.cancel_on_leave
-        self.place = Place(hello.cwd, hello.path)
-        # intake's
+        self.environment = ClientEnvironment(hello.cwd, hello.path)
+        #: Whether the effect that answers its first Hello was carried out.
+        self.welcomed = False
+        # submissions
+        #: Submissions that arrived; each will be accepted or refused.
         self.received = 0
-        """Submissions that arrived; each will be accepted or refused."""
+        #: Digests of the functions that the client has sent, each to the one object that all calls share.
         self.functions: dict[bytes, bytes] = {}
-        """Digests of functions that it has sent, each to the one object that all calls share."""
+        #: The last options seen and their meaning: most tasks of a client ask for the same.
         self.options: Options | None = None
-        """The last options seen, and what they mean: most of a client's tasks ask for the same."""
         self.spec: TaskSpec | None = None
-        # the budget's
-        self.payloads: dict[int | bytes, int] = {}
-        """Bytes of large payloads by task, and of functions by digest."""
+        # the byte budget
+        #: Bytes of large payloads by task, and of functions by digest.
+        self.payloads: dict[TaskId | bytes, int] = {}
         self.payload_bytes = 0
+        #: Bytes of results that are not acknowledged.
         self.unread_bytes = 0
-        """Of results that are not acknowledged."""
+        #: Bytes of the first `counted_results` of `queued_results`.
         self.waiting_bytes = 0
-        """Of the first `counted_ends` of `ends`."""
-        self.counted_ends = 0
+        self.counted_results = 0
+        #: The credit that the client was told last.
         self.credit_bytes = 0
-        """What it was told last."""
+        #: What may be held for the client by the credit that it was told.
         self.promised_bytes = 0
-        """What may be held for it by what it was told."""
+        #: The highest `promised_bytes` of the current period of recounts, and of the period before.
         self.highest_promise_bytes = 0
-        """The highest `promised_bytes` of the current period of recounts."""
-        self.former_promise_bytes = 0
-        """The same of the period before."""
+        self.previous_promise_bytes = 0
+        #: What the client left behind when it left for good.
         self.departed_bytes = 0
-        """What it left behind, once it has left."""
+        #: Whether the core was told to pause the client (R34).
         self.paused = False
-        """Whether the core was told to pause it (R34)."""
-        # the outbox's
+        # what is sent
+        #: Submissions that were accepted or refused, and the same count as the client was told it last.
         self.accepted = 0
-        self.accepted_told = 0
+        self.accepted_sent = 0
+        #: Accepted submissions whose results are not yet queued. When there are none, a result need not wait for
+        #: others.
         self.unfinished = 0
-        """Accepted submissions whose results are not yet in `ends`: when there are none, nothing is worth waiting
-        for."""
-        self.ends: list[TaskEnd | Attached] = []
-        """Results to be sent."""
+        self.queued_results: list[TaskResult | FramedRecord] = []
+        #: The number of the last message of results.
         self.seq = 0
-        self.unacked: deque[Parcel] = deque()
+        self.unacked: deque[UnackedBatch] = deque()
         self.unacked_bytes = 0
+        #: Refusals that may not have arrived, with the `seq` whose receipt proves that they have.
         self.refusals: deque[tuple[int, Refused]] = deque()
-        """Refusals that may not have arrived, with the seq whose receipt will prove that they have."""
+        #: Bytes of `refusals`.
         self.refusal_bytes = 0
-        """Of `refusals`, at most `REFUSALS_KEPT_BYTES`: the oldest are dropped."""
+        #: When results were last sent.
         self.flushed_at = float("-inf")
-        self.watching = 0
-        """Bytes of events sent since `heard_watching`, when it was last heard: all that tells how it keeps up."""
-        self.heard_watching = 0.0
+        #: Bytes of monitor events sent since `events_counted_from`, when the client was last heard from: all that tells
+        #: whether it keeps up.
+        self.events_bytes = 0
+        self.events_counted_from = 0.0
 
     def is_empty(self) -> bool:
-        """Whether no task is unfinished, no submission unanswered and no result unacknowledged."""
-        return not (self.unfinished or self.ends or self.unacked or self.received != self.accepted)
+        """Return whether no task is unfinished, no submission unanswered and no result unacknowledged."""
+        return not (self.unfinished or self.queued_results or self.unacked or self.received != self.accepted)
 
     def unread_tasks(self) -> tuple[int, ...]:
-        """The tasks whose results are not acknowledged."""
-        ends = [end for parcel in self.unacked for end in parcel.ends] + self.ends
-        return tuple([end.record.id if isinstance(end, Attached) else end.id for end in ends])
+        """Return the tasks whose results are not acknowledged."""
+        results = [result for batch in self.unacked for result in batch.results] + self.queued_results
+        return tuple([task_id_of(result) for result in results])
 
     def acknowledge(self, seq: int) -> tuple[int, ...]:
-        """The client has every message of results up to `seq`: the tasks whose results need not be kept for it."""
+        """Forget the messages of results up to `seq`, which the client has.
+
+        Returns their tasks, whose results need not be kept for the client any longer.
+        """
         unacked = self.unacked
         tasks: list[int] = []
         while unacked and unacked[0].seq <= seq:
-            parcel = unacked.popleft()
-            self.unacked_bytes -= parcel.size
-            tasks += [end.record.id if isinstance(end, Attached) else end.id for end in parcel.ends]
+            batch = unacked.popleft()
+            self.unacked_bytes -= batch.size
+            tasks += [task_id_of(result) for result in batch.results]
         while self.refusals and self.refusals[0][0] <= seq:
             self._drop_refusal()
         return tuple(tasks)
@@ -224,32 +207,37 @@ class ClientSession(Session):
         self.refusal_bytes -= _refusal_bytes(refused)
 
 
+def task_id_of(result: TaskResult | FramedRecord) -> int:
+    """Return the id of the task that a result belongs to."""
+    return result.record.id if isinstance(result, FramedRecord) else result.id
+
+
 def _refusal_bytes(refused: Refused) -> int:
     return REFUSAL_OVERHEAD_BYTES + len(refused.reason)
 
 
 class EngineSession(Session):
-    """An engine: what it was told, and what is on its way to it."""
+    """An engine: what it knows, and what is on its way to it."""
 
     __slots__ = (
-        "acked_told",
-        "calls",
-        "drops",
-        "functions",
+        "acked",
+        "call_sizes",
         "hwm",
+        "known_environments",
+        "known_functions",
         "lost",
         "nanny",
-        "places",
         "probed_at",
-        "recalls",
+        "queued_calls",
+        "queued_drops",
+        "queued_recalls",
+        "received",
         "resources",
-        "sizes",
         "slots",
-        "taken",
+        "unacked_bytes",
         "unanswered_bytes",
-        "untold_bytes",
     )
-    role: Role = "engine"
+    role: PeerRole = "engine"
 
     def __init__(self, number: int, secret: str, hello: Hello, now: float) -> None:
         super().__init__(number, secret, hello, now)
@@ -258,107 +246,114 @@ class EngineSession(Session):
         self.hwm = hello.hwm
         self.resources = hello.resources
         self.probed_at = now
+        #: The core was told that the engine is lost, and it has not returned.
         self.lost = False
-        """The core was told that it is lost, and it has not returned."""
-        # results'
-        self.taken = 0
-        """Results that arrived, each counted once for `acked`."""
-        self.untold_bytes = 0
-        # the outbox's
-        self.acked_told = 0
-        self.calls: list[tuple[Call, tuple[Frame, ...]]] = []
-        """Assignments to be sent."""
-        self.recalls: list[int] = []
-        self.functions: set[bytes] = set()
-        """Digests of the functions that it has."""
-        self.drops: list[bytes] = []
-        self.places: set[int] = set()
-        """Clients whose place it knows."""
-        self.sizes: deque[int] = deque()
-        """Bytes of each call that it was sent and has not answered, oldest first. Answers are taken off in this
-        order, which is nearly theirs and adds up the same."""
+
+        # results
+        #: Answers that arrived, and the same count as the engine was told it last.
+        self.received = 0
+        self.acked = 0
+        #: Bytes of the frames of answers that the engine keeps because it was not told that they arrived.
+        self.unacked_bytes = 0
+
+        # what is sent
+        self.queued_calls: list[tuple[Call, tuple[Frame, ...]]] = []
+        self.queued_recalls: list[int] = []
+        #: Digests of functions that the engine is to drop.
+        self.queued_drops: list[bytes] = []
+        #: Digests of the functions that the engine has.
+        self.known_functions: set[bytes] = set()
+        #: Clients whose environment the engine has.
+        self.known_environments: set[int] = set()
+        #: Bytes of each call that was sent and not answered, oldest first. Answers are taken off in this order, which
+        #: is nearly theirs and adds up to the same.
+        self.call_sizes: deque[int] = deque()
         self.unanswered_bytes = 0
 
-    def begin_anew(self) -> None:
-        """It is back on a new link: what was queued for the old one is void, for the core gives it again, and
-        whatever else was on that link may not have come through."""
-        self.calls.clear()
-        self.recalls.clear()
-        self.sizes.clear()
+    def reset_queues(self) -> None:
+        """Forget what was queued or sent: the engine is back on a new connection, and the core assigns again what the
+        engine should hold and does not."""
+        self.queued_calls.clear()
+        self.queued_recalls.clear()
+        self.call_sizes.clear()
         self.unanswered_bytes = 0
-        self.functions.clear()
-        self.places.clear()
+        self.known_functions.clear()
+        self.known_environments.clear()
 
-    def answered(self, count: int) -> None:
-        """It answered for so many calls: they are no longer in its window."""
-        sizes = self.sizes
+    def release_window(self, count: int) -> None:
+        """Take `count` calls, which the engine answered, off its window."""
+        sizes = self.call_sizes
         for _ in range(min(count, len(sizes))):
             self.unanswered_bytes -= sizes.popleft()
 
 
 class NannySession(Session):
-    """A nanny: its beats count for the engines that name it."""
+    """A nanny, whose heartbeats count for the engines that name it."""
 
     __slots__ = ()
-    role: Role = "nanny"
-
-
-_KINDS: dict[str, type[Session]] = {"client": ClientSession, "engine": EngineSession, "nanny": NannySession}
+    role: PeerRole = "nanny"
 
 
 class Sessions:
-    """All sessions by number, each kind also by itself."""
+    """All sessions by number, by role and by connection."""
 
     def __init__(self) -> None:
-        self.clients: dict[int, ClientSession] = {}
-        self.engines: dict[int, EngineSession] = {}
+        self.clients: dict[ClientId, ClientSession] = {}
+        self.engines: dict[EngineId, EngineSession] = {}
         self.nannies: dict[int, NannySession] = {}
-        self.departed: dict[int, ClientSession] = {}
-        """Clients that left while their tasks go on: engines still need their functions and places."""
-        self.lost: dict[int, EngineSession] = {}
-        """Engines that may return."""
-        self.expected_engines = 0
-        """Engines that are being started with the scheduler, those that have joined among them; 0: all joined once, or
-        took too long."""
+        #: Clients that left for good and that the core has not forgotten: engines need their functions and
+        #: environments.
+        self.departed: dict[ClientId, ClientSession] = {}
+        #: Those of the clients that submit nothing.
         self.admins: dict[int, ClientSession] = {}
-        """Those of the clients that submit nothing."""
+        #: Engines that are being started with the scheduler, including those that have joined; 0: all have joined once,
+        #: or took too long.
+        self.expected_engines = 0
+        #: The session of each connection, current or former. The messages of a former connection still count.
+        self._by_connection: dict[PeerConnection, Session] = {}
+        #: Connected engines by Python version; counted, because thousands may join one by one.
+        self._connected: Counter[str] = Counter()
         self._last_number = 0
         self._key = secrets.token_bytes(_SECRET_BYTES)
-        self._here: Counter[str] = Counter()
-        """Engines that are here, by Python version; counted, because thousands may join one by one."""
 
     def __iter__(self) -> Iterator[Session]:
         yield from self.clients.values()
         yield from self.engines.values()
         yield from self.nannies.values()
 
-    def _table(self, role: Role) -> dict[int, Session]:
-        return {"client": self.clients, "engine": self.engines, "nanny": self.nannies}[role]  # type: ignore[return-value]
-        # dict is invariant; each table holds only its own kind, which `open` sees to
+    # ---- opening and finding -----------------------------------------------------------------------------------------
 
     def open(self, hello: Hello, now: float) -> Session:
-        """A new session."""
+        """Open a new session."""
         self._last_number += 1
         return self._add(self._last_number, hello, now)
 
     def _add(self, number: int, hello: Hello, now: float) -> Session:
-        session = _KINDS[hello.role](number, self._secret_of(hello.role, number), hello, now)
-        self._table(hello.role)[number] = session
-        if isinstance(session, EngineSession):
-            self._here[session.python] += 1
-            if not self.engines_starting():
-                self.expected_engines = 0
-        elif isinstance(session, ClientSession) and session.admin:
-            self.admins[number] = session
-        return session
+        secret = self._secret_of(hello.role, number)
+        if hello.role == "client":
+            client = self.clients[number] = ClientSession(number, secret, hello, now)
+            if client.admin:
+                self.admins[number] = client
+            return client
+        if hello.role == "nanny":
+            nanny = self.nannies[number] = NannySession(number, secret, hello, now)
+            return nanny
+        engine = self.engines[number] = EngineSession(number, secret, hello, now)
+        self._connected[engine.python] += 1
+        if not self.starting_engine_count():
+            self.expected_engines = 0
+        return engine
 
-    def _secret_of(self, role: Role, number: int) -> str:
+    def _secret_of(self, role: PeerRole, number: int) -> str:
         mac = hashlib.blake2b(f"{role} {number}".encode(), key=self._key, digest_size=_SECRET_BYTES)
         return mac.hexdigest()
 
     def renew(self, hello: Hello, now: float) -> ClientSession | None:
-        """The session that this Hello names, begun again under its number where it was forgotten; None if it cannot
-        be: the secret is wrong, its tasks still run, or the client does not say how far it was."""
+        """Open the forgotten session that this Hello names, under its number.
+
+        Returns None where that is impossible: the secret is wrong, tasks of the session still run, or the client does
+        not say how many of its submissions were accepted.
+        """
         number = hello.session
         if hello.role != "client" or hello.admin or hello.accepted < 0 or not 0 < number <= self._last_number:
             return None
@@ -366,60 +361,128 @@ class Sessions:
             return None
         if not hmac.compare_digest(self._secret_of("client", number).encode(), hello.secret.encode()):
             return None
-        session = self._add(number, hello, now)
-        if not isinstance(session, ClientSession):
-            raise AssertionError("a client's Hello opened another kind of session")
-        session.received = session.accepted = session.accepted_told = hello.accepted
+        self._add(number, hello, now)
+        session = self.clients[number]
+        session.received = session.accepted = session.accepted_sent = hello.accepted
         session.seq = hello.received
         return session
 
-    def ordinary_clients(self) -> int:
-        """How many clients there are that may submit."""
-        return len(self.clients) - len(self.admins)
-
     def find(self, hello: Hello) -> Session | None:
-        """The session that this Hello may resume."""
-        if not hello.session:
-            return None
-        session = self._table(hello.role).get(hello.session)
+        """Return the session that this Hello may resume."""
+        session: Session | None
+        if hello.role == "client":
+            session = self.clients.get(hello.session)
+        elif hello.role == "engine":
+            session = self.engines.get(hello.session)
+        else:
+            session = self.nannies.get(hello.session)
         if session is None or not hmac.compare_digest(session.secret.encode(), hello.secret.encode()):
             return None
         return session
 
-    def drop(self, session: Session, now: float) -> None:
-        """It ended for good."""
-        session.unbind(now)
-        session.let_go()
-        self.admins.pop(session.number, None)
-        if self._table(session.role).pop(session.number, None) is not None and isinstance(session, EngineSession):
-            self.set_lost(session, True)
-            self.lost.pop(session.number, None)
-
-    def set_lost(self, engine: EngineSession, lost: bool) -> None:
-        """An engine is lost, or back."""
-        if lost != engine.lost:
-            engine.lost = lost
-            if lost and engine.number in self.engines:
-                self.lost[engine.number] = engine
-            else:
-                self.lost.pop(engine.number, None)
-            self._here[engine.python] += -1 if lost else 1
+    def of(self, connection: PeerConnection) -> Session | None:
+        """Return the session whose messages arrive over this connection."""
+        return self._by_connection.get(connection)
 
     def engine_of(self, nanny: NannySession, pid: int) -> EngineSession | None:
-        """The engine that is this process of this nanny's."""
+        """Return the engine that is this process of this nanny."""
         for engine in self.engines.values():
             if engine.pid == pid and engine.nanny == nanny.number:
                 return engine
         return None
 
+    # ---- connections -------------------------------------------------------------------------------------------------
+
+    def bind(self, session: Session, connection: PeerConnection, now: float) -> None:
+        """Have the session use this connection from now on; a former one ends."""
+        if session.connection is not connection:
+            self.detach(session, now)
+            self._forget_former_connection(session)
+        session.connection = connection
+        session.away_since = None
+        session.heard_at = max(session.heard_at, now)
+        other = self._by_connection.get(connection)
+        if other is not None and other.former_connection is connection:  # a session that this connection served before
+            other.former_connection = None
+        self._by_connection[connection] = session
+        connection.role = session.role
+        connection.admitted()
+
+    def detach(self, session: Session, now: float) -> None:
+        """Leave the session without a connection. Messages that were sent over the last one still count."""
+        connection = session.connection
+        if connection is not None:
+            session.connection = None
+            session.former_connection = connection
+            session.away_since = now
+            connection.close()
+
+    def remove(self, session: Session, now: float) -> None:
+        """Forget a session that ended for good."""
+        self.detach(session, now)
+        self._forget_former_connection(session)
+        if isinstance(session, ClientSession):
+            self.admins.pop(session.number, None)
+            self.clients.pop(session.number, None)
+        elif isinstance(session, EngineSession):
+            if self.engines.pop(session.number, None) is not None:
+                self.set_lost(session, True)
+        else:
+            self.nannies.pop(session.number, None)
+
+    def _forget_former_connection(self, session: Session) -> None:
+        if session.former_connection is not None:
+            del self._by_connection[session.former_connection]
+            session.former_connection = None
+
+    # ---- engines -----------------------------------------------------------------------------------------------------
+
+    def set_lost(self, engine: EngineSession, lost: bool) -> None:
+        """Note that an engine is lost, or that it is back."""
+        if lost != engine.lost:
+            engine.lost = lost
+            self._connected[engine.python] += -1 if lost else 1
+
     def pythons(self) -> list[str]:
-        """The Python versions of the engines that are here."""
-        return sorted(python for python, count in self._here.items() if python and count)
+        """Return the Python versions of the connected engines."""
+        return sorted(python for python, count in self._connected.items() if python and count)
 
-    def engines_starting(self) -> int:
-        """How many of the expected engines have not joined yet."""
-        return max(0, self.expected_engines - self.engines_here())
+    def connected_engine_count(self) -> int:
+        """Return how many engines have joined and are not lost."""
+        return self._connected.total()
 
-    def engines_here(self) -> int:
-        """How many engines are here, and not lost."""
-        return self._here.total()
+    def starting_engine_count(self) -> int:
+        """Return how many of the expected engines have not joined yet."""
+        return max(0, self.expected_engines - self.connected_engine_count())
+
+    def ordinary_client_count(self) -> int:
+        """Return how many clients may submit."""
+        return len(self.clients) - len(self.admins)
+
+
+class FunctionCache:
+    """The functions that clients sent, by digest: a function travels once from each client and once to each engine.
+
+    A function is held by the sessions that sent it and have not dropped it. A client that left for good holds its
+    functions until its tasks have ended (R27).
+    """
+
+    def __init__(self) -> None:
+        self.bodies: dict[bytes, bytes] = {}
+        self._holders: dict[bytes, set[int]] = {}
+
+    def hold(self, session: int, digest: bytes, body: bytes) -> None:
+        """Keep a function, whose digest was checked, for a session."""
+        self.bodies.setdefault(digest, body)
+        self._holders.setdefault(digest, set()).add(session)
+
+    def release(self, session: int, digest: bytes) -> bool:
+        """Forget that a session holds a function. Returns whether no session holds it, so that it is forgotten."""
+        holders = self._holders.get(digest)
+        if holders is None or session not in holders:
+            return False
+        holders.discard(session)
+        if holders:
+            return False
+        del self._holders[digest], self.bodies[digest]
+        return True

@@ -1,29 +1,28 @@
-"""Fake clients, engines and nannies that speak the native protocol and do exactly what a test tells them.
+"""Fake clients, engines and nannies, which speak the native protocol and do exactly what a test tells them.
 
-A peer hears in the background: what comes in is sorted by type and waits to be asked for. It sends its beats as long
-as `beating`. Payloads are whatever bytes or text a test likes; nothing is pickled. Works over `MemoryDealer` as over
-`ZmqSocket`.
+A peer receives in the background: messages are kept until the test asks for their type. While `sends_heartbeats` is
+True, the peer sends heartbeats. Payloads are the bytes or text of the test; nothing is pickled. The peers work
+over `MemoryDealer` and over `ZmqSocket`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
 import trio
 
-from trio_sched.core.events import SESSION_SHIFT
+from trio_sched.core.ids import make_task_id
 from trio_sched.wire import native
 from trio_sched.wire.native import Frame
 from trio_sched.wire.payload import digest
 
 M = TypeVar("M")
-ACK_EVERY = 1000
 
 
-class Dealer(Protocol):
-    """What a peer needs of its socket."""
+class PeerSocket(Protocol):
+    """The part of a socket that a peer uses."""
 
     async def receive(self, limit: int = ...) -> list[list[Frame]]: ...
     def send(self, frames: Sequence[Frame]) -> bool: ...
@@ -31,89 +30,95 @@ class Dealer(Protocol):
     def close(self) -> None: ...
 
 
-def body_of(value: str | bytes) -> bytes:
-    """A payload from what a test wrote."""
+def encode_body(value: str | bytes) -> bytes:
+    """Encode the text of a test as a payload."""
     return value.encode() if isinstance(value, str) else value
 
 
 class FakePeer:
-    """What all three have in common. Made by `World`, or with `connect`, a function that makes dealers, and `run` as
-    a task."""
+    """The common base of the three peers. `ServerHarness` makes them; without it, a test starts `run` in a nursery."""
 
-    role = "client"
+    role: Literal["client", "engine", "nanny"] = "client"
 
-    def __init__(self, connect: Callable[[], Dealer], token: str, **hello: Any) -> None:
+    def __init__(self, connect: Callable[[], PeerSocket], token: str, **hello: Any) -> None:
+        """Connect, without a hello.
+
+        :param connect: makes a connected socket; called again for each reconnection.
+        :param hello: fields of the peer's `native.Hello`.
+        """
         self._connect = connect
-        self._hello = native.Hello(role=self.role, token=token, **hello)  # type: ignore[arg-type]  # one of the roles
+        # not `build_hello`: a fake names no process, and the test chooses every field
+        self._hello = native.Hello(role=self.role, token=token, **hello)
         self.dealer: Any = connect()
         self.welcome = native.Welcome(0, "", "")
+        #: Whether the last hello was answered; the scheduler may ignore messages that were sent before that.
         self.joined = False
-        """Whether its last Hello was answered; what is said before that may go unheard."""
-        self.beating = True
-        self.returning = True
-        """Whether it says Hello again by itself when it is told to."""
-        self.heard: list[Any] = []
-        """Everything that came, decoded, in order."""
+        #: Whether the peer sends heartbeats.
+        self.sends_heartbeats = True
+        #: Whether the peer sends its hello again when the scheduler answers "unknown_peer".
+        self.rejoins = True
+        #: All received messages, decoded, in order.
+        self.received_messages: list[Any] = []
         self._unread: list[tuple[Any, Sequence[Frame]]] = []
-        self._news = trio.Event()
+        self._arrived = trio.Event()
+        #: Set when the scheduler has closed the connection; only the in-memory transport notices that.
         self.closed = trio.Event()
-        """Set when the scheduler has closed the connection for good (the in-memory transport tells)."""
 
     @property
     def number(self) -> int:
-        """Its session."""
+        """The session number; 0: not welcomed yet."""
         return self.welcome.session
 
-    # ---- talking ----------------------------------------------------------------------------------------------------
+    # ---- messages ---------------------------------------------------------------------------------------------------
 
-    def say(self, message: native.FromPeer, frames: Sequence[Frame] = ()) -> None:
+    def send(self, message: native.FromPeer, frames: Sequence[Frame] = ()) -> None:
         """Send a message."""
-        self.say_raw([native.encode(message), *frames])
+        self.send_frames([native.encode(message), *frames])
 
-    def say_raw(self, frames: Sequence[Frame]) -> None:
-        """Send whatever it is."""
+    def send_frames(self, frames: Sequence[Frame]) -> None:
+        """Send frames, which need not be a message."""
         self.dealer.send(frames)
         self.dealer.flush()
 
     def decode(self, data: Frame) -> Any:
-        """A message that came."""
+        """Decode a received message."""
         return native.decode_to_client(data)
 
-    async def hear(self, kind: type[M], timeout_s: float = 60.0) -> M:
-        """The next message of that type that was not asked for yet; others wait."""
+    async def expect(self, kind: type[M], timeout_s: float = 60.0) -> M:
+        """Wait for the next unread message of this type; messages of other types stay unread."""
         with trio.fail_after(timeout_s):
             while True:
                 for at, (message, _) in enumerate(self._unread):
                     if isinstance(message, kind):
                         del self._unread[at]
                         return message
-                self._news = trio.Event()
-                await self._news.wait()
+                self._arrived = trio.Event()
+                await self._arrived.wait()
 
-    def unheard(self, kind: type[M]) -> list[M]:
-        """All messages of that type that came and were not asked for, now asked for."""
+    def take_unread(self, kind: type[M]) -> list[M]:
+        """Return the unread messages of this type, which are read then."""
         found = [message for message, _ in self._unread if isinstance(message, kind)]
         self._unread = [entry for entry in self._unread if not isinstance(entry[0], kind)]
         return found
 
-    def notice(self, message: Any, frames: Sequence[Frame]) -> None:
-        """A message came: what a peer does with it by itself."""
+    def on_message(self, message: Any, frames: Sequence[Frame]) -> None:
+        """React to a received message without being told by the test."""
         if isinstance(message, native.Welcome):
             self.welcome = message
             self.joined = True
-        elif isinstance(message, native.Error) and message.kind == "unknown_peer" and self.joined and self.returning:
-            self.say(self.hello())
+        elif isinstance(message, native.Error) and message.kind == "unknown_peer" and self.joined and self.rejoins:
+            self.send(self.hello())
 
-    def take(self, batch: Sequence[Sequence[Frame]]) -> None:
-        """Messages came."""
+    def on_messages(self, batch: Sequence[Sequence[Frame]]) -> None:
+        """Handle received messages."""
         for frames in batch:
             message = self.decode(frames[0])
-            self.heard.append(message)
+            self.received_messages.append(message)
             self._unread.append((message, frames[1:]))
-            self.notice(message, frames[1:])
+            self.on_message(message, frames[1:])
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """The task: hears and beats, until cancelled. The connection is closed then."""
+        """Receive messages and send heartbeats until cancelled; then close the connection."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._beat)
@@ -127,32 +132,32 @@ class FakePeer:
         while True:
             dealer = self.dealer
             try:
-                self.take(await dealer.receive())
+                self.on_messages(await dealer.receive())
             except (trio.ClosedResourceError, anyio.ClosedResourceError):
-                if self.dealer is dealer:  # for good
+                if self.dealer is dealer:  # not replaced by `reconnect`
                     self.closed.set()
                     return
-            self._news.set()
+            self._arrived.set()
 
     async def _beat(self) -> None:
         while True:
             await trio.sleep(self.welcome.heartbeat_s)
-            if self.beating and self.number and not self.closed.is_set():
-                self.say(self.ping())
+            if self.sends_heartbeats and self.number and not self.closed.is_set():
+                self.send(self.ping())
 
     def ping(self) -> native.Ping:
-        """A heartbeat."""
+        """Build a heartbeat."""
         return native.Ping()
 
     # ---- joining ----------------------------------------------------------------------------------------------------
 
     async def join(self) -> native.Welcome:
-        """Say Hello and wait to be welcomed. Once it has a session it resumes that."""
-        self.say(self.hello())
-        return await self.hear(native.Welcome)
+        """Send the hello, and wait for the welcome. With a session, resume it."""
+        self.send(self.hello())
+        return await self.expect(native.Welcome)
 
     def hello(self) -> native.Hello:
-        """Its Hello, as the one it was if it was one."""
+        """Build the hello, with the session if there is one."""
         self.joined = False
         hello = self._hello
         if self.number:
@@ -160,144 +165,147 @@ class FakePeer:
         return hello
 
     def reconnect(self) -> None:
-        """Take a new connection; the old one is closed."""
+        """Replace the connection by a new one."""
         self.joined = False
         old, self.dealer = self.dealer, self._connect()
         old.close()
 
     async def rejoin(self) -> native.Welcome:
-        """Take a new connection and resume the session."""
+        """Replace the connection by a new one, and resume the session."""
         self.reconnect()
         return await self.join()
 
     def leave(self, cancel: bool = False) -> None:
-        """Say good-bye."""
-        self.beating = self.returning = False
-        self.say(native.Bye(cancel))
+        """End the session with a Bye, and send no more heartbeats.
+
+        :param cancel: cancel a client's unfinished tasks.
+        """
+        self.sends_heartbeats = self.rejoins = False
+        self.send(native.Bye(cancel))
 
 
 class FakeClient(FakePeer):
-    """A client that counts its tasks, collects results, and acknowledges them unless told not to."""
+    """A client that numbers its tasks, collects results, and acknowledges them while `acknowledging`."""
 
     role = "client"
 
-    def __init__(self, connect: Callable[[], Dealer], token: str, **hello: Any) -> None:
+    def __init__(self, connect: Callable[[], PeerSocket], token: str, **hello: Any) -> None:
         super().__init__(connect, token, **hello)
-        self.ends: dict[int, native.TaskEnd] = {}
-        """By full id."""
+        #: By full id.
+        self.results: dict[int, native.TaskResult] = {}
+        #: Full ids of the received results, in order, with repetitions.
         self.deliveries: list[int] = []
-        """Ids of the ends that came, in order, repeats and all."""
         self.frames: dict[int, Sequence[Frame]] = {}
         self.received = 0
         self.acknowledging = True
         self.accepted = 0
         self._counter = 0
         self._functions: dict[bytes, bytes] = {}
+        #: Submitted calls, in order.
         self.sent: list[native.Call] = []
-        """Calls in the order in which they were submitted."""
 
-    def notice(self, message: Any, frames: Sequence[Frame]) -> None:
-        """See FakePeer."""
-        super().notice(message, frames)
+    def on_message(self, message: Any, frames: Sequence[Frame]) -> None:
+        """Collect results, and send unaccepted calls again after a welcome."""
+        super().on_message(message, frames)
         self.accepted = max(self.accepted, getattr(message, "accepted", 0))
         if isinstance(message, native.Welcome):
             self._submit(self.sent[message.accepted :], dict(self._functions))
         if isinstance(message, native.Results) and message.seq > self.received:
             self.received = message.seq
-            for dealt in native.attach(message.results, frames):
-                end: Any = dealt
-                if isinstance(dealt, native.Attached):
-                    end = dealt.record
-                    self.frames[end.id] = dealt.frames
-                self.ends[end.id] = end
-                self.deliveries.append(end.id)
+            for framed in native.attach(message.results, frames):
+                result: Any = framed
+                if isinstance(framed, native.FramedRecord):
+                    result = framed.record
+                    self.frames[result.id] = framed.frames
+                self.results[result.id] = result
+                self.deliveries.append(result.id)
 
     def ping(self) -> native.Ping:
-        """See FakePeer."""
+        """Build a heartbeat, which acknowledges results while `acknowledging`."""
         return native.Ping(self.received if self.acknowledging else 0)
 
     def hello(self) -> native.Hello:
-        """See FakePeer."""
+        """Build the hello, with the counts of received results and accepted calls."""
         hello = super().hello()
         hello.received = self.received
         hello.accepted = self.accepted if self.number else -1
         return hello
 
     def calls(self, *bodies: str | bytes, fn: bytes = b"", **options: Any) -> list[native.Call]:
-        """Calls with the next counters. `options` as in native.Options."""
-        made = []
+        """Build calls with the next counters. `options` are fields of `native.Options`."""
+        calls = []
         for body in bodies:
             self._counter += 1
             chosen = native.Options(**options) if options else None
-            made.append(native.Call(self._counter, digest(fn) if fn else b"", body_of(body), options=chosen))
-        return made
+            calls.append(native.Call(self._counter, digest(fn) if fn else b"", encode_body(body), options=chosen))
+        return calls
 
     async def submit(self, *bodies: str | bytes, fn: bytes = b"", **options: Any) -> int:
-        """Submit tasks in one message; returns the full id of the last one."""
+        """Submit tasks in one message; returns the full id of the last one. `options` are as in `calls`."""
         task = self.submit_nowait(*bodies, fn=fn, **options)
         await trio.lowlevel.checkpoint()
         return task
 
     def submit_nowait(self, *bodies: str | bytes, fn: bytes = b"", **options: Any) -> int:
-        """The same without a checkpoint."""
+        """Submit like `submit`, without a checkpoint."""
         calls = self.calls(*bodies, fn=fn, **options)
         functions = {digest(fn): fn} if fn and digest(fn) not in self._functions else {}
         self._functions.update(functions)
         self.sent += calls
         self._submit(calls, functions)
-        return self.full(calls[-1].id)
+        return self.task_id(calls[-1].id)
 
     def _submit(self, calls: list[native.Call], functions: dict[bytes, bytes]) -> None:
         if calls and self.joined:
-            self.say(native.Submit(calls, functions, received=self.received if self.acknowledging else 0))
+            self.send(native.Submit(calls, functions, received=self.received if self.acknowledging else 0))
 
-    def full(self, counter: int) -> int:
-        """The full id of an own task."""
-        return self.number << SESSION_SHIFT | counter
+    def task_id(self, counter: int) -> int:
+        """The full id of the task with this counter."""
+        return make_task_id(self.number, counter)
 
-    async def end_of(self, task: int, timeout_s: float = 3600.0) -> native.TaskEnd:
-        """How the task ended, once it has."""
+    async def result_of(self, task: int, timeout_s: float = 3600.0) -> native.TaskResult:
+        """Wait for the result of a task, given by full id."""
         with trio.fail_after(timeout_s):
-            while task not in self.ends:
-                self._news = trio.Event()
-                await self._news.wait()
-        return self.ends[task]
+            while task not in self.results:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+        return self.results[task]
 
-    async def ask(self, what: str, task: int = 0) -> Any:
-        """The answer to a query."""
-        self.say(native.Query(1, what, task))
-        reply = await self.hear(native.Reply)
+    async def query(self, what: str, task: int = 0) -> Any:
+        """Send a query; returns the data of the answer, or its error."""
+        self.send(native.Query(1, what, task))
+        reply = await self.expect(native.Reply)
         return reply.error or reply.data
 
 
 class FakeEngine(FakePeer):
-    """An engine that answers on command, or (`eager`) at once with the body that it was sent."""
+    """An engine that returns results on command, or at once with the body of the call if `eager`."""
 
     role = "engine"
 
-    def __init__(self, connect: Callable[[], Dealer], token: str, *, eager: bool = False, **hello: Any) -> None:
+    def __init__(self, connect: Callable[[], PeerSocket], token: str, *, eager: bool = False, **hello: Any) -> None:
         hello.setdefault("python", "3.11.7")
         super().__init__(connect, token, **hello)
         self.eager = eager
+        #: Assigned calls without a result, by full id.
         self.calls: dict[int, native.Call] = {}
-        """Assigned and unanswered, by full id."""
         self.functions: dict[bytes, bytes] = {}
-        self.places: dict[int, native.Place] = {}
+        self.environments: dict[int, native.ClientEnvironment] = {}
         self.acked = 0
         self.recalled: list[int] = []
+        #: (task, attempt) of the calls that were assigned more than once.
         self.repeated: set[tuple[int, int]] = set()
-        """(task, attempt) that it was given although it had been given it already."""
         self._seen: set[tuple[int, int]] = set()
         self._queue: list[native.Call] = []
-        self._unacked: list[tuple[native.TaskEnd, Sequence[Frame]]] = []
+        self._unacked: list[tuple[native.TaskResult, Sequence[Frame]]] = []
 
     def decode(self, data: Frame) -> Any:
-        """See FakePeer."""
+        """Decode a message for an engine."""
         return native.decode_to_engine(data)
 
-    def notice(self, message: Any, frames: Sequence[Frame]) -> None:
-        """See FakePeer."""
-        super().notice(message, frames)
+    def on_message(self, message: Any, frames: Sequence[Frame]) -> None:
+        """Take assigned calls, and send unacknowledged results again after a welcome."""
+        super().on_message(message, frames)
         self._note_acked(getattr(message, "acked", 0))
         if isinstance(message, native.Welcome):
             self._resume(message)
@@ -308,12 +316,12 @@ class FakeEngine(FakePeer):
             self.functions.update(message.functions)
             for dropped in message.drop:
                 self.functions.pop(dropped, None)
-            self.places.update(message.places)
+            self.environments.update(message.places)
             self.calls.update({call.id: call for call in message.tasks})
             if not self.eager:
                 self._queue += message.tasks
             else:
-                self._answer([self._ended(call, call.body) for call in message.tasks])
+                self._send_results([self._result_of(call, call.body) for call in message.tasks])
         elif isinstance(message, native.Recall):
             self.recalled += message.tasks
 
@@ -332,88 +340,94 @@ class FakeEngine(FakePeer):
             return
         self._note_acked(welcome.accepted)
         if self._unacked:
-            ends = [end for end, _ in self._unacked]
-            self.say(native.Finished(ends), [frame for _, frames in self._unacked for frame in frames])
+            results = [result for result, _ in self._unacked]
+            self.send(native.Finished(results), [frame for _, frames in self._unacked for frame in frames])
 
     def hello(self) -> native.Hello:
-        """See FakePeer."""
+        """Build the hello, with the tasks that the engine holds."""
         hello = super().hello()
-        hello.holding = [*self.calls, *(end.id for end, _ in self._unacked)]
+        hello.holding = [*self.calls, *(result.id for result, _ in self._unacked)]
         return hello
 
-    # ---- working ----------------------------------------------------------------------------------------------------
+    # ---- calls ------------------------------------------------------------------------------------------------------
 
     async def next_call(self, timeout_s: float = 60.0) -> native.Call:
-        """The next call that it was given, in order."""
+        """Wait for the next assigned call."""
         with trio.fail_after(timeout_s):
             while not self._queue:
-                self._news = trio.Event()
-                await self._news.wait()
+                self._arrived = trio.Event()
+                await self._arrived.wait()
         return self._queue.pop(0)
 
     def queued(self) -> list[int]:
-        """Calls given and not yet taken by `next_call`."""
+        """Full ids of the assigned calls that `next_call` has not returned."""
         return [call.id for call in self._queue]
 
     def take_call(self) -> native.Call:
-        """The next call, if there is one now."""
+        """The next assigned call.
+
+        :raises IndexError: there is none.
+        """
         return self._queue.pop(0)
 
     async def finish(self, call: native.Call, value: str | bytes = b"", frames: Sequence[Frame] = ()) -> None:
-        """Answer ok."""
-        self._answer([self._ended(call, value, len(frames))], frames)
+        """Send the value as the result of a call, with a checkpoint."""
+        self._send_results([self._result_of(call, value, len(frames))], frames)
         await trio.lowlevel.checkpoint()
 
     async def fail(self, call: native.Call, message: str = "it failed") -> None:
         """Answer with an error."""
-        self.end_error(call, message)
+        self.answer_error(call, message)
         await trio.lowlevel.checkpoint()
 
     async def decline(self, call: native.Call) -> None:
-        """Answer that a dependency is unmet here."""
-        self.end_unmet(call)
+        """Decline a call because of an unmet dependency (R19), with a checkpoint."""
+        self.answer_unmet(call)
         await trio.lowlevel.checkpoint()
 
-    def end_ok(self, call: native.Call) -> None:
-        """Answer with what was sent."""
-        self._answer([self._ended(call, call.body)])
+    def answer_ok(self, call: native.Call) -> None:
+        """Send the body of a call as its result."""
+        self._send_results([self._result_of(call, call.body)])
 
-    def end_error(self, call: native.Call, message: str = "it failed") -> None:
-        """Answer with an error."""
+    def answer_error(self, call: native.Call, message: str = "it failed") -> None:
+        """Send an error as the result of a call."""
         error = native.RemoteError("ValueError", message)
-        self._answer([native.TaskEnd(call.id, "error", error=error, attempt=call.attempt)])
+        self._send_results([native.TaskResult(call.id, "error", error=error, attempt=call.attempt)])
 
-    def end_unmet(self, call: native.Call) -> None:
-        """Answer that a dependency is unmet here."""
-        self._answer([native.TaskEnd(call.id, "unmet", reason="not here", attempt=call.attempt)])
+    def answer_unmet(self, call: native.Call) -> None:
+        """Decline a call because of an unmet dependency (R19)."""
+        self._send_results([native.TaskResult(call.id, "unmet", reason="not here", attempt=call.attempt)])
 
-    def give_back(self, *tasks: int, kept: Sequence[int] = ()) -> None:
-        """Answer a Recall."""
+    def answer_recall(self, *tasks: int, kept: Sequence[int] = ()) -> None:
+        """Answer a `Recall`: give `tasks` back, and name those that are `kept`."""
         for task in tasks:
             self.calls.pop(task, None)
         self._queue = [call for call in self._queue if call.id not in tasks]
-        self.say(native.Recalled(list(tasks), list(kept)))
+        self.send(native.Recalled(list(tasks), list(kept)))
 
-    def _ended(self, call: native.Call, value: str | bytes, frames: int = 0) -> native.TaskEnd:
-        return native.TaskEnd(call.id, "ok", body_of(value), frames, attempt=call.attempt)
+    def _result_of(self, call: native.Call, value: str | bytes, frames: int = 0) -> native.TaskResult:
+        return native.TaskResult(call.id, "ok", encode_body(value), frames, attempt=call.attempt)
 
-    def _answer(self, ends: list[native.TaskEnd], frames: Sequence[Frame] = ()) -> None:
-        for end in ends:
-            self.calls.pop(end.id, None)
-            self._unacked.append((end, frames))
+    def _send_results(self, results: list[native.TaskResult], frames: Sequence[Frame] = ()) -> None:
+        for result in results:
+            self.calls.pop(result.id, None)
+            self._unacked.append((result, frames))
         if self.joined:
-            self.say(native.Finished(ends), frames)
+            self.send(native.Finished(results), frames)
 
 
 class FakeNanny(FakePeer):
-    """A nanny."""
+    """A nanny without workers."""
 
     role = "nanny"
 
     def decode(self, data: Frame) -> Any:
-        """See FakePeer."""
+        """Decode a message for a nanny."""
         return native.decode_to_engine(data)
 
     def report_death(self, engine: FakeEngine, reason: str = "killed", running: list[int] | None = None) -> None:
-        """Say that a worker died."""
-        self.say(native.Died(engine.number, reason, running))
+        """Report the death of a worker.
+
+        :param running: full ids of the tasks that ran; None: unknown.
+        """
+        self.send(native.WorkerDied(engine.number, reason, running))

@@ -1,10 +1,10 @@
-"""The whole server under random load and random faults, without Trio: one seed decides everything, and repeats it.
+"""A simulation of the whole server under random load and random faults, without Trio. A seed determines a run.
 
-Server, network and peers are the real ones and those of this package; only who does something next is drawn. The
-first phase looks for *safety*: connections are cut or fall silent, engines die with their tasks or leave, clients
-vanish and come back, tasks are cancelled, results repeated, garbage sent; the core's invariants are checked all
-along. The second phase looks for *liveness*: faults end, everyone comes back, and then every submission that was
-accepted must have exactly one end, and nothing may be left over.
+The server is the real one; network and peers are those of this package; the order of actions is random. The first phase
+checks *safety*: connections are cut or lose messages, engines die with their tasks or leave, clients disconnect and
+reconnect, tasks are cancelled, answers are repeated, malformed messages are sent. The invariants of the core, and the
+transitions of each task, are checked after each action. The second phase checks *liveness*: faults end, all peers
+reconnect, and every accepted submission must get exactly one result.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trio_sched.core.invariants import check
+from trio_sched.core.records import CheckedTask
 from trio_sched.errors import InvariantError
 from trio_sched.server.config import Config
 from trio_sched.server.identity import Identity
@@ -30,60 +31,64 @@ _STEPS_TO_SETTLE = 20_000
 
 
 class Simulator:
-    """One run: `Simulator(seed).run()`. Raises InvariantError, naming the seed, when anything is wrong."""
+    """One run: `Simulator(seed).run()`.
+
+    :raises InvariantError: an invariant does not hold; a note has the seed.
+    """
 
     def __init__(self, seed: int, *, clients: int = 3, engines: int = 4, steps: int = 2_000, **settings: Any) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.now = 0.0
         self._bodies: dict[int, bytes] = {}
+        #: By task id: the ids of the tasks whose results are its inputs.
         self._inputs: dict[int, list[int]] = {}
-        """By full id: what each task was submitted with, and which results it is to be given."""
+        #: Counts of the actions, by name.
         self.did: Counter[str] = Counter()
-        """What happened how often."""
         self._steps = steps
         self._config = Config(seed=seed, **{"hwm": self.rng.choice((1, 2, 10)), "credit": 50, **settings})
         tokens = {"client": "client's", "engine": "engine's"}
-        identity = Identity("simulated", str(seed), ADDRESS, Path(), tokens, None)  # type: ignore[arg-type]
+        identity = Identity("simulated", str(seed), ADDRESS, Path(), tokens, None)  # type: ignore[arg-type]  # dict is invariant in its keys
         self.server = Server(self._config, identity, self.now)
+        self.server.scheduler.task_type = CheckedTask
         self.network = MemoryNetwork()
         self._front = NativeFront(self._config, self.network.open_router)
-        self._router: Any = self._front.listen(self.server.hub)
+        self._router: Any = self._front.listen(self.server.ingress)
         self.nanny = FakeNanny(self._connect, tokens["engine"])
         self.clients = [self._make_client(tokens["client"]) for _ in range(clients)]
         self.engines: list[FakeEngine] = []
         self._engine_count = engines
-        self.gone: list[FakeClient] = []
-        """Clients that said good-bye: nobody waits for their tasks."""
-        self._beat_at = 0.0
+        #: Clients whose sessions have ended.
+        self.departed: list[FakeClient] = []
+        self._next_heartbeat_at = 0.0
+        #: Relative frequencies of the answers ok, error, unmet.
         self._answers = (20, 2, 1)
-        """How often engines answer ok, error, unmet."""
         for peer in (self.nanny, *self.clients):
-            peer.say(peer.hello())
+            peer.send(peer.hello())
         self._actions: list[tuple[int, Callable[[], None]]] = [
-            (30, self._server_works),
-            (20, self._peers_hear),
+            (30, self._server_turn),
+            (20, self._deliver_to_peers),
             (12, self._submit),
             (20, self._engine_answers),
             (6, self._time_passes),
             (4, self._cancel),
             (2, self._engine_joins),
-            (1, self._client_vanishes),
-            (1, self._engine_vanishes),
+            (1, self._client_disconnects),
+            (1, self._engine_disconnects),
             (1, self._engine_dies),
             (1, self._engine_leaves),
-            (1, self._repeat_or_garble),
+            (1, self._send_invalid_messages),
         ]
 
     def _make_client(self, token: str) -> FakeClient:
-        """For those who simulate with other clients."""
+        """Make a client. Subclasses may simulate with other clients."""
         return FakeClient(self._connect, token)
 
     def _connect(self) -> Any:
         return self.network.connect(ADDRESS)
 
     def run(self) -> Server:
-        """Both phases. Returns the server, to look into."""
+        """Run both phases; return the server."""
         try:
             weights = [weight for weight, _ in self._actions]
             actions = [action for _, action in self._actions]
@@ -98,40 +103,42 @@ class Simulator:
             raise
         return self.server
 
-    # ---- the ordinary course ----------------------------------------------------------------------------------------
+    # ---- ordinary actions -------------------------------------------------------------------------------------------
 
-    def _server_works(self) -> None:
-        """One pass of the pump, the readers and the actor; the readers in any order, as Trio would have it."""
-        self._front.take(self._router.receive_nowait(), self.server.hub, self.now)
+    def _server_turn(self) -> None:
+        """One pass of the front, the readers and the actor. The order of the readers is random, as under Trio."""
+        self._front.take(self._router.receive_nowait(), self.server.ingress, self.now)
         for reader in self.rng.sample(self.server.readers, len(self.server.readers)):
-            reader.take_nowait()
+            reader.read_nowait()
         self.server.actor.step(self.now)
 
     def _peers(self) -> list[FakePeer]:
-        return [self.nanny, *self.clients, *self.gone, *self.engines]
+        return [self.nanny, *self.clients, *self.departed, *self.engines]
 
-    def _peers_hear(self) -> None:
+    def _deliver_to_peers(self) -> None:
         for peer in self._peers():
             if self.rng.random() < 0.7:
-                self._hear(peer)
+                self._deliver_to(peer)
 
-    def _hear(self, peer: FakePeer) -> None:
-        peer.take(peer.dealer.receive_nowait())
+    def _deliver_to(self, peer: FakePeer) -> None:
+        peer.on_messages(peer.dealer.receive_nowait())
 
     def _time_passes(self) -> None:
         self._advance(self.rng.choice((0.001, 0.01, 0.3, 1.0)))
 
     def _advance(self, by_s: float) -> None:
         self.now += by_s
-        if self.now >= self._beat_at:
-            self._beat_at = self.now + self._config.heartbeat_s
+        if self.now >= self._next_heartbeat_at:
+            self._next_heartbeat_at = self.now + self._config.heartbeat_s
             for peer in self._peers():
-                if peer.beating and peer.number:
-                    peer.say(peer.ping())
-            self._server_works()  # beats arrive before anybody asks who was silent
-        for alarm in (self.server.auditor.alarm, self.server.outbox.alarm):
-            if alarm.at <= self.now:
-                alarm.go_off(self.now)
+                if peer.sends_heartbeats and peer.number:
+                    peer.send(peer.ping())
+            self._server_turn()  # heartbeats arrive before the auditor looks for silent peers
+        timer = self.server.auditor.timer
+        if timer.at <= self.now:
+            timer.fire(self.now)
+        if self.server.outbox.flush_at <= self.now:
+            self.server.actor.step(self.now)
 
     def _submit(self) -> None:
         client = self.rng.choice(self.clients)
@@ -140,7 +147,7 @@ class Simulator:
         bodies = [f"{client.number}-{number}" for number in range(self.rng.randint(1, 5))]
         options = self._options(client)
         last = client.submit_nowait(*bodies, fn=self.rng.choice((b"", b"f", b"g")), **options)
-        inputs = [client.full(task) for task in options.get("inputs", ())]
+        inputs = [client.task_id(task) for task in options.get("inputs", ())]
         for at, body in enumerate(reversed(bodies)):
             self._bodies[last - at] = body.encode()
             self._inputs[last - at] = inputs
@@ -172,15 +179,15 @@ class Simulator:
             if engine.queued() and self.rng.random() < 0.7:
                 call = engine.take_call()
                 self._require_inputs(call)
-                self.rng.choices((engine.end_ok, engine.end_error, engine.end_unmet), self._answers)[0](call)
+                self.rng.choices((engine.answer_ok, engine.answer_error, engine.answer_unmet), self._answers)[0](call)
             recalled, engine.recalled = engine.recalled, []
             if recalled:
                 queued = set(engine.queued())
                 given = [task for task in recalled if task in queued]
-                engine.give_back(*given, kept=[task for task in recalled if task not in queued])
+                engine.answer_recall(*given, kept=[task for task in recalled if task not in queued])
 
     def _require_inputs(self, call: native.Call) -> None:
-        """A call comes with the values of its inputs, in order (R9), and with nothing else."""
+        """Check that a call has the values of its inputs, in order (R9), and no others."""
         values = [value.body for value in call.inputs or ()]
         if values != [self._bodies[task] for task in self._inputs.get(call.id, ())]:
             raise InvariantError(f"task {call.id} came with the inputs {values}")
@@ -188,7 +195,7 @@ class Simulator:
     def _cancel(self) -> None:
         client = self.rng.choice(self.clients)
         if client.sent:
-            client.say(native.Cancel([self.rng.choice(client.sent).id]))
+            client.send(native.Cancel([self.rng.choice(client.sent).id]))
 
     # ---- faults -----------------------------------------------------------------------------------------------------
 
@@ -197,38 +204,38 @@ class Simulator:
             nanny = self.nanny.number if self.rng.random() < 0.5 else 0
             slots, resources = self.rng.choice((1, 1, 2)), self.rng.choice(({}, {"gpu": 1.0}))
             engine = FakeEngine(self._connect, "engine's", slots=slots, resources=resources, nanny=nanny)
-            engine.say(engine.hello())
+            engine.send(engine.hello())
             self.engines.append(engine)
 
-    def _client_vanishes(self) -> None:
-        """For a while, or for good."""
+    def _client_disconnects(self) -> None:
+        """End a client's session, or interrupt its connection."""
         client = self.rng.choice(self.clients)
         if client.number and len(self.clients) > 1 and self.rng.random() < 0.2:
             client.leave(cancel=self.rng.random() < 0.5)
             self.clients.remove(client)
-            self.gone.append(client)
+            self.departed.append(client)
             return
-        self._disturb(client)
+        self._interrupt_connection(client)
 
-    def _engine_vanishes(self) -> None:
+    def _engine_disconnects(self) -> None:
         if self.engines:
-            self._disturb(self.rng.choice(self.engines))
+            self._interrupt_connection(self.rng.choice(self.engines))
 
-    def _disturb(self, peer: FakePeer) -> None:
-        """Its connection is cut, or goes dead unnoticed for a while; then it comes back."""
+    def _interrupt_connection(self, peer: FakePeer) -> None:
+        """Cut the connection of a peer, or lose its messages for a while; mostly the peer reconnects."""
         if self.rng.random() < 0.5:
             peer.dealer.cut()
         else:
             peer.dealer.lose()
             for _ in range(self.rng.choice((1, 8, 20))):
                 self._advance(1.0)
-                self._server_works()
+                self._server_turn()
         if self.rng.random() < 0.8:
-            self._come_back(peer)
+            self._reconnect(peer)
 
-    def _come_back(self, peer: FakePeer) -> None:
+    def _reconnect(self, peer: FakePeer) -> None:
         peer.reconnect()
-        peer.say(peer.hello())
+        peer.send(peer.hello())
 
     def _engine_dies(self) -> None:
         if not self.engines:
@@ -247,35 +254,37 @@ class Simulator:
                 engine.leave()
             engine.dealer.close()
 
-    def _repeat_or_garble(self) -> None:
-        """What a curious or confused peer may send."""
+    def _send_invalid_messages(self) -> None:
+        """Send queries, repeated answers and malformed messages."""
         client = self.rng.choice(self.clients)
-        client.say(native.Watch(self.rng.random() < 0.5))
-        client.say(native.Query(1, self.rng.choice(("status", "engines", "explain", "story")), self.rng.randint(0, 99)))
+        client.send(native.Watch(self.rng.random() < 0.5))
+        client.send(
+            native.Query(1, self.rng.choice(("status", "engines", "explain", "story")), self.rng.randint(0, 99))
+        )
         peer = self.rng.choice(self._peers())
         if isinstance(peer, FakeEngine) and peer.calls:
             task = self.rng.choice(list(peer.calls))
-            peer.say(native.Recalled([], [task]))
-        peer.say_raw([self.rng.randbytes(self.rng.randint(0, 20))])
+            peer.send(native.Recalled([], [task]))
+        peer.send_frames([self.rng.randbytes(self.rng.randint(0, 20))])
 
-    # ---- the end ----------------------------------------------------------------------------------------------------
+    # ---- second phase -----------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """No more faults: everyone is here, and time passes until nothing is left to do."""
+        """Reconnect all peers and let time pass, without faults, until all tasks have ended."""
         for peer in (self.nanny, *self.clients, *self.engines):
-            self._come_back(peer)
+            self._reconnect(peer)
         self._answers = (1, 0, 0)
-        fresh = FakeEngine(self._connect, "engine's", resources={"gpu": 1.0})  # it has declined nothing
-        fresh.say(fresh.hello())
+        fresh = FakeEngine(self._connect, "engine's", resources={"gpu": 1.0})  # no task excludes it
+        fresh.send(fresh.hello())
         self.engines.append(fresh)
         for step in range(_STEPS_TO_SETTLE):
-            self._server_works()
+            self._server_turn()
             for peer in self._peers():
-                self._hear(peer)
+                self._deliver_to(peer)
             self._engine_answers()
             self._advance(0.05)
             check(self.server.scheduler)
-            if step == 300:  # those that some task insists on and that cannot take it
+            if step == 300:  # ends tasks whose targets cannot take them
                 while len(self.engines) > 1:
                     self._engine_leaves(self.engines[0])
             if step > 400 and all(self._settled(client) for client in self.clients) and not self.server.scheduler.tasks:
@@ -284,17 +293,17 @@ class Simulator:
 
     def _settled(self, client: FakeClient) -> bool:
         session = self.server.sessions.clients[client.number]
-        return not session.ends and not session.unacked and client.accepted == len(client.sent)
+        return not session.queued_results and not session.unacked and client.accepted == len(client.sent)
 
     def _require_ends(self) -> None:
-        """Each accepted submission has exactly one end; nobody's is another's."""
+        """Check that each accepted submission has exactly one result, and that the result is its own."""
         for client in self.clients:
             ends = Counter(client.deliveries)
-            refused = Counter(message.id for message in client.heard if isinstance(message, native.Refused))
+            refused = Counter(message.id for message in client.received_messages if isinstance(message, native.Refused))
             for call in client.sent:
-                task = client.full(call.id)
+                task = client.task_id(call.id)
                 if ends[task] + bool(refused[task]) != 1:
                     raise InvariantError(f"task {task} has {ends[task]} ends and {refused[task]} refusals")
-                end = client.ends.get(task)
+                end = client.results.get(task)
                 if end is not None and end.outcome == "ok" and end.body != call.body:
                     raise InvariantError(f"task {task} got {end.body!r}, not {call.body!r}")

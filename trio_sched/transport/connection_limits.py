@@ -1,15 +1,15 @@
-"""How many connections a process admits, and which connection gives way to a newcomer.
+"""Limits on the number of connections, and the choice of the connection that is closed at a limit.
 
-Each accepted connection takes a file descriptor. A process that has none left cannot accept, open a file or start a
-process, and libzmq aborts it. `connection_bounds` derives a limit from the process's descriptor limit; one
-`ConnectionLimits` for each scheduler counts the connections of all its listeners, before any handshake.
+Each accepted connection takes a file descriptor. A process without a free descriptor cannot accept a connection, open a
+file or start a process, and libzmq aborts it. `connection_bounds` derives the limits from the descriptor limit of the
+process. One `ConnectionLimits` for each scheduler counts the connections of all its listeners, before any handshake.
 
-A connection is *established* once its peer has proved something: a complete handshake, a message, a token. At a limit
-the oldest connection that is not established is closed in favor of the newcomer; if all are established, or came just
-now, the newcomer is closed. So silent connections cannot keep honest peers out for long, and nobody who takes part is
-cut off for a newcomer.
+A connection is *established* after a complete handshake, a message or a valid token. At a limit, the oldest connection
+that is not established is closed in favor of the new one. If all are established, or were accepted just now, the new
+connection is closed. So silent connections cannot keep honest peers out for long, and an established connection is
+never closed in favor of a new one.
 
-The limits for each address do not apply to local sockets and loopback: all local peers share those addresses.
+The limit for each address does not apply to local sockets and loopback, because all local peers share those addresses.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import ipaddress
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -25,33 +26,33 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 DEFAULT_HANDSHAKE_S = 5.0
+#: Descriptors that are never used for connections, however low the limit is.
 MIN_RESERVE = 64
-"""Descriptors that are never given to connections, however low the limit is."""
+#: One in `RESERVED_PART` descriptors is kept for files, pipes, and accepted connections that are not counted yet.
 RESERVED_PART = 4
-"""One in so many descriptors is kept for files, pipes, and connections that were accepted and not counted yet."""
+#: Connections that libzmq may have accepted and that are not counted yet, or not closed yet. Reserved as well, up to
+#: half of the descriptors.
 BURST_RESERVE = 2_048
-"""Connections that libzmq may have accepted and that were not counted yet, or not closed yet: kept as well, up to half
-of the descriptors."""
+#: Stands for an unlimited descriptor limit, and for systems without one.
 UNLIMITED_DESCRIPTORS = 1 << 20
-"""What an unlimited descriptor limit, or none, counts as."""
-TIME_TO_SPEAK_S = 1.0
-"""A connection does not give way before that: many honest peers may come at once."""
+#: A younger connection is not closed in favor of a new one: many honest peers may connect at the same time.
+MIN_EVICTION_AGE_S = 1.0
+#: For this time after a refusal, `status` reports that connections are refused.
 REFUSING_S = 10.0
-"""How long after a refusal `status` says that newcomers are refused."""
+#: Shortest time between two searches for connections whose end was missed.
 RECOUNT_S = 1.0
-"""Shortest time between two searches for connections whose end went unnoticed."""
+#: IPv6 addresses are counted by network, because a host has a whole one.
 _IPV6_PREFIX = 64
-"""IPv6 addresses are counted by network: a host has the whole of one."""
 
+#: `note(kind, **context)` counts and logs an event; `why=` describes it.
 Note: TypeAlias = Callable[..., None]
-"""Count an event of this kind; `why=` says it in words."""
 
 
 # ---- descriptors ----------------------------------------------------------------------------------------------------
 
 
 def descriptor_limit() -> int:
-    """How many file descriptors this process may have open (the soft RLIMIT_NOFILE)."""
+    """Return how many file descriptors this process may have open (the soft RLIMIT_NOFILE)."""
     if sys.platform == "win32":
         return UNLIMITED_DESCRIPTORS
     import resource
@@ -60,8 +61,10 @@ def descriptor_limit() -> int:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft RLIMIT_NOFILE of this process to the hard one, as far as the system allows it. Returns the soft
-    limit. Child processes inherit it."""
+    """Raise the soft RLIMIT_NOFILE of this process to the hard one, as far as the system allows, and return it.
+
+    Child processes inherit the limit.
+    """
     if sys.platform != "win32":
         import resource
 
@@ -82,37 +85,37 @@ def _finite(limit: int) -> int:
 
 
 class ConnectionBounds(Struct, frozen=True):
-    """The limits of one scheduler's connections."""
+    """The limits on the connections of one scheduler."""
 
     max_connections: int
     max_per_address: int
+    #: The descriptor limit, which bounds `max_connections`.
     descriptors: int
-    """The descriptor limit from which `max_connections` was derived, or by which it was bounded."""
+    #: The time limit of a ZeroMQ handshake, after which libzmq closes the connection.
     handshake_s: float = DEFAULT_HANDSHAKE_S
-    """How long a ZeroMQ handshake may take; libzmq closes a connection that is not through by then."""
 
     @property
     def burst(self) -> int:
-        """Connections that may be waiting to be accepted: those fit into the reserve."""
+        """The length of an accept queue that fits into the reserve."""
         return max(_reserve(self.descriptors) // 4, 1)
 
     def is_short(self, open_descriptors: int) -> bool:
-        """Whether half of the reserve is used up."""
+        """Whether less than half of the reserve is free."""
         return self.descriptors - open_descriptors < _reserve(self.descriptors) // 2
 
 
 def _reserve(descriptors: int) -> int:
-    """Descriptors that are not given to connections."""
+    """Return how many descriptors are not used for connections."""
     return max(descriptors // RESERVED_PART, min(descriptors // 2, BURST_RESERVE), MIN_RESERVE)
 
 
 def connection_bounds(
     descriptors: int, max_connections: int = 0, max_per_address: int = 0, handshake_s: float = DEFAULT_HANDSHAKE_S
 ) -> ConnectionBounds:
-    """The limits for a process that may have `descriptors` open.
+    """Derive the limits of a process that may have `descriptors` open.
 
-    `max_connections`: 0 is three quarters of the descriptors, or half of them where that leaves fewer than 2,048; never
-    more than that. `max_per_address`: 0 is half of the connections.
+    `max_connections`: 0 is three quarters of the descriptors, or half of them where that leaves fewer than 2,048; a
+    larger value is reduced to that. `max_per_address`: 0 is half of the connections.
     """
     derived = max(descriptors - _reserve(descriptors), 1)
     most = min(max_connections or derived, derived)
@@ -120,8 +123,10 @@ def connection_bounds(
 
 
 def address_group(host: str) -> str:
-    """The address as the limit for each address counts it: an IPv4 address, an IPv6 network; "" where that limit does
-    not apply (loopback, local sockets)."""
+    """Return the address that the limit for each address counts: an IPv4 address, or an IPv6 network.
+
+    "" for loopback and local sockets, to which that limit does not apply.
+    """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -136,23 +141,21 @@ def address_group(host: str) -> str:
 # ---- connections ----------------------------------------------------------------------------------------------------
 
 
-class TrackedConnection:
-    """One accepted connection; listeners override `close`, and `is_open` where they may miss its end."""
+class TrackedConnection(ABC):
+    """One accepted connection. A listener overrides `close`, and `is_open` if it may miss the end of a connection."""
 
-    __slots__ = ("address", "established", "opened_at")
+    __slots__ = ("address",)
 
+    #: Whether the listener closes a connection whose handshake times out. One that is open later is established.
     handshake_is_timed = False
-    """Whether the listener closes it by itself when its handshake does not end in time: being open later proves it."""
 
     def __init__(self, address: str = "") -> None:
+        #: The `address_group` of the peer.
         self.address = address
-        """Its `address_group`."""
-        self.established = False
-        self.opened_at = 0.0
 
+    @abstractmethod
     def close(self) -> None:
         """Close the connection at once."""
-        raise TypeError("a listener's connection must override close")
 
     def is_open(self) -> bool:
         """Whether the connection still exists."""
@@ -160,93 +163,91 @@ class TrackedConnection:
 
 
 class _Group:
-    """The connections that share a limit: all of them, or those of one address."""
+    """The connections that share a limit: all connections, or those of one address."""
 
     __slots__ = ("count", "pending")
 
     def __init__(self) -> None:
         self.count = 0
+        #: The connections that are not established, oldest first.
         self.pending: OrderedDict[TrackedConnection, None] = OrderedDict()
-        """Those not established, oldest first."""
 
 
-_NOBODY = _Group()
+_EMPTY_GROUP = _Group()
 
 
 class ConnectionLimits:
-    """Counts the connections of all listeners of one scheduler and decides who gives way. Any thread may use it."""
+    """Counts the connections of all listeners of one scheduler, and closes some at the limits. Thread-safe."""
 
     def __init__(self, bounds: ConnectionBounds, note: Note, clock: Callable[[], float] = time.monotonic) -> None:
         self.bounds = bounds
+        #: New connections that were closed, because a limit was reached and no other connection could be closed.
         self.refused_count = 0
-        """Newcomers closed because a limit was reached and all connections were established."""
+        #: Connections that were closed in favor of new ones.
         self.evicted_count = 0
-        """Connections closed in favor of newcomers."""
         self._note = note
         self._clock = clock
         self._lock = threading.Lock()
-        self._tracked: set[TrackedConnection] = set()
+        #: When each open connection was accepted.
+        self._accepted_at: dict[TrackedConnection, float] = {}
         self._all = _Group()
         self._by_address: dict[str, _Group] = {}
         self._recounted_at = -RECOUNT_S
         self._refused_at: float | None = None
-        self._limit_reached = ""
+        self._reached_limit = ""
 
     @property
     def open_count(self) -> int:
-        """Connections that are open."""
+        """Number of open connections."""
         return self._all.count
 
     def add(self, connection: TrackedConnection) -> bool:
-        """Count a connection that was accepted. False: it was refused, and closed.
-
-        May close another connection in its place.
-        """
+        """Count an accepted connection. False: it was refused and closed. May close another connection in its favor."""
         with self._lock:
-            reason, victim = self._admit(connection)
+            reason, victim = self._choose_victim(connection)
         if reason:
-            self._note(reason, why=self._limit_reached)
+            self._note(reason, why=self._reached_limit)
         if victim is not None:
             victim.close()
         return victim is not connection
 
-    def _admit(self, connection: TrackedConnection) -> tuple[str, TrackedConnection | None]:
-        """(what to count, whom to close); the connection itself when it is refused."""
-        connection.opened_at = self._clock()
+    def _choose_victim(self, connection: TrackedConnection) -> tuple[str, TrackedConnection | None]:
+        """Return the kind of event to count, and the connection to close: possibly the new one."""
+        now = self._clock()
         for group, limit, kind, name in self._limits_of(connection):
             if group.count < limit or self._recount(group, limit):
                 continue
-            self._limit_reached = f"{group.count} connections{name} of at most {limit}"
+            self._reached_limit = f"{group.count} connections{name} of at most {limit}"
             victim = self._oldest_pending(group)
             if victim is None:
                 self.refused_count += 1
-                self._refused_at = connection.opened_at
+                self._refused_at = now
                 return kind, connection
             self._forget(victim)
             self.evicted_count += 1
-            self._count(connection)
+            self._count(connection, now)
             return "silent_connection_closed", victim
-        self._count(connection)
+        self._count(connection, now)
         return "", None
 
     def establish(self, connection: TrackedConnection) -> None:
-        """Its peer has proved that it takes part."""
+        """Mark a connection as established."""
         with self._lock:
             self._mark_established(connection)
 
     def remove(self, connection: TrackedConnection) -> None:
-        """The connection is closed. Twice does no harm."""
+        """Stop counting a closed connection. A second call has no effect."""
         with self._lock:
             self._forget(connection)
 
     @property
-    def admits_newcomers(self) -> bool:
-        """Whether a newcomer would be let in, if need be in the place of a connection that is not established."""
+    def admits_new_connections(self) -> bool:
+        """Whether a new connection would be admitted, possibly in place of one that is not established."""
         with self._lock:
             return self._all.count < self.bounds.max_connections or self._oldest_pending(self._all) is not None
 
     def status(self) -> dict[str, Any]:
-        """Plain data for `status`; "refusing" says why newcomers are refused now, or is empty."""
+        """Return plain data for `status`. "refusing": the limit at which connections are refused now, or empty."""
         recently = self._refused_at is not None and self._clock() - self._refused_at < REFUSING_S
         return {
             "open": self._all.count,
@@ -255,15 +256,15 @@ class ConnectionLimits:
             "descriptors": self.bounds.descriptors,
             "refused": self.refused_count,
             "evicted": self.evicted_count,
-            "refusing": self._limit_reached if recently else "",
+            "refusing": self._reached_limit if recently else "",
         }
 
-    # ---- deciding ---------------------------------------------------------------------------------------------------
+    # ---- decisions --------------------------------------------------------------------------------------------------
 
     def _limits_of(self, connection: TrackedConnection) -> Iterator[tuple[_Group, int, str, str]]:
-        """(those that share a limit, the limit, what a refusal is counted as, in words)."""
+        """Yield each limit: the connections that share it, its value, the kind of a refusal, and a description."""
         if connection.address:
-            group = self._by_address.get(connection.address, _NOBODY)
+            group = self._by_address.get(connection.address, _EMPTY_GROUP)
             yield group, self.bounds.max_per_address, "connection_refused_address", f" from {connection.address}"
         yield self._all, self.bounds.max_connections, "connection_refused", ""
 
@@ -272,16 +273,15 @@ class ConnectionLimits:
             return (self._all,)
         return (self._all, self._by_address.setdefault(connection.address, _Group()))
 
-    def _count(self, connection: TrackedConnection) -> None:
-        self._tracked.add(connection)
+    def _count(self, connection: TrackedConnection, now: float) -> None:
+        self._accepted_at[connection] = now
         for group in self._groups_of(connection):
             group.count += 1
             group.pending[connection] = None
 
     def _forget(self, connection: TrackedConnection) -> None:
-        if connection not in self._tracked:
+        if self._accepted_at.pop(connection, None) is None:
             return
-        self._tracked.remove(connection)
         for group in self._groups_of(connection):
             group.count -= 1
             group.pending.pop(connection, None)
@@ -289,26 +289,29 @@ class ConnectionLimits:
             del self._by_address[connection.address]
 
     def _mark_established(self, connection: TrackedConnection) -> None:
-        if not connection.established and connection in self._tracked:
-            connection.established = True
+        if connection in self._all.pending:
             for group in self._groups_of(connection):
                 group.pending.pop(connection, None)
 
     def _oldest_pending(self, group: _Group) -> TrackedConnection | None:
-        """The one that has to give way, if any."""
+        """Return the connection to close in favor of a new one; None: no connection can be closed."""
         while group.pending:
             oldest = next(iter(group.pending))
-            if oldest.handshake_is_timed and self._clock() - oldest.opened_at > self.bounds.handshake_s + 1.0:
+            age_s = self._clock() - self._accepted_at[oldest]
+            if oldest.handshake_is_timed and age_s > self.bounds.handshake_s + 1.0:
                 self._mark_established(oldest)
                 continue
-            return oldest if self._clock() - oldest.opened_at >= TIME_TO_SPEAK_S else None
+            return oldest if age_s >= MIN_EVICTION_AGE_S else None
         return None
 
     def _recount(self, group: _Group, limit: int) -> bool:
-        """Forget the connections whose end went unnoticed, once in a while; whether that makes room."""
+        """Forget connections whose end was missed, at most every `RECOUNT_S`.
+
+        Return whether the group is below the limit then.
+        """
         now = self._clock()
         if now - self._recounted_at >= RECOUNT_S:
             self._recounted_at = now
-            for connection in [connection for connection in self._tracked if not connection.is_open()]:
+            for connection in [connection for connection in self._accepted_at if not connection.is_open()]:
                 self._forget(connection)
         return group.count < limit

@@ -1,8 +1,8 @@
-"""CURVE over TCP: the scheduler has a key pair, and each role one of its own (in its connection file).
+"""CURVE keys and ZAP replies: authentication of TCP peers. TCP without CURVE is refused.
 
-No TCP without it. A ZAP handler admits the public keys of the two roles and nobody else; ZAP is set to fail closed, so
-that a router whose handler does not run admits nobody. Deciding is here, pure; the handler's task is
-`ZmqSocket.authenticate`.
+The scheduler has a key pair, and each role has one (in its connection file). A ZAP handler admits the public keys of
+the two roles and no others. ZAP fails closed: a router whose handler does not run admits no connection. This module
+computes the replies; `ZmqSocket.authenticate` is the task of the handler.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import zmq
 from msgspec import Struct
 
 from trio_sched.errors import ConfigError
-from trio_sched.transport.connection import ROLES, Connection, Role
+from trio_sched.transport.connection_info import ROLES, ConnectionInfo, Role
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
 ZAP_OK, ZAP_REFUSED = b"200", b"400"
 ZAP_DOMAIN = "trio_sched"
+#: The prefix that a router with keys adds to a routing id, by the role that the key of the connection proves. Peers can
+#: choose their routing ids. Without the prefix, a peer could take the id, and so the session, of a peer of another role
+#: that has just disconnected.
 MARKS: dict[str, bytes] = {role: role[:1].encode("ascii") for role in ROLES}
-"""What a router with keys puts in front of a peer's routing id: the role that the key of the connection proves. Peers
-choose their routing ids if they like, so without it one could take the id, and thereby the place, of a peer of another
-role that has just gone."""
 _ROLE_OF_MARK: dict[bytes, Role] = {MARKS[role]: role for role in ROLES}
 
 
@@ -33,35 +33,35 @@ class KeyPair(Struct, frozen=True):
     secret: str
 
     def __repr__(self) -> str:
-        """Without the secret."""
+        """Omit the secret."""
         return f"KeyPair(public={self.public!r})"
 
 
 class ServerKeys(Struct, frozen=True):
-    """What a router needs: its own pair, and for each role the public key that it admits."""
+    """The keys of a router: its own pair, and the public key that it admits for each role."""
 
     own: KeyPair
     allowed: dict[Role, str]
 
 
 class Keys(Struct, frozen=True):
-    """All keys of one scheduler: its own pair and that of each role."""
+    """All keys of one scheduler: its own pair and the pair of each role."""
 
     server: KeyPair
     roles: dict[Role, KeyPair]
 
     def for_server(self) -> ServerKeys:
-        """What the router is made with."""
+        """Return the keys for the router."""
         return ServerKeys(self.server, {role: pair.public for role, pair in self.roles.items()})
 
 
 def new_keys(roles: Sequence[Role] = ROLES) -> Keys:
-    """Fresh keys.
+    """Generate new keys.
 
     :raises ConfigError: the installed libzmq has no CURVE.
     """
     if not zmq.has("curve"):
-        raise ConfigError("the installed libzmq has no CURVE, without which there is no TCP; install another pyzmq")
+        raise ConfigError("the installed libzmq has no CURVE, which TCP needs; install another pyzmq")
     return Keys(_pair(), {role: _pair() for role in roles})
 
 
@@ -70,8 +70,8 @@ def _pair() -> KeyPair:
     return KeyPair(public.decode("ascii"), secret.decode("ascii"))
 
 
-def be_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
-    """Set CURVE options before a bind. The ZAP handler must be bound on the same context."""
+def set_server_options(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
+    """Set the CURVE options of a router before it is bound. The ZAP handler must be bound on the same context."""
     socket.curve_server = True
     socket.curve_secretkey = keys.own.secret.encode("ascii")
     socket.curve_publickey = keys.own.public.encode("ascii")
@@ -79,10 +79,10 @@ def be_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
-def be_client(socket: zmq.Socket[bytes], connection: Connection) -> None:
-    """Set CURVE options before a connect, where the connection has keys.
+def set_client_options(socket: zmq.Socket[bytes], connection: ConnectionInfo) -> None:
+    """Set the CURVE options of a dealer before it connects, if the connection has keys.
 
-    :raises ConfigError: it is TCP and has none, or they are no keys.
+    :raises ConfigError: the address is TCP and the connection has no keys, or its keys are not valid.
     """
     if not connection.server_key:
         if connection.address.startswith("tcp://"):
@@ -93,11 +93,11 @@ def be_client(socket: zmq.Socket[bytes], connection: Connection) -> None:
         socket.curve_publickey = connection.public_key.encode("ascii")
         socket.curve_secretkey = connection.secret_key.encode("ascii")
     except (zmq.ZMQError, UnicodeEncodeError) as error:
-        raise ConfigError(f"the keys of the connection to {connection.address} are no CURVE keys ({error})") from None
+        raise ConfigError(f"the keys of the connection to {connection.address} are not CURVE keys ({error})") from None
 
 
 def zap_reply(request: Sequence[bytes], roles: Mapping[bytes, Role]) -> list[bytes]:
-    """The answer to a ZAP request (without its envelope); `roles` by public key as 32 raw bytes.
+    """Return the reply to a ZAP request, both without the envelope. `roles` is by public key as 32 raw bytes.
 
     Request: version, request id, domain, address, identity, mechanism, credentials. Reply: version, request id, status
     code, status text, user id, metadata.
@@ -112,12 +112,12 @@ def zap_reply(request: Sequence[bytes], roles: Mapping[bytes, Role]) -> list[byt
 
 
 def role_of(peer: bytes) -> Role:
-    """The role that was proved by the peer of a router with keys; `peer` as received, with its mark."""
+    """Return the role that the mark of a routing id stands for. `peer` is as received from a router with keys."""
     return _ROLE_OF_MARK[peer[:1]]
 
 
 def roles_by_key(keys: ServerKeys) -> dict[bytes, Role]:
-    """Raw public key -> role, as ZAP requests carry keys."""
+    """Return the role of each public key, as raw bytes like in ZAP requests."""
     from zmq.utils import z85
 
     return {z85.decode(public): role for role, public in keys.allowed.items()}

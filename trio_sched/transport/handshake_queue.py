@@ -1,8 +1,8 @@
-"""A bounded rate of handshakes for peers that have not shown a token, shared fairly between their addresses.
+"""A rate limit on handshakes of peers without a token, shared fairly between their addresses.
 
-Addresses take turns, so a host that floods the port uses up no more than its share. Within one address, which all
-peers of this machine share, the newest request goes first: under a flood a peer that tries again has as good a chance
-as any other request at once, and not after all that came before. A request whose peer has closed takes no turn.
+The addresses take turns, so a host that floods the port gets no more than its share. Within one address, which all
+peers of this machine share, the newest request is granted first. So in a flood a new attempt has the same chance as any
+other request, and does not wait for all earlier ones. A request whose peer has closed its connection takes no turn.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable
 
 import trio
 
-from trio_sched.transport.websocket_meter import Budget
+from trio_sched.transport.websocket_meter import TokenBucket
 
 
 class _Request:
-    """A handshake that waits."""
+    """A handshake that waits for its turn."""
 
-    __slots__ = ("answered", "has_closed", "is_granted")
+    __slots__ = ("answered", "is_closed", "is_granted")
 
-    def __init__(self, has_closed: Callable[[], bool]) -> None:
-        self.has_closed = has_closed
+    def __init__(self, is_closed: Callable[[], bool]) -> None:
+        self.is_closed = is_closed
         self.answered = trio.Event()
         self.is_granted = False
 
@@ -33,25 +33,28 @@ class _Request:
 class HandshakeQueue:
     """Grants handshakes at a rate.
 
-    `burst_s`: handshakes that were not made for that time can be made at once. `max_wait_s`: as many requests wait as
-    are granted in that time; beyond that the oldest one of the address with the most is refused for a newcomer.
+    `burst_s`: unused handshakes of this time can be granted at once. `max_wait_s`: as many requests can wait as are
+    granted in this time. A further request displaces the oldest one of the address with the most requests.
     """
 
     def __init__(self, per_s: float, burst_s: float, max_wait_s: float) -> None:
-        self._budget = Budget(per_s, burst_s)
+        self._budget = TokenBucket(per_s, burst_s)
         self._max_waiting = max(1, int(per_s * max_wait_s))
+        #: By address, in the order of their turns; the requests of an address from the oldest to the newest.
         self._waiting: OrderedDict[str, dict[_Request, None]] = OrderedDict()
-        """By address, in the order of their turns; each from the oldest to the newest."""
         self._count = 0
         self._arrived = trio.Event()
 
-    async def wait_turn(self, address: str, has_closed: Callable[[], bool] = lambda: False) -> bool:
-        """Wait for a turn; whether it is granted. `has_closed`: whether the peer is gone, asked when its turn comes."""
-        request = _Request(has_closed)
+    async def wait_turn(self, address: str, is_closed: Callable[[], bool] = lambda: False) -> bool:
+        """Wait for a turn. Return whether it is granted.
+
+        `is_closed` is called when it is the turn of the request: whether the peer has closed its connection.
+        """
+        request = _Request(is_closed)
         if self._count >= self._max_waiting:
-            crowded = max(self._waiting, key=lambda name: len(self._waiting[name]))
-            oldest = next(iter(self._waiting[crowded]))
-            self._remove(crowded, oldest)
+            largest = max(self._waiting, key=lambda name: len(self._waiting[name]))
+            oldest = next(iter(self._waiting[largest]))
+            self._remove(largest, oldest)
             oldest.answer(is_granted=False)
         self._waiting.setdefault(address, {})[request] = None
         self._count += 1
@@ -67,27 +70,27 @@ class HandshakeQueue:
         while True:
             await self._arrived.wait()
             await trio.sleep(self._budget.take(1.0, trio.current_time()))
-            request = self._next()
+            request = self._take_next()
             if request is None:
                 self._budget.take(-1.0, trio.current_time())
                 self._arrived = trio.Event()
             else:
                 request.answer(is_granted=True)
 
-    def _next(self) -> _Request | None:
-        """The request whose turn it is; those whose peer has closed are refused on the way."""
+    def _take_next(self) -> _Request | None:
+        """Remove and return the next request; refuse the ones before it whose connection is closed."""
         while self._waiting:
             address = next(iter(self._waiting))
             self._waiting.move_to_end(address)
             request = next(reversed(self._waiting[address]))
             self._remove(address, request)
-            if not request.has_closed():
+            if not request.is_closed():
                 return request
             request.answer(is_granted=False)
         return None
 
     def _remove(self, address: str, request: _Request) -> None:
-        """Twice does no harm."""
+        """Remove a request, if it still waits."""
         requests = self._waiting.get(address, {})
         if request in requests:
             del requests[request]

@@ -1,8 +1,8 @@
-"""Scratch directories: private directories in the directory for temporary files, which do not outlive their owner.
+"""Scratch directories: private temporary directories that are removed also when their owner is killed.
 
-The owner holds a lock (flock) on a file in its directory. The kernel releases it when the last process that holds it
-ends, however it ends. Whoever makes the next scratch directory removes those of the same prefix and user whose lock is
-free. A directory without a lock file is left alone: it is being made, or the file system knows no locks.
+The owner holds a lock (flock) on a file in its directory. The kernel releases the lock when the last process that holds
+it ends, for any reason. The next `ScratchDirectory` of the same prefix and user removes the directories whose lock is
+free. A directory without a lock file is kept: it is being created, or its file system does not support locks.
 """
 
 from __future__ import annotations
@@ -15,29 +15,31 @@ from pathlib import Path
 from types import TracebackType
 
 from trio_sched.errors import ConfigError
-from trio_sched.transport.private import private_directory
+from trio_sched.transport.private_files import open_private_directory
 
 LOCK_NAME = "lock"
 
 
 class ScratchDirectory:
-    """A new directory of mode 0700, removed by `remove`, at the end of its `with` block, or after its owner's death."""
+    """A new directory of mode 0700, removed by `remove`, at the end of a `with` block, or after the owner has ended."""
 
     def __init__(self, prefix: str) -> None:
-        """Make one, and remove those that dead processes left behind. Raises OSError when it cannot be made."""
-        sweep(prefix)
+        """Create the directory, and remove those of processes that have ended.
+
+        :raises OSError: the directory cannot be created.
+        """
+        remove_abandoned(prefix)
         self.path = Path(tempfile.mkdtemp(prefix=prefix))
-        self.lock = _lock(self.path)
-        """Descriptor of the locked file, to be passed on to processes that use the directory as well; -1: there is no
-        lock."""
+        #: Descriptor of the locked file, to be inherited by processes that use the directory too; -1: no lock.
+        self.lock = _create_lock(self.path)
 
     def remove(self) -> None:
-        """Remove the directory with everything in it."""
+        """Remove the directory and its content."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
-        """Close the lock without removing the directory: for a forked child, which is not to hold it."""
+        """Close the lock without removing the directory, as for a forked child, which must not hold the lock."""
         if self.lock >= 0:
             os.close(self.lock)
             self.lock = -1
@@ -49,8 +51,8 @@ class ScratchDirectory:
         self.remove()
 
 
-def _lock(directory: Path) -> int:
-    """Make the lock file of a directory. It appears by rename, and locked: a sweep never finds it free."""
+def _create_lock(directory: Path) -> int:
+    """Create the lock file of a directory. It is locked before it gets its name, so it is never found unlocked."""
     import fcntl
 
     draft = directory / f".{LOCK_NAME}"
@@ -64,15 +66,18 @@ def _lock(directory: Path) -> int:
     return descriptor
 
 
-def sweep(prefix: str) -> None:
-    """Remove the scratch directories of this user whose owners are dead. What belongs to others is not touched."""
+def remove_abandoned(prefix: str) -> None:
+    """Remove the scratch directories of this user whose owners have ended."""
     for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError, ConfigError), private_directory(path) as descriptor:
+        with suppress(OSError, ConfigError), open_private_directory(path) as descriptor:
             _remove_if_free(path, descriptor)
 
 
 def _remove_if_free(path: Path, directory: int) -> None:
-    """:raises OSError: there is no lock file, or somebody holds the lock."""
+    """Remove a directory whose lock is free.
+
+    :raises OSError: the lock file does not exist, or a process holds the lock.
+    """
     import fcntl
 
     lock = os.open(LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW, dir_fd=directory)

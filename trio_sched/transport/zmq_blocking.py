@@ -1,15 +1,15 @@
 """ZeroMQ without an event loop, for the worker and the blocking client's thread. Imports neither trio nor anyio.
 
-One thread owns the dealer: it sends, receives and waits. Other threads only `wake` it. The descriptor is edge-triggered
-(see zmq_socket.py); with one owner it is enough to look at EVENTS before each sleep.
+One thread owns the dealer: it sends, receives and waits. Other threads only call `wake`. The descriptor is
+edge-triggered (see zmq_socket.py). With one owner it is enough to read EVENTS before each wait.
 
-Waking costs a system call and a context switch, so it is done only when the owner sleeps. `_woken` and `_asleep` are
-written and read in opposite orders by the two sides, so that one of them always sees the other:
+A wake-up costs a system call and a context switch, so `wake` makes the call only while the owner waits. The two sides
+write and read `_wake_requested` and `_is_waiting` in opposite orders, so that at least one of them sees the other:
 
-    owner:  asleep = True;  if not woken: sleep        other:  woken = True;  if asleep: write to the eventfd
+    owner:  waiting = True;  if not requested: poll        other:  requested = True;  if waiting: write to the eventfd
 
-What the other thread put somewhere before `wake` is seen by the owner after the `wait` that this ended: `_woken` is
-cleared inside, and only when it was seen.
+After a `wait` that a `wake` has ended, the owner sees what the other thread stored before that `wake`: `wait` clears
+`_wake_requested` only after it has seen it.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ from typing import Any
 
 import zmq
 
-from trio_sched.transport.connection import Connection
+from trio_sched.transport.connection_info import ConnectionInfo
 from trio_sched.transport.endpoint import LINGER_MS, connect_dealer
 from trio_sched.transport.multipart import LARGE_BYTES, POLLIN, RECEIVE_LIMIT, SNDMORE, Frame, drain, methods
 
+#: The value written to an eventfd, which needs eight bytes. A socket takes any bytes.
 _ONE = (1).to_bytes(8, sys.byteorder)
-"""What an eventfd takes; a socket takes anything."""
 
 
 class BlockingDealer:
-    """A DEALER connected to a scheduler (which need not be there yet). Everything but `wake` belongs to one thread."""
+    """A DEALER connected to a scheduler, which may start later. All methods but `wake` belong to one thread."""
 
-    def __init__(self, connection: Connection, *, max_message_bytes: int = 0) -> None:
-        """:raises ConfigError: the address or the keys are wrong, or TCP has no keys."""
+    def __init__(self, connection: ConnectionInfo, *, max_message_bytes: int = 0) -> None:
+        """Connect.
+
+        :raises ConfigError: the address or the keys are not valid, or the address is TCP without keys.
+        """
         self._context: zmq.Context[Any] = zmq.Context()
         try:
             self._socket = connect_dealer(self._context, connection, max_message_bytes)
@@ -47,16 +50,16 @@ class BlockingDealer:
             self._context.destroy(linger=0)
             raise
         self._receive_frame, self._send_frame, self._option = methods(self._socket)
-        self._alarm = _Alarm()
-        self._sleep = _sleeper(int(self._socket.get(zmq.FD)), self._alarm.descriptor)
-        self._asleep = False
-        self._woken = False
+        self._wakeup = _Wakeup()
+        self._poll = _poll_function(int(self._socket.get(zmq.FD)), self._wakeup.descriptor)
+        self._is_waiting = False
+        self._wake_requested = False
         self._closed = False
 
-    # ---- the owner's side -------------------------------------------------------------------------------------------
+    # ---- for the owner ----------------------------------------------------------------------------------------------
 
     def send(self, frames: Sequence[Frame]) -> None:
-        """Queue one message; never blocks. Large frames are not copied: leave them unchanged after this."""
+        """Queue one message; never blocks. Large frames are not copied, so the caller must not change them."""
         send_frame = self._send_frame
         for frame in frames[:-1]:
             send_frame(frame, SNDMORE, len(frame) < LARGE_BYTES, False)
@@ -64,44 +67,44 @@ class BlockingDealer:
         send_frame(frame, 0, len(frame) < LARGE_BYTES, False)
 
     def drain(self, limit: int = RECEIVE_LIMIT) -> list[list[Frame]]:
-        """The messages that are there, at most `limit`. Small frames are bytes, large ones memoryviews of libzmq's own
+        """Take the available messages, at most `limit`. Small frames are bytes, large ones memoryviews of libzmq's
         memory.
         """
-        return drain(self._receive_frame, limit, False)
+        return drain(self._receive_frame, limit, routed=False)
 
     def receive(self, timeout_s: float | None = None) -> list[Frame] | None:
-        """The next message, or None when there was none in time, or somebody called `wake`."""
-        messages = drain(self._receive_frame, 1, False)
+        """Return the next message; None: none arrived in time, or a thread called `wake`."""
+        messages = self.drain(1)
         if not messages and self.wait(timeout_s):
-            messages = drain(self._receive_frame, 1, False)
+            messages = self.drain(1)
         return messages[0] if messages else None
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Sleep until something can be received or `wake` was called. False: neither happened in time."""
+        """Wait until a message is available or `wake` was called. False: the time has passed first."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             while True:
-                self._asleep = True  # each time round: a late `wake` may have taken it back
-                if self._woken:
-                    self._woken = False
+                self._is_waiting = True  # in each round: a late `wake` may have reset it
+                if self._wake_requested:
+                    self._wake_requested = False
                     return True
                 if self._option(zmq.EVENTS) & POLLIN:
                     return True
                 left_ms = None if until is None else (until - time.monotonic()) * 1e3
                 if left_ms is not None and left_ms <= 0.0:
                     return False
-                if self._alarm.descriptor in self._sleep(left_ms):
-                    self._alarm.clear()
+                if self._wakeup.descriptor in self._poll(left_ms):
+                    self._wakeup.clear()
         finally:
-            self._asleep = False
+            self._is_waiting = False
 
     def close(self) -> None:
-        """Close, trying for a moment to get rid of what was sent. Twice does no harm."""
+        """Close the socket after at most `LINGER_MS` for queued messages. A second call has no effect."""
         if self._closed:
             return
         self._closed = True
         self._context.destroy(linger=LINGER_MS)
-        self._alarm.close()
+        self._wakeup.close()
 
     def __enter__(self) -> BlockingDealer:
         return self
@@ -111,35 +114,35 @@ class BlockingDealer:
     ) -> None:
         self.close()
 
-    # ---- the other side ---------------------------------------------------------------------------------------------
+    # ---- for other threads ------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """From any thread: let the owner's `wait` return now, or its next one at once."""
-        self._woken = True
-        if self._asleep:
-            self._asleep = False  # the next one need not ring again
-            self._alarm.ring()
+        """Make the owner's `wait` return now, or its next one at once. From any thread."""
+        self._wake_requested = True
+        if self._is_waiting:
+            self._is_waiting = False  # so that the next `wake` makes no system call
+            self._wakeup.set()
 
 
-def _sleeper(*descriptors: int) -> Callable[[float | None], Collection[int]]:
-    """A function that sleeps until one of the descriptors is readable, or for so many milliseconds; returns those that
-    are.
+def _poll_function(*descriptors: int) -> Callable[[float | None], Collection[int]]:
+    """Return a function that waits until one of the descriptors is readable, for a number of milliseconds at most, and
+    returns the readable ones.
     """
-    if not hasattr(select, "poll"):  # Windows, where they are sockets
+    if not hasattr(select, "poll"):  # Windows, where the descriptors are sockets
 
-        def sleep(left_ms: float | None) -> Collection[int]:
+        def select_readable(left_ms: float | None) -> Collection[int]:
             return select.select(descriptors, (), (), None if left_ms is None else left_ms / 1e3)[0]
 
-        return sleep
+        return select_readable
     poll = select.poll()
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
     return lambda left_ms: [descriptor for descriptor, _ in poll.poll(left_ms)]
 
 
-class _Alarm:
-    """Something to poll beside the socket: an eventfd, or a socket pair where there is none. Ringing a closed one does
-    nothing.
+class _Wakeup:
+    """A flag that can be polled together with the socket: an eventfd, or a socket pair on systems without one. To set
+    it after `close` has no effect.
     """
 
     def __init__(self) -> None:
@@ -151,13 +154,13 @@ class _Alarm:
             for end in self._pair:
                 end.setblocking(False)
             self.descriptor = self._pair[0].fileno()
-        self._closing = threading.RLock()  # a signal handler may ring while its thread does
+        self._close_lock = threading.RLock()  # reentrant: a signal handler may call `set` while its thread does
         self._closed = False
 
-    def ring(self) -> None:
-        with self._closing:  # else the number could be another file's by now
+    def set(self) -> None:
+        with self._close_lock:  # after a close, the descriptor number may belong to another file
             if not self._closed:
-                with contextlib.suppress(BlockingIOError):  # a full pair rings already
+                with contextlib.suppress(BlockingIOError):  # a full pair is readable already
                     if self._pair:
                         self._pair[1].send(_ONE)
                     else:
@@ -171,7 +174,7 @@ class _Alarm:
                 os.read(self.descriptor, 8)
 
     def close(self) -> None:
-        with self._closing:
+        with self._close_lock:
             if self._closed:
                 return
             self._closed = True

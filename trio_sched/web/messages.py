@@ -1,11 +1,12 @@
-"""One WebSocket message is one message of the native wire: JSON in a text message, msgpack in a binary one.
+"""Conversion of WebSocket messages: each one is a message of the native wire, as JSON text or msgpack binary.
 
-There are no frames, so what would be a frame travels inside its record: a large body as `body`, out-of-band buffers as
-`attached`. In JSON bytes are base64. The result of a call by name is plain data, and comes in JSON as `value` where it
-can (`codec` "msgpack" tells; a `value` that is not there is null). As in JavaScript, NaN and infinities become null and
-the keys of objects strings. What JSON cannot say, or is large, stays msgpack in `body`.
+A WebSocket message has no frames, so the frames of the native wire are part of their record: a large body is in `body`,
+out-of-band buffers are in `attached`. In JSON, bytes are base64. The result of a call by name is plain data (`codec`
+"msgpack"). In JSON it is in `value` if possible, and a missing `value` is null. As in JavaScript, NaN and infinities
+become null, and the keys of objects become strings. A result that JSON cannot represent, or that is large, stays
+msgpack in `body`.
 
-Only what clients say is understood: engines and nannies need frames, and do not come this way.
+Only messages of clients are decoded. Engines and nannies need frames and cannot connect to this front.
 """
 
 from __future__ import annotations
@@ -13,67 +14,74 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, cast, get_args
 
 import msgspec
 from msgspec.structs import replace
 
 from trio_sched.errors import WireError
 from trio_sched.wire import native
-from trio_sched.wire.native import Call, Frame, FromClient, Message, Results, Submit, TaskEnd
+from trio_sched.wire.native import Call, Frame, FromClient, Message, Results, Submit, TaskResult
 
 Data: TypeAlias = str | bytes
+#: Larger results are not converted to JSON, which would block the event loop.
 VALUE_BYTES = 4 << 20
-"""Results larger than this are not turned into JSON by the scheduler, which has other things to do."""
+#: Larger messages are decoded without garbage collection.
 MANY_OBJECTS_BYTES = 1 << 16
+#: Levels of nesting by which the check exceeds a message: the depth of the outbox's stack, with a margin.
 SPARE_LEVELS = 64
-"""How much deeper than allowed a message may be nested for the decoder: the stack of the outbox, and some more."""
 
 _json = msgspec.json.Encoder()
-_from_client = msgspec.json.Decoder(FromClient)
+_from_client: msgspec.json.Decoder[FromClient] = msgspec.json.Decoder(FromClient)
 _FROM_CLIENT = get_args(FromClient)
 _TAGS = frozenset(str(type_.__struct_config__.tag) for type_ in _FROM_CLIENT)
 
 
-class _Tag(msgspec.Struct):
+class _JsonTag(msgspec.Struct):
     type: str = ""
 
 
-_tag = msgspec.json.Decoder(_Tag)
+_tag = msgspec.json.Decoder(_JsonTag)
 
 
-# ---- what comes in --------------------------------------------------------------------------------------------------
+# ---- received messages ----------------------------------------------------------------------------------------------
 
 
 def decode(data: Data) -> tuple[FromClient, list[Frame]]:
-    """The message, and the frames that travelled inside. Raises WireError."""
-    with _without_collections(len(data) >= MANY_OBJECTS_BYTES):
+    """Decode a message of a client. Return it and the frames that were part of it.
+
+    :raises WireError: the message is malformed, or a client cannot send it.
+    """
+    with _without_garbage_collection(len(data) >= MANY_OBJECTS_BYTES):
         message = _decode_text(data) if isinstance(data, str) else _decode_binary(data)
-        _check_that_it_can_be_passed_on(message)
+        _check_encodable(message)
     frames: list[Frame] = []
     if type(message) is Submit:
         for call in message.tasks:
-            _take_out(call, frames)
+            _extract_frames(call, frames)
     return message, frames
 
 
 @contextlib.contextmanager
-def _without_collections(wanted: bool) -> Iterator[None]:
-    """No garbage collections meanwhile: a decoder makes objects by the hundred thousand and no garbage, and looking
-    through all of them again and again would take four times as long as the decoding."""
-    wanted = wanted and gc.isenabled()
-    if wanted:
+def _without_garbage_collection(is_large: bool) -> Iterator[None]:
+    """Disable garbage collection for a large message.
+
+    A decoder creates hundreds of thousands of objects and no garbage. Repeated collections, which visit all of them,
+    would take four times as long as the decoding.
+    """
+    is_disabled_here = is_large and gc.isenabled()
+    if is_disabled_here:
         gc.disable()
     try:
         yield
     finally:
-        if wanted:
+        if is_disabled_here:
             gc.enable()
 
 
 def _decode_text(data: str) -> FromClient:
     try:
-        return _from_client.decode(data)  # type: ignore[no-any-return]  # the decoder is typed by its union
+        return _from_client.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         problem = str(error)
     try:
@@ -82,19 +90,23 @@ def _decode_text(data: str) -> FromClient:
         raise WireError(f"not a message: {problem}") from None
     if tag in _TAGS:
         raise WireError(f"malformed {tag!r} message: {problem}")
-    raise WireError(f"a client cannot send {tag!r}; this side speaks version {native.VERSION}", "unknown_type")
+    raise WireError(f"a client cannot send {tag!r}; the version of this scheduler is {native.VERSION}", "unknown_type")
 
 
 def _decode_binary(data: bytes) -> FromClient:
     message: Any = native.decode_from_peer(data)
     if not isinstance(message, _FROM_CLIENT):
         raise WireError(f"a client cannot send {type(message).__name__}", "unknown_type")
-    return message  # type: ignore[no-any-return]  # as just checked
+    return cast(FromClient, message)
 
 
-def _check_that_it_can_be_passed_on(message: FromClient) -> None:
-    """JSON has integers that msgpack has not, and both nest deeper in a shallow stack than in a deep one: found out
-    here, it is the sender's error; in the middle of a turn it would be the scheduler's.
+def _check_encodable(message: FromClient) -> None:
+    """Check that the scheduler can encode the message for an engine.
+
+    JSON has integers that msgpack does not have, and the permitted nesting depends on the depth of the stack. An error
+    here is the sender's; the same error during a turn would be the scheduler's.
+
+    :raises WireError: the message cannot be encoded.
     """
     deeper: Any = message
     for _ in range(SPARE_LEVELS):
@@ -102,30 +114,30 @@ def _check_that_it_can_be_passed_on(message: FromClient) -> None:
     try:
         native.encode(deeper)
     except (OverflowError, RecursionError) as error:
-        raise WireError(f"a message that cannot be passed on: {error}") from None
+        raise WireError(f"the message cannot be passed on: {error}") from None
 
 
-def _take_out(call: Call, frames: list[Frame]) -> None:
-    """Its frames are those in `attached`, whatever it says of frames elsewhere."""
+def _extract_frames(call: Call, frames: list[Frame]) -> None:
+    """Move the buffers in `attached` to `frames`, and set the number of frames of the call."""
     attached = call.attached or ()
     call.frames = len(attached)
     call.attached = None
     frames += attached
 
 
-# ---- what goes out --------------------------------------------------------------------------------------------------
+# ---- sent messages --------------------------------------------------------------------------------------------------
 
 
 def encode(message: Message, frames: Sequence[Frame], *, binary: bool) -> Data:
-    """The message, with its frames inside."""
+    """Encode a message, with its frames as parts of its records."""
     if type(message) is Results:
-        message = replace(message, results=_put_in(message.results, frames, binary))
+        message = replace(message, results=_embed_frames(message.results, frames, binary))
     return native.encode(message) if binary else _json.encode(message).decode()
 
 
-def _put_in(ends: list[TaskEnd], frames: Sequence[Frame], binary: bool) -> list[TaskEnd]:
-    """Copies where something changes: the originals are kept to be sent again."""
-    inside: list[TaskEnd] = []
+def _embed_frames(ends: list[TaskResult], frames: Sequence[Frame], binary: bool) -> list[TaskResult]:
+    """Return the results with their frames inside. Changed ones are copies, because the originals may be sent again."""
+    inside: list[TaskResult] = []
     at = 0
     for end in ends:
         if end.frames:
@@ -139,7 +151,7 @@ def _put_in(ends: list[TaskEnd], frames: Sequence[Frame], binary: bool) -> list[
     return inside
 
 
-def _with_value(end: TaskEnd) -> TaskEnd:
+def _with_value(end: TaskResult) -> TaskResult:
     if len(end.body) > VALUE_BYTES:
         return end
     try:

@@ -1,7 +1,7 @@
-"""Python objects to bodies and buffers, and back: pickle, with cloudpickle where pickle would not do.
+"""Pickle Python objects as a body and out-of-band buffers, and unpickle them.
 
-Plain pickle first, because it is several times faster; cloudpickle when that fails, or when the bytes name `__main__`:
-a name that plain pickle takes by reference here and that means another module on the engine.
+Plain pickle is tried first, because it is several times faster. Cloudpickle is used when pickle fails, or when the body
+names `__main__`, which pickle takes by reference and which is another module on the engine.
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ PROTOCOL = 5
 
 
 def dumps(value: Any, in_band_bytes: int = 0) -> tuple[bytes, list[Frame]]:
-    """Pickle `value`: the body, and its out-of-band buffers. Raises whatever the pickling raises.
+    """Pickle `value`; returns the body and its out-of-band buffers.
 
-    Buffers up to `in_band_bytes` go into the body: a copy of a small array costs less than a frame of its own.
+    :param in_band_bytes: buffers up to this size go into the body: a copy of a small array costs less than a frame.
+    :raises Exception: anything that the pickling raises.
     """
     buffers: list[pickle.PickleBuffer] = []
-    apart: Callable[[pickle.PickleBuffer], Any] = buffers.append
+    keep_in_band: Callable[[pickle.PickleBuffer], Any] = buffers.append
     if in_band_bytes:
 
-        def apart(buffer: pickle.PickleBuffer) -> bool:
+        def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
             small = len(raw(buffer)) <= in_band_bytes
             if not small:
                 buffers.append(buffer)
             return small
 
     try:
-        body = pickle.dumps(value, PROTOCOL, buffer_callback=apart)
+        body = pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
         by_value = b"__main__" in body
-    except Exception:  # whatever pickle cannot do, cloudpickle may
+    except Exception:  # cloudpickle supports more types
         by_value = True
     if by_value:
         import cloudpickle  # type: ignore[import-untyped]  # it ships no types
 
         buffers.clear()
-        body = cloudpickle.dumps(value, PROTOCOL, buffer_callback=apart)
+        body = cloudpickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
     return body, [raw(buffer) for buffer in buffers]
 
 
 def raw(buffer: pickle.PickleBuffer) -> Frame:
-    """The memory of an out-of-band buffer, uncopied where it is contiguous."""
+    """The memory of an out-of-band buffer, copied only if it is not contiguous."""
     try:
         return buffer.raw()
     except BufferError:
@@ -55,33 +56,36 @@ def raw(buffer: pickle.PickleBuffer) -> Frame:
 
 
 def loads(body: Frame, buffers: Sequence[Frame] = ()) -> Any:
-    """The inverse of `dumps`."""
+    """Unpickle what `dumps` returned."""
     return pickle.loads(body, buffers=buffers)
 
 
 def pack(body: bytes, buffers: Sequence[Frame]) -> tuple[bytes, tuple[Frame, ...]]:
-    """(the body to put into the record, the frames to attach): a large body becomes the first frame."""
+    """Move a body of more than INLINE_BYTES into the frames; returns the record's body and its frames."""
     if len(body) <= INLINE_BYTES:
         return body, tuple(buffers)
     return b"", (body, *buffers)
 
 
 def unpack(body: bytes, frames: Sequence[Frame]) -> tuple[Frame, Sequence[Frame]]:
-    """The inverse of `pack`: (body, buffers)."""
+    """Undo `pack`; returns the body and the buffers."""
     if body or not frames:
         return body, frames
     return frames[0], frames[1:]
 
 
 def digest(function: bytes) -> bytes:
-    """The name of a pickled function."""
+    """The digest by which messages name a pickled function."""
     return hashlib.blake2b(function, digest_size=FUNCTION_DIGEST_BYTES).digest()
 
 
 def dump_function(function: Callable[..., Any]) -> bytes:
-    """Pickle a function: by reference where it can be imported, by value where not."""
+    """Pickle a function, by reference if it can be imported, otherwise by value.
+
+    :raises Exception: anything that the pickling raises.
+    """
     body, buffers = dumps(function)
-    if buffers:  # a callable that carries arrays: keep it whole
+    if buffers:  # a callable that holds arrays: the pickled function has no frames
         import cloudpickle
 
         body = cloudpickle.dumps(function, PROTOCOL)
@@ -89,15 +93,18 @@ def dump_function(function: Callable[..., Any]) -> bytes:
 
 
 # ---- results as arguments (R9) --------------------------------------------------------------------------------------
-# A future pickles itself as a call of `input_value(index)`. Around the pickling the client lists the futures met;
-# around the unpickling the engine provides their values.
+# A future pickles itself as a call of `input_value(index)`. The client pickles arguments inside `collecting_futures`,
+# which collects their futures; the engine unpickles the arguments inside `provide_inputs`, which holds the values.
 
 _inputs: ContextVar[Sequence[Any] | None] = ContextVar("trio_sched_inputs", default=None)
-_met: ContextVar[dict[Any, int] | None] = ContextVar("trio_sched_futures_met", default=None)
+_collected: ContextVar[dict[Any, int] | None] = ContextVar("trio_sched_collected_futures", default=None)
 
 
 def input_value(index: int) -> Any:
-    """The value of the task's index-th input; what a pickled future turns into on the engine."""
+    """The value of the task's input with this index; a pickled future unpickles to it.
+
+    :raises RuntimeError: no arguments of a task are being unpickled.
+    """
     values = _inputs.get()
     if values is None:
         raise RuntimeError("a pickled future can only be unpickled as an argument of a task")
@@ -105,8 +112,8 @@ def input_value(index: int) -> Any:
 
 
 @contextmanager
-def providing(values: Sequence[Any]) -> Iterator[None]:
-    """Engine: the values that `input_value` finds."""
+def provide_inputs(values: Sequence[Any]) -> Iterator[None]:
+    """Provide, on the engine, the values that `input_value` returns inside the block."""
     token = _inputs.set(values)
     try:
         yield
@@ -114,23 +121,26 @@ def providing(values: Sequence[Any]) -> Iterator[None]:
         _inputs.reset(token)
 
 
-class meeting:  # noqa: N801  # a context manager, and a class because a generator would cost every submission 1 us
-    """Client: the futures that are pickled inside, in order, each with its index."""
+class collecting_futures:  # noqa: N801  # a context manager, and a class because a generator would cost every submission 1 us
+    """Collect, on the client, the futures that are pickled inside the block: a dict of each future's index."""
 
     __slots__ = ("_token",)
 
     def __enter__(self) -> dict[Any, int]:
         futures: dict[Any, int] = {}
-        self._token = _met.set(futures)
+        self._token = _collected.set(futures)
         return futures
 
     def __exit__(self, *exc: object) -> None:
-        _met.reset(self._token)
+        _collected.reset(self._token)
 
 
-def met(future: Any) -> tuple[Callable[[int], Any], tuple[int]]:
-    """For a future's `__reduce__`: note it as an input. Raises TypeError outside of a submission."""
-    futures = _met.get()
+def collect(future: Any) -> tuple[Callable[[int], Any], tuple[int]]:
+    """Collect a future as an input; the result of the future's `__reduce__`.
+
+    :raises TypeError: no arguments of a submission are being pickled.
+    """
+    futures = _collected.get()
     if futures is None:
         raise TypeError("a future can only be pickled as an argument of submit")
     return input_value, (futures.setdefault(future, len(futures)),)

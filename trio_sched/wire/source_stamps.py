@@ -1,20 +1,20 @@
-"""Source stamps: which version of the user's own modules a pickled function needs, and how an engine gets that version.
+"""Source stamps: the version of the user's own modules that a pickled function needs, and how an engine loads it.
 
-A function that can be imported travels as the name of its module and its own name. Its code is whatever the engine
-imports under these names, so the client sends a *stamp* of each module along: a digest of the source from which the
-module was loaded. `seal` wraps the pickled function together with the stamps; unpickling that on an engine calls
-`load_sealed`, which compares, imports the modules again when the engine's files hold the wanted version, and fails with
-`CallError` when they hold another one.
+A function that can be imported is pickled as the names of its module and of itself. Its code is what the engine imports
+under these names, so the client also sends a *stamp* of each module: a digest of the source from which the module was
+loaded. `seal` wraps the pickled function together with the stamps. Unpickling the wrapper on an engine calls
+`load_sealed`, which compares the stamps, imports the modules again when the engine's files have the required version,
+and fails with `CallError` when they have another one.
 
 *Own* modules have stamps: those with a Python source file outside of the standard library and of site-packages (an
 editable install counts as own). The stamps of a function cover the modules named in its pickle, and the own modules
 which these refer to from their global names and by import statements, transitively. Extension, frozen and zipped
-modules have no stamp, nor have modules whose file cannot be read, nor a module that says `__trio_sched_stamp__ = False`
-because it is meant to differ between machines; an engine takes these as they are.
+modules have no stamp, nor have modules whose file cannot be read, nor a module with `__trio_sched_stamp__ = False`,
+which is meant to differ between machines; an engine uses these as they are.
 
 Modules are imported again into *new* module objects, together with all own modules that refer to them. Functions that
-were loaded before keep the module objects they were loaded from: what is running, and what is queued behind it for the
-former version, goes on with the former version, whole.
+were loaded before keep the module objects from which they were loaded: running tasks, and tasks queued for the former
+version, use the former version throughout.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _INSTALLED = frozenset(("site-packages", "dist-packages"))
 _STANDARD_LIBRARY = tuple(os.path.dirname(path) + os.sep for path in (os.__file__, os.path.realpath(os.__file__)))
 _PACKAGE = __name__.partition(".")[0]
 _PICKLE_PROTOCOL = 5
+#: Pickle's opcode for a text of less than 256 bytes; the next byte is the length.
 _SHORT_TEXT = b"\x8c"
-"""Pickle's opcode for a text of less than 256 bytes; the next byte is its length."""
+#: A module whose global of this name is False has no stamp.
 OPT_OUT = "__trio_sched_stamp__"
-"""A module whose global of this name is False has no stamp."""
 _BYTECODE_HEADER_BYTES = 16
 _AUTORELOAD = "IPython.extensions.autoreload"
+#: Instead of a digest: the file was edited after the module was loaded, so the loaded source is unknown.
 _UNKNOWN = "unknown"
-"""Instead of a digest: the file was edited after the module was loaded, so what was loaded cannot be told."""
 _spec_of = attrgetter("__spec__")
 
 
@@ -60,7 +60,7 @@ class Stamp(NamedTuple):
 
 
 class Seal(NamedTuple):
-    """The stamps for a pickled function, and the state of the modules for which they were made."""
+    """The stamps of a pickled function, and the state of the modules in which they were made."""
 
     modules: tuple[ModuleType, ...]
     specs: tuple[Any, ...]
@@ -68,32 +68,35 @@ class Seal(NamedTuple):
     stamps: tuple[Stamp, ...]
 
     def holds(self) -> bool:
-        """Whether no module was loaded again since: a reload gives a module a new spec. Some 40 ns a module."""
+        """Whether no module was reloaded since, which gives a module a new spec. Costs about 40 ns for each module."""
         return all(map(is_, map(_spec_of, self.modules), self.specs)) and (
             _AUTORELOAD not in sys.modules or autoreload_times(self.modules) == self.times
         )
 
 
 class LoadedSources:
-    """What is known of the source of each own module of this process."""
+    """The digests of the sources from which the own modules of this process were loaded."""
 
     def __init__(self) -> None:
+        #: Rises whenever modules are imported again.
         self.generation = 0
-        """Rises whenever modules are imported again."""
+        #: By module: (the spec with which it was loaded, when autoreload loaded it, the digest).
         self._digests: dict[str, tuple[Any, float | None, str]] = {}
-        """By module: (the spec with which it was loaded, when autoreload loaded it, the digest)."""
+        #: The names in `sys.modules` when `_own` was made.
         self._loaded: frozenset[str] = frozenset()
+        #: The own modules among these, each with its name as a pickle holds it.
         self._own: dict[str, bytes] = {}
-        """Of the modules in `_loaded` those that are own."""
         self._seals: dict[tuple[str, ...], Seal] = {}
         self._started_at: float | None = None
 
     # ---- client -----------------------------------------------------------------------------------------------------
 
     def seal(self, pickled: bytes) -> tuple[bytes, Callable[[], bool] | None]:
-        """(`pickled` with the stamps that it needs, whether the stamps still hold); (`pickled`, None) if it needs none.
+        """Wrap a pickled function with the stamps that it needs.
 
-        :raises SubmitError: a module was edited after this process loaded it; the message names it.
+        :returns: the wrapped pickle, and a function that says whether the stamps still hold; (`pickled`, None) if the
+            function needs no stamps.
+        :raises SubmitError: a module was edited after this process loaded it; the message names the module.
         """
         seeds = tuple(name for name, text in self._own_names().items() if text in pickled)
         if not seeds:
@@ -106,7 +109,7 @@ class LoadedSources:
         return pickle.dumps(_Sealed(seal.stamps, pickled), _PICKLE_PROTOCOL), seal.holds
 
     def _own_names(self) -> dict[str, bytes]:
-        """The own modules that are loaded, each with its name as a pickle holds it."""
+        """The loaded own modules, each with its name as a pickle holds it."""
         if sys.modules.keys() != self._loaded:  # 20 us for 1,000 modules
             modules = dict(sys.modules)
             self._loaded = frozenset(modules)
@@ -128,7 +131,7 @@ class LoadedSources:
         for name, module in found.items():
             digest = self.digest_of(name, module)
             if digest == _UNKNOWN:
-                _drop_bytecode(origin_of(module))  # else a reload may take that for current
+                _drop_bytecode(origin_of(module))  # otherwise a reload may use it
                 raise SubmitError(
                     f"the module {name!r} is not what its file {origin_of(module)} holds now: the file was edited "
                     f"after this process imported it; call importlib.reload({name}), or start this process again"
@@ -140,21 +143,21 @@ class LoadedSources:
     # ---- both sides -------------------------------------------------------------------------------------------------
 
     def digest_of(self, name: str, module: ModuleType) -> str:
-        """The digest of the source from which the module was loaded; "" if there is no source to be read.
+        """The digest of the source from which the module was loaded; "" if the source cannot be read.
 
-        Python does not keep the source. So it is read when a module is first seen after it was (re)loaded. Was the file
-        written after this process began, then the module's functions are compared with those in the file.
+        Python does not keep the source, so the file is read when a module is first used after it was (re)loaded. If the
+        file was written after this process began, the module's functions are compared with those in the file.
         """
         spec, (time_s,) = module.__spec__, autoreload_times((module,))
         known = self._digests.get(name)
         if known is not None and known[0] is spec and known[1] == time_s:
             return known[2]
-        digest = self._digest_at_first_sight(module, spec, time_s) if spec is not None else ""
-        if digest != _UNKNOWN:  # the file may yet become again what it was
+        digest = self._digest_of_file(module, spec, time_s) if spec is not None else ""
+        if digest != _UNKNOWN:  # the edit may be undone
             self._digests[name] = spec, time_s, digest
         return digest
 
-    def _digest_at_first_sight(self, module: ModuleType, spec: ModuleSpec, time_s: float | None) -> str:
+    def _digest_of_file(self, module: ModuleType, spec: ModuleSpec, time_s: float | None) -> str:
         source = read_source(spec.origin)
         if source is None:
             return ""
@@ -173,9 +176,9 @@ class LoadedSources:
     # ---- engine -----------------------------------------------------------------------------------------------------
 
     def require(self, stamps: Iterable[Stamp]) -> None:
-        """Have no other version of these modules loaded. Those that are not loaded are left to whoever imports them.
+        """Import modules again that are loaded in another version. Modules that are not loaded are not imported.
 
-        :raises CallError: the engine's file is of another version; nothing was changed.
+        :raises CallError: a file has another version; no module was changed.
         """
         wrong = [stamp for stamp in stamps if not self._is_met(stamp)]
         for stamp in wrong:
@@ -186,9 +189,9 @@ class LoadedSources:
             self._import_again({stamp.module for stamp in wrong})
 
     def check(self, stamps: Iterable[Stamp]) -> None:
-        """After an import: these modules are of the wanted version.
+        """Check, after an import, that the loaded modules have the required version.
 
-        :raises CallError: one is not.
+        :raises CallError: a module has another one.
         """
         for stamp in stamps:
             if not self._is_met(stamp):
@@ -199,7 +202,7 @@ class LoadedSources:
         return module is None or self.digest_of(stamp.module, module) in ("", stamp.digest)
 
     def _import_again(self, changed: set[str]) -> None:
-        """Take these modules out of `sys.modules`, and all own modules that refer to them or are part of them."""
+        """Import these modules again, and all own modules that refer to them or are inside them."""
         out = with_dependents(changed)
         self.generation += 1
         for name in out:
@@ -208,7 +211,7 @@ class LoadedSources:
         importlib.invalidate_caches()
         for name in sorted(out):
             parent = name.rpartition(".")[0]
-            if parent in sys.modules and parent not in out:  # which holds the former one as an attribute
+            if parent in sys.modules and parent not in out:  # the parent has the former module as an attribute
                 importlib.import_module(name)
 
 
@@ -217,12 +220,12 @@ seal = _sources.seal
 
 
 def generation() -> int:
-    """A number that rises whenever this process has imported modules again: what was loaded by name may be of old."""
+    """A number that rises whenever this process imports modules again; functions loaded by name are then outdated."""
     return _sources.generation
 
 
 class _Sealed:
-    """Pickles itself as a call of `load_sealed`."""
+    """A pickled function with its stamps, which pickles itself as a call of `load_sealed`."""
 
     def __init__(self, stamps: tuple[Stamp, ...], pickled: bytes) -> None:
         self._arguments = tuple(map(tuple, stamps)), pickled
@@ -232,9 +235,9 @@ class _Sealed:
 
 
 def load_sealed(stamps: Iterable[tuple[str, str, str]], pickled: bytes) -> Any:
-    """Unpickle a function whose modules must have these stamps. Not for several threads at once.
+    """Unpickle a function whose modules must have these stamps. Not thread-safe.
 
-    :raises CallError: a module of this process is of another version, and so is its file.
+    :raises CallError: a module has another version, in this process and in its file.
     """
     wanted = [Stamp(*stamp) for stamp in stamps]
     _sources.require(wanted)
@@ -245,7 +248,7 @@ def load_sealed(stamps: Iterable[tuple[str, str, str]], pickled: bytes) -> Any:
 
 def _differs(stamp: Stamp) -> CallError:
     here = origin_of(sys.modules.get(stamp.module))
-    file = f"the file {here} holds another one" if read_source(here) is not None else f"the file {here} is gone"
+    file = f"the file {here} has another one" if read_source(here) is not None else f"the file {here} does not exist"
     return CallError(
         f"the version of the module {stamp.module!r} that the client has loaded, from {stamp.path}, is not available "
         f"here: {file}. Make the files of client and engine the same. After an edit, importlib.reload({stamp.module}) "
@@ -258,8 +261,9 @@ def _differs(stamp: Stamp) -> CallError:
 
 
 def is_own(name: str, module: object) -> bool:
-    """Whether this is a module of the user's own: from a source file, not installed, nor part of Python; and whether it
-    may have a stamp."""
+    """Whether the module is one of the user's own (from a source file, not installed, not part of Python) and has not
+    opted out of stamps.
+    """
     if name == "__main__" or name.partition(".")[0] == _PACKAGE or not isinstance(module, ModuleType):
         return False
     if vars(module).get(OPT_OUT) is False:
@@ -273,9 +277,12 @@ def is_own(name: str, module: object) -> bool:
 
 
 def references(module: ModuleType) -> dict[str, ModuleType]:
-    """The own modules that a module refers to: from its global names (modules, and those where functions, classes and
-    the classes of other values are defined), and by import statements inside of its functions."""
-    names = {name for value in list(vars(module).values()) for name in _homes(value)}
+    """The own modules that a module refers to, by name.
+
+    They come from its globals (modules, and the modules that define functions, classes, or the classes of other values)
+    and from import statements inside its functions.
+    """
+    names = {name for value in list(vars(module).values()) for name in _defining_modules(value)}
     packages = [""]
     for part in module.__name__.split("."):
         packages.append(f"{packages[-1]}{part}.")
@@ -285,8 +292,8 @@ def references(module: ModuleType) -> dict[str, ModuleType]:
     return {name: other for name, other in found.items() if other is not module and is_own(name, other)}
 
 
-def _homes(value: object) -> Iterator[str]:
-    """The names of the modules where a value, or its class, is defined; without running any code of the value's."""
+def _defining_modules(value: object) -> Iterator[str]:
+    """The names of the modules that define a value, or its class, found without running code of the value's class."""
     if isinstance(value, ModuleType):
         names = [getattr(value, "__name__", None)]
     elif isinstance(value, FunctionType):
@@ -295,7 +302,7 @@ def _homes(value: object) -> Iterator[str]:
         names = [type.__getattribute__(value, "__dict__").get("__module__")]
     else:
         names = [type.__getattribute__(type(value), "__dict__").get("__module__")]
-        with contextlib.suppress(AttributeError):  # such as functools.lru_cache makes
+        with contextlib.suppress(AttributeError):  # for wrappers, such as those of functools.lru_cache
             names.append(object.__getattribute__(value, "__dict__").get("__module__"))
     for name in names:
         if isinstance(name, str):
@@ -303,7 +310,7 @@ def _homes(value: object) -> Iterator[str]:
 
 
 def with_dependents(changed: set[str]) -> set[str]:
-    """These own modules, and the own modules that refer to them or are inside of one of them, transitively."""
+    """These own modules, and the own modules that refer to them or are inside them, transitively."""
     own = {name: module for name, module in list(sys.modules.items()) if is_own(name, module)}
     referring: dict[str, set[str]] = {}
     for name, module in own.items():
@@ -321,15 +328,15 @@ def with_dependents(changed: set[str]) -> set[str]:
 
 
 def origin_of(module: ModuleType | None) -> str:
-    """The path of the file from which a module was loaded; "" if it has none."""
+    """The path of the file from which a module was loaded; "" if there is none."""
     origin = getattr(getattr(module, "__spec__", None), "origin", None)
     return origin if isinstance(origin, str) else ""
 
 
 def autoreload_times(modules: Sequence[ModuleType]) -> tuple[float | None, ...]:
-    """The time of each module's file when IPython's autoreload last loaded it; None: it did not.
+    """The modification time of each module's file when IPython's autoreload last loaded it; None: never.
 
-    Autoreload (of IPython 9) often replaces the functions inside of a module instead of reloading it.
+    Autoreload (of IPython 9) often replaces the functions inside a module instead of reloading the module.
     """
     if _AUTORELOAD not in sys.modules:
         return (None,) * len(modules)
@@ -345,7 +352,7 @@ def autoreload_times(modules: Sequence[ModuleType]) -> tuple[float | None, ...]:
 
 
 def read_source(path: str | None) -> bytes | None:
-    """The content of a source file; None: it cannot be read."""
+    """Read a Python source file; None: it cannot be read."""
     if not path or not path.endswith(".py"):
         return None
     try:
@@ -356,19 +363,21 @@ def read_source(path: str | None) -> bytes | None:
 
 
 def digest_of_source(source: bytes) -> str:
-    """The digest of a module's source, the same for either form of line ends."""
+    """The digest of a module's source, which does not depend on the form of line ends."""
     return hashlib.blake2b(source.replace(b"\r\n", b"\n"), digest_size=8).hexdigest()
 
 
 def _drop_bytecode(path: str) -> None:
-    """Bytecode is taken for current when time (in seconds) and size of the source are as they were: not enough here."""
+    """Remove cached bytecode, which Python uses while time (in seconds) and size of the source are unchanged."""
     with contextlib.suppress(OSError, NotImplementedError, ValueError):
         os.unlink(importlib.util.cache_from_source(path))
 
 
 def _is_from(module: ModuleType, spec: ModuleSpec, source: bytes) -> bool:
-    """Whether a module was loaded from this source, as far as can be told: its bytecode is the source's, and so are its
-    functions. A function that the source does not define is no evidence: a reload leaves former names in the module."""
+    """Whether a module was loaded from this source, judged by its cached bytecode and its functions.
+
+    Functions that the source does not define are ignored, because a reload leaves former names in the module.
+    """
     if type(spec.loader) is not SourceFileLoader:
         return True
     try:
@@ -384,7 +393,7 @@ def _is_from(module: ModuleType, spec: ModuleSpec, source: bytes) -> bool:
 
 
 def _cached_code(spec: ModuleSpec) -> CodeType | None:
-    """The code that the last import of the file left in its cache; None: there is none, or imports cannot renew it."""
+    """The cached bytecode of the file's last import; None: there is none, or imports cannot write it."""
     if sys.dont_write_bytecode or not spec.cached or not os.access(os.path.dirname(spec.cached), os.W_OK):
         return None
     try:
@@ -397,7 +406,7 @@ def _cached_code(spec: ModuleSpec) -> CodeType | None:
 
 
 def _codes(code: CodeType) -> dict[str, list[CodeType]]:
-    """A code object and those inside of it, by qualified name."""
+    """A code object and those inside it, by qualified name."""
     found: dict[str, list[CodeType]] = {}
     for inner in _with_inner([code]):
         found.setdefault(inner.co_qualname, []).append(inner)
@@ -405,7 +414,7 @@ def _codes(code: CodeType) -> dict[str, list[CodeType]]:
 
 
 def _with_inner(codes: Iterable[CodeType]) -> Iterator[CodeType]:
-    """Code objects, and the ones of functions and classes that these define."""
+    """Code objects, and those of the functions and classes that these define."""
     pending = list(codes)
     while pending:
         code = pending.pop()
@@ -414,11 +423,11 @@ def _with_inner(codes: Iterable[CodeType]) -> Iterator[CodeType]:
 
 
 def _codes_of(module: ModuleType) -> Iterator[CodeType]:
-    """The code of a module's functions, and of the functions in its classes."""
+    """The code objects of a module's functions, and of the functions in its classes."""
     values = list(vars(module).values())
     seen: set[type] = set()
     for value in values:
-        if isinstance(value, type) and value not in seen and module.__name__ in _homes(value):
+        if isinstance(value, type) and value not in seen and module.__name__ in _defining_modules(value):
             seen.add(value)
             values.extend(vars(value).values())
         function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
@@ -427,11 +436,11 @@ def _codes_of(module: ModuleType) -> Iterator[CodeType]:
 
 
 def process_started_at() -> float:
-    """When this process began, in seconds since the epoch; 0.0 where the system does not tell."""
+    """When this process began, in seconds since the epoch; 0.0 if the system does not say."""
     try:
         with open("/proc/self/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, AttributeError, IndexError):
         return 0.0
-    return time.time() - age_s - 1.0  # file systems, and ticks, are coarser than the clock
+    return time.time() - age_s - 1.0  # file times and ticks are coarser than the clock

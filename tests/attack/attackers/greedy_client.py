@@ -1,8 +1,8 @@
 """A client that takes memory: `greedy_client.py CONNECTION_FILE WHAT COUNT BYTES`.
 
-WHAT it does COUNT times with so many BYTES: "calls" submits calls that no engine can run, and waits where `submit`
-waits; "overdraft" sends such calls whatever the scheduler says; "results" submits calls with large results and reads
-none. Prints a line when it is at it, and holds what it has until its standard input ends.
+WHAT is done COUNT times with BYTES bytes: "calls" submits calls that no engine can run, and waits where `submit` waits.
+"overdraft" sends such calls without regard to the credit. "results" submits calls with large results and reads no
+result. Prints a line when the attack has begun, and keeps the memory in use until its standard input ends.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import threading
 import time
 
 from trio_sched import Client
-from trio_sched.cli.asking import Conversation
-from trio_sched.transport.connection import read_connection_file
+from trio_sched.cli.admin_client import AdminClient
+from trio_sched.transport.connection_info import read_connection_file
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
 
-NOBODY_S = native.Options(resources={"nobody has this": 1.0})
+UNSATISFIABLE = native.Options(resources={"no engine has this": 1.0})
+#: The amount that is submitted within this time is measured.
 GRACE_S = 3.0
-"""What it takes in this time is what it gets."""
 
 
 def calls(path: str, count: int, size: int) -> None:
-    """Submit like an honest client, in a thread that may wait for ever."""
+    """Submit like an honest client, in a thread that may wait forever."""
     client = Client(path, name="greedy", cancel_on_leave=True)
     submitted = 0
 
     def submit() -> None:
         nonlocal submitted
-        view = client.options(resources=NOBODY_S.resources)
-        with contextlib.suppress(RuntimeError):  # the client is shut down while it waits
+        view = client.options(resources=UNSATISFIABLE.resources)
+        with contextlib.suppress(RuntimeError):  # the client is closed during the wait
             for number in range(count):
                 view.submit(len, bytes(size) + str(number).encode())
                 submitted += 1
@@ -45,13 +45,13 @@ def calls(path: str, count: int, size: int) -> None:
 
 
 def is_paused(path: str) -> bool:
-    """Whether the scheduler sends nothing more of this client to engines."""
-    with Conversation(path) as scheduler:
+    """Whether the scheduler has paused this client."""
+    with AdminClient(path) as scheduler:
         return any(row.get("name") == "greedy" and row["paused"] for row in scheduler.query("status")["clients"])
 
 
 def raw(path: str, made: list[native.Call], frames: list[bytes], *, until_paused: bool = False) -> None:
-    """Send these calls one by one and read no answers but the first, nor leave properly."""
+    """Send calls one by one, read only the first answer, and send no Bye."""
     connection = read_connection_file(path)
     with BlockingDealer(connection) as dealer:
         hello = native.Hello(role="client", token=connection.token, name="greedy", cancel_on_leave=True)
@@ -69,11 +69,13 @@ def raw(path: str, made: list[native.Call], frames: list[bytes], *, until_paused
 
 
 def main(path: str, what: str, count: int, size: int) -> None:
-    """Attack."""
+    """Run the attack."""
     if what == "calls":
         calls(path, count, size)
     elif what == "overdraft":
-        made = [native.Call(n, call="builtins:len", args=[], frames=1, options=NOBODY_S) for n in range(1, count + 1)]
+        made = [
+            native.Call(n, call="builtins:len", args=[], frames=1, options=UNSATISFIABLE) for n in range(1, count + 1)
+        ]
         raw(path, made, [bytes(size)])
     else:
         made = [native.Call(n, call="operator:mul", args=["x", size]) for n in range(1, count + 1)]

@@ -1,10 +1,11 @@
-"""A peer without the key at the ports of a drop-in controller, which are all that it is told.
+"""A peer without the key at the ports of a drop-in controller. It knows only the ports.
 
     ipyparallel_peer.py MODE PORTS_JSON [--as-user UID] [--uuid UUID]...
 
-MODE `impersonate`: learns engine uuids from what is published, connects to every engine port under them and under those
-that it is told, and waits for messages. `subscribe`: 400,000 subscriptions. `flood`: unsigned requests as fast as it
-can to the client ports and the heartbeat. `publish`: output that is none. Its last line is a JSON object: what it got.
+MODE `impersonate`: reads engine uuids from published messages, connects to every engine port with them and with the
+given uuids as routing ids, and waits for messages. `subscribe`: 400,000 subscriptions. `flood`: unsigned requests to
+the client ports and the heartbeat at full speed. `publish`: malformed output. The last line is a JSON object with the
+numbers of received messages.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DELIMITER = b"<IDS|MSG>"
 
 
 def uuids_in(frames: list[bytes]) -> set[str]:
-    """Engine uuids in a published message: of a notification's content, or of the header's session."""
+    """Return the engine uuids in a published message, from the content of a notification or the session of a header."""
     found = set()
     for frame in frames:
         try:
@@ -42,8 +43,8 @@ class Peer:
         self.ports = ports
         self.uuids = set(uuids)
         self.context: zmq.Context[Any] = zmq.Context()
-        self.got: dict[str, int] = {"published": 0, "messages": 0}
-        self.over = threading.Event()
+        self.received: dict[str, int] = {"published": 0, "messages": 0}
+        self.ended = threading.Event()
 
     def connect(self, kind: int, side: str, channel: str, routing_id: str = "") -> zmq.Socket[bytes]:
         port = self.ports[side][channel]
@@ -62,7 +63,7 @@ class Peer:
             socket.subscribe(b"")
             poller.register(socket, zmq.POLLIN)
         known: set[str] = set()
-        while not self.over.is_set():
+        while not self.ended.is_set():
             for uuid in self.uuids - known:
                 for channel in ENGINE_CHANNELS:
                     poller.register(self.connect(zmq.DEALER, "engine", channel, uuid), zmq.POLLIN)
@@ -70,25 +71,28 @@ class Peer:
             for socket, _ in poller.poll(50):
                 frames = socket.recv_multipart()
                 if socket in published:
-                    self.got["published"] += 1
+                    self.received["published"] += 1
                     self.uuids |= uuids_in(frames)
                 else:
-                    self.got["messages"] += 1
+                    self.received["messages"] += 1
 
     def subscribe(self) -> None:
         for channel in ("iopub", "notification"):
             socket = self.connect(zmq.XSUB, "client", channel)
             socket.sndhwm = 0
             for number in range(SUBSCRIPTIONS):
-                socket.send(b"\x01some rather long topic that nobody publishes %d" % number)
-        self.over.wait()
+                socket.send(b"\x01some rather long topic without a publisher %d" % number)
+        self.ended.wait()
 
     def flood(self) -> None:
         channels = ("task", "mux", "registration", "broadcast", "control")
         sockets = [self.connect(zmq.DEALER, "client", channel) for channel in channels]
-        sockets += [self.connect(zmq.DEALER, "engine", "hb_pong", "nobody"), self.connect(zmq.DEALER, "engine", "task")]
+        sockets += [
+            self.connect(zmq.DEALER, "engine", "hb_pong", "unknown"),
+            self.connect(zmq.DEALER, "engine", "task"),
+        ]
         message = [DELIMITER, b"", b'{"msg_id": "1", "msg_type": "apply_request", "session": "s"}', b"{}", b"{}", b"{}"]
-        while not self.over.is_set():
+        while not self.ended.is_set():
             for socket in sockets:
                 for _ in range(50):
                     try:
@@ -99,7 +103,7 @@ class Peer:
     def publish(self) -> None:
         socket = self.connect(zmq.PUB, "engine", "iopub")
         header = b'{"msg_id": "1", "msg_type": "stream", "session": "s", "date": "2026-01-01T00:00:00Z"}'
-        while not self.over.is_set():
+        while not self.ended.is_set():
             for message in (
                 [b"garbage"],
                 [b"engine.0.stdout", DELIMITER, b"", b"{", b"{}", b"{}", b"{}"],
@@ -124,11 +128,11 @@ def main() -> None:
     thread = threading.Thread(target=getattr(peer, arguments.mode), daemon=True)
     thread.start()
     time.sleep(0.5)
-    print("the attack is under way", flush=True)
+    print("the attack has begun", flush=True)
     sys.stdin.read()
-    peer.over.set()
+    peer.ended.set()
     thread.join(5)
-    print(json.dumps({**peer.got, "uuids": sorted(peer.uuids)}), flush=True)
+    print(json.dumps({**peer.received, "uuids": sorted(peer.uuids)}), flush=True)
     os._exit(0)
 
 

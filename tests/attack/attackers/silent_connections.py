@@ -1,7 +1,7 @@
-"""Open connections and say nothing: `silent_connections.py ADDRESS COUNT`, a Unix path or HOST:PORT.
+"""Open connections and send nothing: `silent_connections.py ADDRESS COUNT`, a Unix path or HOST:PORT.
 
-Prints how many were opened when it has them (or no more can be had), holds them until its standard input ends, and
-prints how many of them were closed by the server meanwhile.
+Prints how many connections were opened and refused, keeps them until its standard input ends, and prints how many of
+them the server has closed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 
 
 def connect(address: str) -> socket.socket:
-    """One connection.
+    """Open a connection.
 
-    :raises OSError: it was refused.
+    :raises OSError: the connection was refused.
     """
     if "/" in address:
         connection = socket.socket(socket.AF_UNIX)
@@ -32,7 +32,7 @@ def connect(address: str) -> socket.socket:
 
 
 def main(address: str, count: int) -> None:
-    """Attack."""
+    """Run the attack."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     connections: list[socket.socket] = []

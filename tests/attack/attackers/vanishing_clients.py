@@ -1,7 +1,7 @@
-"""Clients that come, say Hello and vanish without a Bye: `vanishing_clients.py CONNECTION_FILE COUNT`.
+"""Clients that send a Hello and disconnect without a Bye: `vanishing_clients.py CONNECTION_FILE COUNT`.
 
-Prints a line when COUNT of them have been welcomed and are gone, goes on with more again and again until its standard
-input ends, and prints how many were welcomed in all.
+Prints a line when COUNT clients got a Welcome and have disconnected, continues with more until its standard input ends,
+and prints how many got a Welcome in total.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import resource
 import select
 import sys
 
-from trio_sched.transport.connection import read_connection_file
+from trio_sched.transport.connection_info import read_connection_file
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
 
@@ -18,7 +18,7 @@ AT_ONCE = 100
 
 
 def wave(path: str, count: int) -> int:
-    """So many clients come and vanish; returns how many were welcomed."""
+    """Connect and disconnect `count` clients. Return how many got a Welcome."""
     connection = read_connection_file(path)
     hello = native.encode(native.Hello(role="client", token=connection.token, name="vanishing"))
     dealers = [BlockingDealer(connection) for _ in range(count)]
@@ -34,7 +34,7 @@ def wave(path: str, count: int) -> int:
 
 
 def main(path: str, count: int) -> None:
-    """Attack."""
+    """Run the attack."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     welcomed = sum(wave(path, AT_ONCE) for _ in range(0, count, AT_ONCE))

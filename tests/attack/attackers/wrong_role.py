@@ -1,8 +1,8 @@
-"""Pose as a client with the key of an engine and the token of a client: `wrong_role.py ENGINE_FILE CLIENT_FILE`.
+"""Act as a client with the key of an engine and the token of a client: `wrong_role.py ENGINE_FILE CLIENT_FILE`.
 
-Each connection says Hello and asks a question without one, under routing ids such as peers have that came before.
-Prints a line when the first connection was answered; at the end of its standard input, how often it was refused, how
-often it was let in, and how many of its questions were answered.
+Each connection sends a query before and after its Hello, under routing ids like those of former peers. Prints a line
+after the first connection; at the end of its standard input, the number of refused Hellos, of Welcomes, and of answered
+queries.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import threading
 import zmq
 
 from trio_sched.transport import curve
-from trio_sched.transport.connection import Connection, read_connection_file
+from trio_sched.transport.connection_info import ConnectionInfo, read_connection_file
 from trio_sched.wire import native
 
 ANSWER_MS = 1000
 
 
-def attempt(connection: Connection, token: str, number: int) -> list[object]:
-    """What one connection was told."""
+def attempt(connection: ConnectionInfo, token: str, number: int) -> list[object]:
+    """Open one connection, and return the messages that it received."""
     messages: list[object] = []
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         if number % 2:
             socket.routing_id = b"\0" + number.to_bytes(4, "big")
-        curve.be_client(socket, connection)
+        curve.set_client_options(socket, connection)
         socket.connect(connection.address)
         for message in (native.Query(1, "status"), native.Hello(role="client", token=token), native.Query(2, "status")):
             socket.send(native.encode(message))
@@ -36,19 +36,19 @@ def attempt(connection: Connection, token: str, number: int) -> list[object]:
 
 
 def main(engine_file: str, client_file: str) -> None:
-    """Attack."""
+    """Run the attack."""
     connection, token = read_connection_file(engine_file), read_connection_file(client_file).token
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    told = attempt(connection, token, 0)
-    print("under way", flush=True)
+    received = attempt(connection, token, 0)
+    print("started", flush=True)
     number = 0
     while not ended.is_set():
         number += 1
-        told += attempt(connection, token, number)
-    refused = sum(isinstance(message, native.Error) and message.kind == "unauthenticated" for message in told)
-    welcomed = sum(isinstance(message, native.Welcome) for message in told)
-    answered = sum(isinstance(message, native.Reply) for message in told)
+        received += attempt(connection, token, number)
+    refused = sum(isinstance(message, native.Error) and message.kind == "unauthenticated" for message in received)
+    welcomed = sum(isinstance(message, native.Welcome) for message in received)
+    answered = sum(isinstance(message, native.Reply) for message in received)
     print(f"refused {refused} welcomed {welcomed} answered {answered}", flush=True)
 
 

@@ -1,8 +1,10 @@
-"""What `trio-sched bench` measures: each measurement is a function that returns rows of one table.
+"""Measurements of `trio-sched bench`.
 
-`calls` is what the tasks do, `hosts` brings schedulers up and reads what processes cost, `wire` measures a scheduler
-from a client, `pools` the same with the pools of the field, `core` the pure core alone,
-`ipyparallel` the drop-in controller beside ipyparallel's own, `tables` prints rows.
+    calls.py         the functions that benchmark tasks run
+    measurements.py  measurements of a scheduler, taken by a client
+    processes.py     schedulers and engines that a measurement starts, and the CPU time and memory of processes
+
+Comparisons with other systems and measurements of single parts are in the project's tests/benchmarks.
 """
 
 from __future__ import annotations

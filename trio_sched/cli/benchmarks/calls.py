@@ -1,4 +1,8 @@
-"""What the tasks of a benchmark do. Importable by name on every engine, and in every pool that is compared with."""
+"""Functions that benchmark tasks run.
+
+Engines and process pools import this module by name, and the measurements include that time, so it imports nothing
+heavy.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ T = TypeVar("T")
 
 
 def noop(_: object = None) -> None:
-    """Nothing: what is measured is everything around it."""
+    """Do nothing, so that the measurement shows the overhead of a task."""
 
 
 def echo(value: T) -> T:
-    """The argument back: payloads both ways."""
+    """Return the argument, so that a payload travels in both directions."""
     return value

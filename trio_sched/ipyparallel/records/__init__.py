@@ -1,1 +1,1 @@
-"""What became of every task: the records that `Client.db_query`, `get_result` and `resubmit` read."""
+"""Records of tasks, which `Client.db_query`, `get_result` and `resubmit` read."""

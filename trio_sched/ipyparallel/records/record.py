@@ -1,8 +1,8 @@
-"""One task's record: what was asked, what came back, and what was printed meanwhile.
+"""The record of one task: its request, its reply, and its output.
 
-A record keeps the raw frames and decodes them when somebody asks, which is rarely: to keep a task costs a few
-microseconds, to parse its content would cost more than to schedule it. Dates are text in one form of fixed width, in
-UTC, so that they sort and compare as they are, here and in SQL.
+A record keeps the raw frames, which are decoded when a client asks for them. That is rare: keeping a task costs a few
+microseconds, decoding its content would cost more than scheduling it. Dates are text of one form and width, in UTC, so
+that they sort and compare as text, also in SQL.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from trio_sched.wire.native import Frame
 
 DATES = ("submitted", "started", "completed", "received")
 BUFFERS = ("buffers", "result_buffers")
-_PLAIN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+_NORMALIZED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 
 
 class Record(Struct, gc=False):
-    """What is known of one request. Frames are as they came; None: not there (yet)."""
+    """One request, and what is known of its execution. Frames are as received; None: not received."""
 
     msg_id: str
+    #: "task", "mux" or "broadcast".
     queue: str = ""
-    """"task", "mux" or "broadcast"."""
     header: Frame | None = None
     metadata: Frame | None = None
     content: Frame | None = None
@@ -38,8 +38,8 @@ class Record(Struct, gc=False):
     engine_uuid: str | None = None
     started: str | None = None
     completed: str | None = None
+    #: The msg_id under which the request was submitted again.
     resubmitted: str | None = None
-    """The msg_id under which it was submitted again."""
     received: str | None = None
     result_header: Frame | None = None
     result_metadata: Frame | None = None
@@ -49,16 +49,16 @@ class Record(Struct, gc=False):
     execute_result: Frame | None = None
     display_data: Frame | None = None
     error: Frame | None = None
-    stdout: list[str] = []  # msgspec gives each record its own
+    stdout: list[str] = []  # msgspec copies the default for each record
     stderr: list[str] = []
     label: str | None = None
+    #: The number of the record in the order of addition, in which queries return records.
     number: int = 0
-    """Records are counted as they come: the order in which queries return them."""
-    size: int = 0
-    """Bytes of its buffers and output, as last counted."""
+    #: Bytes of buffers and output, as last measured.
+    size_bytes: int = 0
 
     def measure(self) -> int:
-        """Bytes of buffers and output: what makes a record large."""
+        """Return the bytes of buffers and output, which make up nearly all of a large record."""
         return (
             sum(map(len, self.buffers))
             + sum(map(len, self.result_buffers))
@@ -72,16 +72,16 @@ _JSON_FIELDS = (
     "display_data", "error",
 )  # fmt: skip
 _TEXT_PIECES = ("stdout", "stderr")
+#: The fields that queries can name, in the order in which whole records have them.
 FIELDS = (
     "msg_id", "header", "metadata", "content", "buffers", "submitted", "client_uuid", "engine_uuid", "started",
     "completed", "resubmitted", "received", "result_header", "result_metadata", "result_content", "result_buffers",
     "queue", "execute_input", "execute_result", "display_data", "error", "stdout", "stderr", "label",
 )  # fmt: skip
-"""What a query can ask for and compare, in the order in which whole records show it."""
 
 
 def value(record: Record, field: str) -> Any:
-    """A field as users see it: JSON decoded, output in one piece, dates as text. An unknown field is None."""
+    """Return a field as users get it: JSON decoded, output joined, dates as text. An unknown field is None."""
     if field in _JSON_FIELDS:
         return decoded(getattr(record, field))
     if field in _TEXT_PIECES:
@@ -92,31 +92,31 @@ def value(record: Record, field: str) -> Any:
 
 
 def as_dict(record: Record, fields: Iterable[str] = FIELDS) -> dict[str, Any]:
-    """The record as users see it."""
+    """Return these fields of a record as users get them."""
     return {field: value(record, field) for field in fields}
 
 
 def decoded(frame: Frame | None) -> Any:
-    """What a JSON frame says; None if it says nothing that can be read."""
+    """Decode a JSON frame. Returns None if there is no frame, or it is malformed."""
     if frame is None:
         return None
     try:
         return msgspec.json.decode(frame)
     except msgspec.DecodeError:
         pass
-    try:  # Python's own JSON knows NaN
+    try:  # Python's JSON accepts NaN
         return json.loads(bytes(frame))
     except ValueError:
         return None
 
 
 def encoded(value: Any) -> bytes:
-    """A value as a JSON frame."""
+    """Encode a value as a JSON frame."""
     return msgspec.json.encode(value)
 
 
 def fail(record: Record, reason: str) -> None:
-    """Give an unfinished record the reply of a request that ended with EngineError, as clients read it."""
+    """Give an unfinished record the reply of a request that failed with EngineError, in the form that clients read."""
     now = utc_now()
     header = decoded(record.header)
     header = header if isinstance(header, dict) else {}
@@ -136,26 +136,20 @@ def fail(record: Record, reason: str) -> None:
 
 
 def utc(date: Any) -> str | None:
-    """A date in the form in which records keep it; None if it is none. One without a zone is local time."""
+    """Convert an ISO 8601 date to the form of records. A date without a zone is local time.
+
+    Returns None if it is not a date, or out of the calendar's range in UTC.
+    """
     if not isinstance(date, str):
         return None
-    if _PLAIN.fullmatch(date):
+    if _NORMALIZED.fullmatch(date):
         return date
     try:
-        moment = datetime.fromisoformat(date)
-    except ValueError:
-        return None
-    return in_utc(moment)
-
-
-def in_utc(moment: datetime) -> str | None:
-    """The same for a datetime."""
-    try:
-        return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
-    except (ValueError, OverflowError):  # beyond the calendar
+        return f"{datetime.fromisoformat(date).astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
+    except (ValueError, OverflowError):
         return None
 
 
 def utc_now() -> str:
-    """Now, in that form."""
+    """Return the current time in the form of records."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"

@@ -1,19 +1,19 @@
-"""Records in an SQLite file, for as long as the file lasts: `tasks.db` in the profile directory.
+"""Records in an SQLite file: `tasks.db` in the profile directory.
 
-A request is inserted and committed before it is passed on (`commit`), one transaction for all that came in together:
-a controller that is killed loses none that it had taken. What changes later is gathered and written a few hundred
-records at a time, because a transaction costs far more than a row; what has not ended waits a moment longer, so that
-most tasks are updated once. The file is in WAL mode and not synced at each commit: a crash of the process loses nothing
-that was written, a crash of the machine may lose the last moments. The log is carried over into the file, which may
-wait for the disk, in a thread (`tidy`).
+A request is inserted and committed before it is relayed (`commit`), in one transaction for a batch: a controller that
+is killed loses no accepted request. Later changes are collected and written some hundred records at a time, because a
+transaction costs far more than a row. Changes of unfinished tasks are written one interval later, so that most tasks
+are updated once. The file is in WAL mode and not synced at each commit: a crash of the process loses nothing that was
+written, a crash of the machine may lose the last moments. The write-ahead log is transferred to the file in a thread
+(`compact`), because that may wait for the disk.
 
 SQLite writes the whole row at each update. So the buffers of large requests are rows of a table of their own, which
 are written once.
 
-Several controllers may use one file at the same time. The first one marks what its predecessors left unfinished as
-lost; whether there is another one is known from a lock that each holds for as long as it lives (`tasks.db-lock`).
+Several controllers may use one file at the same time. Each holds a shared lock until it ends (`tasks.db-lock`); a
+controller that finds no other one marks the unfinished tasks of former controllers as lost.
 
-A query is narrowed down by SQL where that is simple, and decided by `Query.matches`, the same as in memory.
+A query is narrowed by SQL where that is simple, and decided by `RecordQuery.matches`, as in memory.
 """
 
 from __future__ import annotations
@@ -28,77 +28,75 @@ from typing import Any
 import msgspec
 
 from trio_sched.errors import ConfigError
-from trio_sched.ipyparallel.records.finding import Query
+from trio_sched.ipyparallel.records.query import RecordQuery
 from trio_sched.ipyparallel.records.record import BUFFERS, DATES, Record, fail
 from trio_sched.logs import get_logger
 
 log = get_logger(__name__)
 TABLE = "trio_sched_tasks"
+#: With this many changed records, those of ended tasks are written at once;
 DIRTY_LIMIT = 512
+#: with this many bytes of buffers in them, all.
 DIRTY_LIMIT_BYTES = 16 << 20
-"""With so many unwritten changes, those of what ended are written at once; with so many bytes of buffers, all."""
+#: Buffers of requests of at least this size are stored in a table of their own.
 LARGE_BYTES = 1 << 16
-"""Buffers of requests from this size on are kept apart from the record."""
+#: Records that are read at a time.
 PAGE = 256
-"""Records that are read at a time."""
+#: Time to wait for another controller that is opening the same file.
 START_TIMEOUT_S = 60.0
-"""How long to wait for another controller that is opening the same file."""
 LOST = "The controller that had this task ended before the task did"
 _TEXT = ("msg_id", *DATES, "client_uuid", "engine_uuid", "resubmitted", "queue", "execute_input", "label")
 _PIECES = ("stdout", "stderr")
+#: All fields but `size_bytes`. The last, `number`, is the key, which SQLite assigns.
 COLUMNS = Record.__struct_fields__[:-1]
-"""All but `size`; `number`, the last of them, is the key, which SQLite assigns."""
 _INSERTED = COLUMNS[:-1]
+#: The columns that change after the request; the last, `msg_id`, identifies the row.
 _UPDATED = (
     "engine_uuid", "started", "completed", "resubmitted", "received", "result_header", "result_metadata",
     "result_content", "result_buffers", "execute_input", "execute_result", "display_data", "error", "stdout", "stderr",
     "msg_id",
 )  # fmt: skip
-"""What may change after the request; by `msg_id`, the last of them, the record is found."""
 _BUFFERS_AT, _PIECES_AT, _TEXT_AT = (
     tuple(COLUMNS.index(name) for name in names) for names in (BUFFERS, _PIECES, ("execute_input", "label"))
 )
 _REQUEST_AT = COLUMNS.index("buffers")
-_APART = 0
-"""Stands in the column of buffers that are kept apart."""
-_updated = itemgetter(*map(COLUMNS.index, _UPDATED))
-_COMPARED = {"$eq": "=", "$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
+#: The value of the column of buffers that are stored in the other table.
+_STORED_APART = 0
+_updated_columns = itemgetter(*map(COLUMNS.index, _UPDATED))
+_SQL_OPERATORS = {"$eq": "=", "$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
 
 
 class SQLiteStore:
-    """Records in a table of an SQLite database."""
-
-    keeps = True
+    """Keeps records in a table of an SQLite database."""
 
     def __init__(self, path: Path, table: str = TABLE) -> None:
         """:raises ConfigError: the file cannot be opened, or is not an SQLite database."""
         self._path = path
+        #: Records that were added since the last commit.
         self._new: dict[str, Record] = {}
-        """Added since the last commit."""
+        #: Inserted records of unfinished tasks, which need not be read for the next change. Without the buffers of the
+        #: request, which are in the database.
         self._unfinished: dict[str, Record] = {}
-        """Inserted, and not ended yet: the next thing to be said about each need not read it. Without the buffers of
-        the request, which are in the database."""
+        #: Records with unwritten changes, in the order of the changes.
         self._dirty: dict[str, Record] = {}
-        """With unwritten changes, in the order of these."""
-        self._waiting: set[str] = set()
-        """Those that were left unwritten at the last regular time, because they had not ended."""
+        #: Ids of dirty records that the last `write_due` left unwritten, because their tasks had not ended.
+        self._postponed: set[str] = set()
         self._dirty_bytes = 0
-        self._look_at = DIRTY_LIMIT
+        #: The number of dirty records at which those of ended tasks are written.
+        self._write_at_count = DIRTY_LIMIT
         self._closed = False
-        self._tidied_changes = -1
-        """How many changes there had been when the log was last carried over."""
-        self._untidy = False
-        """It could not be."""
-        self._failing = False
-        """The last transaction failed."""
-        self.lost = 0
-        """Records that could not be written (a full disk, say)."""
+        #: The number of changes at the last checkpoint.
+        self._checkpointed_changes = -1
+        self._checkpoint_failing = False
+        self._write_failing = False
+        #: Changes of records that could not be written, for example because the disk was full.
+        self.lost_count = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             for pragma in ("journal_mode = wal", "synchronous = normal", "wal_autocheckpoint = 0"):
                 self._db.execute(f"pragma {pragma}")
-            self._table = _quoted(self._own_table(table))
+            self._table = _quoted(self._find_table(table))
             self._create()
             columns = ", ".join(COLUMNS)
             places = ", ".join("?" * len(_INSERTED))
@@ -107,15 +105,15 @@ class SQLiteStore:
             self._insert = f"insert or ignore into {self._table} ({', '.join(_INSERTED)}) values ({places})"
             self._update = f"update {self._table} set {changes} where msg_id = ?"
             self._insert_buffers = f"insert or ignore into {self._buffers} (msg_id, buffers) values (?, ?)"
-            self._lock = self._take_over()
+            self._lock = self._lock_and_mark_lost()
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"records cannot be kept in {path}: {error}") from None
 
-    def _take_over(self) -> sqlite3.Connection:
-        """Mark what former controllers left unfinished as lost, unless another one is running.
+    def _lock_and_mark_lost(self) -> sqlite3.Connection:
+        """Mark the unfinished tasks of former controllers as lost, unless another controller is running.
 
-        Returns the connection whose read transaction says until the end of this process that this one is running. The
-        write transaction before it excludes others for as long as the marking takes.
+        Returns the connection whose read transaction is the shared lock of this controller. The write transaction
+        before it excludes others while tasks are marked.
         """
         lock = sqlite3.connect(f"{self._path}-lock", isolation_level=None, timeout=0.0, check_same_thread=False)
         try:
@@ -137,13 +135,13 @@ class SQLiteStore:
             for record in records:
                 fail(record, LOST)
             with _Transaction(self._db):
-                self._db.executemany(self._update, [_updated(_row(record)) for record in records])
+                self._db.executemany(self._update, [_updated_columns(_row(record)) for record in records])
             marked += len(records)
         if marked:
             log.warning("tasks of a former controller are lost; they can be resubmitted", tasks=marked)
 
-    def _own_table(self, table: str) -> str:
-        """A table of that name which looks like ours; where there is another kind of that name, one beside it."""
+    def _find_table(self, table: str) -> str:
+        """Return the name of a table with these columns: `table`, or `table_N` if that has other columns."""
         name, number = table, 0
         while True:
             columns = [row[1] for row in self._db.execute(f"pragma table_info({_quoted(name)})")]
@@ -174,7 +172,7 @@ class SQLiteStore:
         return self._fetch(f"select 1 from {self._table} where msg_id = ?", msg_id) is not None
 
     def commit(self) -> None:
-        """Insert what was added, in one transaction."""
+        """Insert the added records, in one transaction."""
         if not self._new:
             return
         new, self._new = self._new, {}
@@ -183,7 +181,7 @@ class SQLiteStore:
         for row in rows:
             if row[_REQUEST_AT] is not None and len(row[_REQUEST_AT]) >= LARGE_BYTES:
                 apart.append((row[0], row[_REQUEST_AT]))
-                row[_REQUEST_AT] = _APART
+                row[_REQUEST_AT] = _STORED_APART
         if not self._execute((self._insert, rows), (self._insert_buffers, apart)):
             return
         for msg_id, record in new.items():
@@ -203,12 +201,12 @@ class SQLiteStore:
             return None
         try:
             return self._db.execute(sql, (msg_id,)).fetchone()
-        except sqlite3.Error as error:  # whoever asks has a task to pass on
+        except sqlite3.Error as error:  # the caller has a message to relay all the same
             log.error("a record could not be read", reason=str(error))
             return None
 
     def changed(self, record: Record) -> None:
-        """Note that a record is to be written again."""
+        """Note that a record was changed, and write changed records if there are many."""
         msg_id = record.msg_id
         if msg_id in self._new:
             return
@@ -219,16 +217,16 @@ class SQLiteStore:
             self._dirty_bytes += record.measure()
         if self._dirty_bytes >= DIRTY_LIMIT_BYTES:
             self._write(list(self._dirty.values()))
-        elif len(self._dirty) >= self._look_at:
+        elif len(self._dirty) >= self._write_at_count:
             self._write([one for one in self._dirty.values() if one.completed is not None])
-            self._look_at = len(self._dirty) + DIRTY_LIMIT
+            self._write_at_count = len(self._dirty) + DIRTY_LIMIT
 
-    def rest(self) -> None:
-        """Write what has ended, or has waited since the last time."""
+    def write_due(self) -> None:
+        """Write the changed records of ended tasks, and those that were postponed by the last call."""
         self.commit()
-        due = [one for one in self._dirty.values() if one.completed is not None or one.msg_id in self._waiting]
+        due = [one for one in self._dirty.values() if one.completed is not None or one.msg_id in self._postponed]
         self._write(due)
-        self._waiting = set(self._dirty)
+        self._postponed = set(self._dirty)
 
     def drop(self, msg_ids: Iterable[str]) -> int:
         self.flush()
@@ -242,10 +240,10 @@ class SQLiteStore:
             self._unfinished.pop(msg_id, None)
         return dropped
 
-    def find(self, query: Query) -> Iterator[Record]:
-        """Those that match, oldest first, with all buffers."""
+    def find(self, query: RecordQuery) -> Iterator[Record]:
+        """Yield the records that match, oldest first, with all buffers."""
         self.flush()
-        where, values = _narrowed(query)
+        where, values = _narrowing_sql(query)
         last = 0
         while True:  # page by page, so that a large table is never in memory as a whole
             page = self._db.execute(
@@ -254,7 +252,7 @@ class SQLiteStore:
             for row in page:
                 record = _record(row)
                 if query.matches(record):
-                    if row[_REQUEST_AT] == _APART:
+                    if row[_REQUEST_AT] == _STORED_APART:
                         record.buffers = self._buffers_of(record.msg_id)
                     yield record
             if len(page) < PAGE:
@@ -266,7 +264,6 @@ class SQLiteStore:
         return () if row is None else _decode_buffers(row[0])
 
     def history(self) -> list[str]:
-        """Ids by the time of submission; records without one are left out."""
         self.flush()
         rows = self._db.execute(
             f"select msg_id from {self._table} where submitted is not null order by submitted, number"
@@ -274,12 +271,12 @@ class SQLiteStore:
         return [row[0] for row in rows]
 
     def flush(self) -> None:
-        """Write all that is not written yet."""
+        """Write all changes."""
         self.commit()
         self._write(list(self._dirty.values()))
 
     def _write(self, records: list[Record]) -> None:
-        """Update these of the changed records."""
+        """Write these of the changed records."""
         if not records:
             return
         if len(records) == len(self._dirty):
@@ -288,12 +285,14 @@ class SQLiteStore:
             for record in records:
                 del self._dirty[record.msg_id]
         self._dirty_bytes = 0
-        self._look_at = len(self._dirty) + DIRTY_LIMIT
-        self._execute((self._update, [_updated(_row(record)) for record in records]))
+        self._write_at_count = len(self._dirty) + DIRTY_LIMIT
+        self._execute((self._update, [_updated_columns(_row(record)) for record in records]))
 
     def _execute(self, *work: tuple[str, list[Any]]) -> bool:
-        """Statements with their rows, in one transaction; the rows of the first are records. Failing, it says so once,
-        and counts what is lost: tasks go on without records.
+        """Execute statements with their rows in one transaction; the rows of the first are records.
+
+        Returns whether it succeeded. The first of several failures is logged; the lost records are counted, and tasks
+        go on without them.
         """
         if self._closed:
             return False
@@ -303,30 +302,31 @@ class SQLiteStore:
                     if rows:
                         self._db.executemany(statement, rows)
         except sqlite3.Error as error:
-            self.lost += len(work[0][1])
-            if not self._failing:
+            self.lost_count += len(work[0][1])
+            if not self._write_failing:
                 log.error("records cannot be written", path=str(self._path), reason=str(error))
-            self._failing = True
+            self._write_failing = True
             return False
-        self._failing = False
+        self._write_failing = False
         return True
 
-    def tidy(self) -> None:
-        """Carry what is in the log over into the file. May take its time; may be called in another thread. Failing, it
-        says so once, and not each time that it tries. A file that was removed is not made anew.
+    def compact(self) -> None:
+        """Transfer the write-ahead log to the file. May wait for the disk; may be called in another thread.
+
+        The first of several failures is logged. A file that was removed is not created again.
         """
         changes = self._db.total_changes
-        if changes == self._tidied_changes or not self._path.exists():
+        if changes == self._checkpointed_changes or not self._path.exists():
             return
         try:
             with closing(sqlite3.connect(self._path)) as db:
                 db.execute("pragma wal_checkpoint(passive)")
         except sqlite3.Error as error:
-            if not self._untidy:
-                log.warning("the log of the records' database cannot be carried over", reason=str(error))
-            self._untidy = True
+            if not self._checkpoint_failing:
+                log.warning("the write-ahead log of the records cannot be checkpointed", reason=str(error))
+            self._checkpoint_failing = True
         else:
-            self._tidied_changes, self._untidy = changes, False
+            self._checkpointed_changes, self._checkpoint_failing = changes, False
 
     def close(self) -> None:
         self.flush()
@@ -336,7 +336,7 @@ class SQLiteStore:
 
 
 class _Transaction:
-    """All of it or nothing."""
+    """Commits the statements of a block, or rolls them back if it raises."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -345,7 +345,7 @@ class _Transaction:
         self._db.execute("begin")
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if self._db.in_transaction:  # a full disk rolls back by itself
+        if self._db.in_transaction:  # SQLite rolls back itself when the disk is full
             self._db.execute("commit" if kind is None else "rollback")
 
 
@@ -360,7 +360,7 @@ def _row(record: Record) -> list[Any]:
         row[at] = msgspec.msgpack.encode(row[at]) if row[at] else None
     for at in _PIECES_AT:
         row[at] = "".join(row[at]).encode("utf-8", "surrogatepass") if row[at] else None
-    for at in _TEXT_AT:  # SQLite takes no lone surrogates
+    for at in _TEXT_AT:  # SQLite rejects lone surrogates
         if row[at] is not None and not row[at].isascii():
             row[at] = row[at].encode("utf-8", "replace").decode("utf-8")
     return row
@@ -378,8 +378,8 @@ def _record(row: Sequence[Any]) -> Record:
     return Record(*row)
 
 
-def _narrowed(query: Query) -> tuple[str, list[Any]]:
-    """SQL for a part of the conditions, and its values: at least all records that match fulfil it."""
+def _narrowing_sql(query: RecordQuery) -> tuple[str, list[Any]]:
+    """Return SQL, with its values, that all records fulfil that match: it covers a part of the conditions."""
     parts: list[str] = []
     values: list[Any] = []
     for field, operator, wanted in query.conditions:
@@ -387,8 +387,8 @@ def _narrowed(query: Query) -> tuple[str, list[Any]]:
             continue
         if wanted is None and operator in ("$eq", "$ne"):
             parts.append(f"{field} is {'not ' if operator == '$ne' else ''}null")
-        elif operator in _COMPARED and isinstance(wanted, str):
-            parts.append(f"{field} {_COMPARED[operator]} ?")
+        elif operator in _SQL_OPERATORS and isinstance(wanted, str):
+            parts.append(f"{field} {_SQL_OPERATORS[operator]} ?")
             values.append(wanted)
         elif (
             operator == "$in"

@@ -1,7 +1,7 @@
-"""Where records are kept: what the monitor and the queries need of such a place.
+"""The interface of a store of records, and the store that keeps none.
 
-A store hands out the records themselves. Who changes one says so with `changed`, so that the store can count bytes
-and write; nobody keeps one across turns.
+A store hands out the records themselves, not copies. Whoever changes a record calls `changed`, so that the store can
+count its bytes and write it; nobody keeps a record beyond the handling of one message.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from trio_sched.errors import TrioSchedError
-from trio_sched.ipyparallel.records.finding import Query
+from trio_sched.ipyparallel.records.query import RecordQuery
 from trio_sched.ipyparallel.records.record import Record
 
 
-class NotKept(TrioSchedError, KeyError):
-    """Asked for records where none are kept."""
+class NoRecordsError(TrioSchedError, KeyError):
+    """Records were requested, and this controller keeps none."""
 
     def __str__(self) -> str:
         return (
@@ -25,46 +25,41 @@ class NotKept(TrioSchedError, KeyError):
 
 
 class Store(Protocol):
-    """A place for records."""
-
-    keeps: bool
-    """Whether there are records at all. What is not kept need not be parsed."""
+    """A store of records."""
 
     def add(self, record: Record) -> bool:
-        """Keep a record. False: there is one of that id already, which stays as it is."""
+        """Add a record. Returns False, and changes nothing, if there is one of this id."""
 
     def commit(self) -> None:
         """Write the records that were added, so that they outlive this process however it ends."""
 
     def get(self, msg_id: str) -> Record | None:
-        """The record of this id. A store may leave out the buffers of a request that it has written."""
+        """Return the record of this id. A store may omit the buffers of a request that it has written."""
 
     def changed(self, record: Record) -> None:
-        """A record that this store handed out, or was given, says more than before."""
+        """Note that a record of this store was changed."""
 
     def drop(self, msg_ids: Iterable[str]) -> int:
-        """Forget these; how many there were."""
+        """Remove the records of these ids. Returns how many there were."""
 
-    def find(self, query: Query) -> Iterator[Record]:
-        """Those that match, oldest first. Do not change the store meanwhile."""
+    def find(self, query: RecordQuery) -> Iterator[Record]:
+        """Yield the records that match, oldest first. The store must not be changed meanwhile."""
 
     def history(self) -> list[str]:
-        """Ids by the time of submission."""
+        """Return the ids of the records in the order of their time of submission; undated records are omitted."""
 
-    def rest(self) -> None:
-        """Called from time to time: write what should not wait any longer."""
+    def write_due(self) -> None:
+        """Write the changes that are due. Called regularly."""
 
-    def tidy(self) -> None:
-        """Called now and then, in a thread: what may take its time."""
+    def compact(self) -> None:
+        """Do slow maintenance. Called rarely, in a thread."""
 
     def close(self) -> None:
-        """Write all and let go."""
+        """Write all changes, and close the store."""
 
 
 class NoStore:
-    """Keeps nothing, and says so when asked."""
-
-    keeps = False
+    """Keeps no records."""
 
     def add(self, record: Record) -> bool:
         return False
@@ -81,18 +76,18 @@ class NoStore:
     def drop(self, msg_ids: Iterable[str]) -> int:
         return 0
 
-    def find(self, query: Query) -> Iterator[Record]:
-        """:raises NotKept: always."""
-        raise NotKept
+    def find(self, query: RecordQuery) -> Iterator[Record]:
+        """:raises NoRecordsError: always."""
+        raise NoRecordsError
 
     def history(self) -> list[str]:
-        """:raises NotKept: always."""
-        raise NotKept
+        """:raises NoRecordsError: always."""
+        raise NoRecordsError
 
-    def rest(self) -> None:
+    def write_due(self) -> None:
         pass
 
-    def tidy(self) -> None:
+    def compact(self) -> None:
         pass
 
     def close(self) -> None:

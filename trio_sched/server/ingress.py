@@ -1,0 +1,226 @@
+"""The way from the fronts to the actor: messages are sorted by sender, read by three tasks, and kept in order.
+
+    front --Ingress.receive--> Burst --> [engines | nannies, others | clients] --> results, notifications, intake
+                             |                                                             |
+                             +------------------------> Inbox <----------------------------+--> actor
+
+A *burst* is what a front received at once. Its messages go to the three readers over memory channels, and their events
+come back into the same burst. The actor takes bursts in the order of their arrival, and only when all of their readers
+are done, so that the messages of one peer, and what a nanny says about its engine, keep their order whichever reader
+runs first (R31).
+
+Everything here moves whole batches: one wake-up of the front, one channel send for each kind of sender, one wake-up of
+the actor. The channels are not bounded: a front takes a bounded number of messages and then passes a checkpoint, at
+which the readers empty them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import trio
+
+from trio_sched.core.effects import (
+    Accept,
+    AssignTask,
+    DeliverResult,
+    ForgetEngine,
+    ForgetSession,
+    RecallTask,
+    Refuse,
+)
+from trio_sched.logs import get_logger
+from trio_sched.server.events import ConnectionAlive, ConnectionLost, Event, StopRequested
+from trio_sched.server.identity import Identity
+from trio_sched.server.peer_connection import PeerConnection, PeerRole, RawMessage
+from trio_sched.transport.connection_limits import ConnectionBounds, ConnectionLimits
+
+log = get_logger(__name__)
+#: The counter of unexpected exceptions (R33).
+INTERNAL_ERROR = "internal_error"
+#: The readers' channels, in the order in which the actor handles the events of a burst (R31).
+RESULTS, NOTIFICATIONS, SUBMISSIONS = range(3)
+_CHANNELS: dict[PeerRole | None, int] = {
+    "engine": RESULTS,
+    "nanny": NOTIFICATIONS,
+    None: NOTIFICATIONS,
+    "client": SUBMISSIONS,
+}
+
+
+class Burst:
+    """Messages that were received at once, and the events that the readers make of them."""
+
+    __slots__ = ("events", "messages", "received_at", "unread_count")
+
+    def __init__(self, received_at: float = 0.0) -> None:
+        self.received_at = received_at
+        #: By channel.
+        self.messages: tuple[list[RawMessage], list[RawMessage], list[RawMessage]] = ([], [], [])
+        self.events: list[Sequence[Event]] = [(), (), ()]
+        #: How many channels have messages that no reader has read.
+        self.unread_count = 0
+
+
+class Inbox:
+    """The actor's mailbox: bursts in the order of arrival, and a memory channel that wakes the actor."""
+
+    def __init__(self) -> None:
+        self._bursts: deque[Burst] = deque()
+        self._wake_send, self._wake_receive = trio.open_memory_channel[None](1)
+        self._is_awake = False
+
+    def wake(self) -> None:
+        """Have the actor take a turn."""
+        if not self._is_awake:
+            self._is_awake = True
+            self._wake_send.send_nowait(None)
+
+    def expect(self, burst: Burst) -> None:
+        """Keep the place of a burst that readers have to read."""
+        self._bursts.append(burst)
+
+    def deliver(self, burst: Burst, channel: int, events: list[Event]) -> None:
+        """Take the events that a reader made of its messages in the burst."""
+        burst.events[channel] = events
+        burst.unread_count -= 1
+        if not self._bursts[0].unread_count:
+            self.wake()
+
+    def _add(self, channel: int, events: Iterable[Event]) -> None:
+        burst = Burst()
+        burst.events[channel] = list(events)
+        self._bursts.append(burst)
+        self.wake()
+
+    def add_results(self, events: Iterable[Event]) -> None:
+        """Add what engines answered, behind everything that has arrived."""
+        self._add(RESULTS, events)
+
+    def add_notifications(self, events: Iterable[Event]) -> None:
+        """Add joins, losses and what the auditor found, behind everything that has arrived."""
+        self._add(NOTIFICATIONS, events)
+
+    def add_submissions(self, events: Iterable[Event]) -> None:
+        """Add what clients sent, behind everything that has arrived."""
+        self._add(SUBMISSIONS, events)
+
+    async def wait(self) -> None:
+        """Wait until there is something to take. Always a checkpoint."""
+        await self._wake_receive.receive()
+        self._is_awake = False
+
+    def take(self) -> tuple[list[Event], list[Event]]:
+        """Take all bursts that are read, up to the first that is not.
+
+        Returns the events of engines followed by the notifications, and the events of clients.
+        """
+        bursts = self._bursts
+        urgent: list[Event] = []
+        notifications: list[Event] = []
+        submissions: list[Event] = []
+        while bursts and not bursts[0].unread_count:
+            events = bursts.popleft().events
+            urgent += events[RESULTS]
+            notifications += events[NOTIFICATIONS]
+            submissions += events[SUBMISSIONS]
+        urgent += notifications
+        return urgent, submissions
+
+
+class Ingress:
+    """The fronts' side of the server."""
+
+    def __init__(self, inbox: Inbox, identity: Identity, bounds: ConnectionBounds) -> None:
+        self.inbox = inbox
+        self.identity = identity
+        #: Dropped messages by reason (R25), and other odd cases.
+        self.counters: Counter[str] = Counter()
+        #: The connections of all fronts; each front counts those that it accepts.
+        self.connections = ConnectionLimits(bounds, self.note)
+        pairs = [trio.open_memory_channel[Burst](math.inf) for _ in range(3)]
+        self._channels = [send for send, _ in pairs]
+        #: To be read by results, notifications and intake.
+        self.channels = [receive for _, receive in pairs]
+        self._flushes: list[Callable[[], None]] = []
+        #: Carries out the effects for ids that are not of a native peer.
+        self.effect_handler: EffectHandler | None = None
+
+    # ---- for fronts --------------------------------------------------------------------------------------------------
+
+    def receive(self, messages: Sequence[RawMessage], now: float) -> None:
+        """Hand on what arrived at the time `now`. Pass a checkpoint before the next call."""
+        burst = Burst(now)
+        sorted_ = burst.messages
+        for message in messages:
+            sorted_[_CHANNELS[message[0].role]].append(message)
+        self.inbox.expect(burst)
+        for channel, batch in zip(self._channels, sorted_, strict=True):
+            if batch:
+                burst.unread_count += 1
+                channel.send_nowait(burst)
+
+    def connection_alive(self, connection: PeerConnection, now: float) -> None:
+        """Report a sign of life of the peer that is not a message."""
+        self.inbox.add_notifications([ConnectionAlive(connection, now)])
+
+    def connection_lost(self, connection: PeerConnection, reason: str) -> None:
+        """Report that a connection ended."""
+        self.inbox.add_notifications([ConnectionLost(connection, reason)])
+
+    def stop(self, reason: str) -> None:
+        """Shut the scheduler down (R29)."""
+        self.inbox.add_notifications([StopRequested(reason)])
+
+    def on_flush(self, flush: Callable[[], None]) -> None:
+        """Have `flush` called after each burst of sends."""
+        self._flushes.append(flush)
+
+    def register_effect_handler(self, handler: EffectHandler) -> None:
+        """Have the effects for ids that are not of a native peer carried out by `handler`."""
+        if self.effect_handler is not None:
+            raise ValueError("another front carries out the effects for foreign ids already")
+        self.effect_handler = handler
+
+    def flush(self) -> None:
+        """Flush all fronts."""
+        for flush in self._flushes:
+            flush()
+
+    # ---- for the server ----------------------------------------------------------------------------------------------
+
+    def note(self, reason: str, **context: object) -> None:
+        """Count an odd case, and log its first, second, fourth, ... occurrence, so that a flood of messages does not
+        become a flood of log events."""
+        self.counters[reason] += 1
+        count = self.counters[reason]
+        if count & (count - 1) == 0:
+            say = log.info if reason == "closing" else log.warning  # a peer that joins during a shutdown is not odd
+            say("dropped", reason=reason, count=count, **context)
+
+    def report_error(self, what: str, error: Exception, **context: object) -> None:
+        """Count an unexpected exception, and log it with its traceback (R33)."""
+        self.counters[INTERNAL_ERROR] += 1
+        log.exception("the scheduler failed, and goes on", error, what=what, **context)
+
+
+class Front(Protocol):
+    """A way in: listens, makes connections and feeds the ingress until cancelled."""
+
+    async def run(self, ingress: Ingress, *, task_status: trio.TaskStatus[dict[str, str]]) -> Any:
+        """Listen. `task_status.started` gets the addresses by name; "native" and "websocket" go into the connection
+        files."""
+
+
+TaskEffect: TypeAlias = Accept | Refuse | AssignTask | DeliverResult | RecallTask | ForgetEngine | ForgetSession
+
+
+class EffectHandler(Protocol):
+    """A front whose peers have no sessions here. It adds events of the core to the inbox, with ids of its own, which
+    are strings, and gets the effects for these ids."""
+
+    def take(self, effect: TaskEffect) -> None:
+        """Carry the effect out without waiting. A flush (`Ingress.on_flush`) follows."""
