@@ -6,17 +6,17 @@ wait for its answer.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from trio_sched.cli.options import ADMIN_NAME
 from trio_sched.errors import NoSchedulerError, TrioSchedError
-from trio_sched.transport.connection_info import find_connection
+from trio_sched.transport.connection_info import find_connection, host_name
 from trio_sched.transport.reachability import describe_unanswered
 from trio_sched.transport.zmq_blocking import BlockingDealer
 from trio_sched.wire import native
+from trio_sched.wire.hello import build_hello
 
 ANSWER_TIMEOUT_S = 10.0
 
@@ -36,8 +36,7 @@ class AdminClient:
         self._request_count = 0
         self._dealer = BlockingDealer(self.connection)
         try:
-            token, pid = self.connection.token, os.getpid()
-            self._send(native.Hello(role="client", token=token, name=ADMIN_NAME, pid=pid, admin=True))
+            self._send(build_hello("client", self.connection.token, host=host_name(), name=ADMIN_NAME, admin=True))
             self._receive(native.Welcome)
         except BaseException:
             self._dealer.close()
