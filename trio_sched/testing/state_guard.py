@@ -2,7 +2,8 @@
 
 While the guard is on, a write to the state of sessions, of connections or of the core outside of `Actor.step` raises
 `StateGuardError`: setting an attribute that has a value, and changing a container that an object of the state holds.
-`open_harness` switches the guard on. Production code does not know it, and pays nothing for it.
+Each change of the state of a task is checked against the table of transitions, too. `open_harness` switches the guard
+on. Production code does not know it, and pays nothing for it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 from msgspec import Struct
 
 from trio_sched import core
+from trio_sched.core.records import CheckedTask
+from trio_sched.core.scheduler import Scheduler
 from trio_sched.errors import TrioSchedError
 from trio_sched.server.actor import Actor
 from trio_sched.server.auditor import SessionAudit
@@ -162,6 +165,7 @@ def guarded_state() -> Iterator[StateGuard]:
     for kind in set(_state_classes()):
         replace(kind, "__setattr__", _guarded_setattr(kind))
     replace(PeerConnection, "__setattr__", _guarded_setattr(PeerConnection, PeerConnection.__slots__))
+    replace(Scheduler, "task_type", CheckedTask)
     for kind, name in ((Actor, "step"), (Actor, "finish"), (Server, "__init__")):
         replace(kind, name, _guard.within_step(getattr(kind, name)))
     _guard.is_on = True
