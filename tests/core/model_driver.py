@@ -29,6 +29,7 @@ from trio_sched.core.events import (
     EngineLost,
     EngineReturned,
     Event,
+    MonitoringChanged,
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
@@ -70,7 +71,6 @@ class ModelDriver:
         )
         self.scheduler = Scheduler(settings, random.Random(seed), default_rng(seed))
         self.naive = NaiveScheduler(settings)
-        self.scheduler.monitored = self.naive.monitored = choose([NO, YES])
         self.guided = scheme in RANDOM_SCHEMES
         self.rich = choose([NO, NO, YES])  # engines with several slots and many resources: promotion (R16) matters
         self.fragile = choose([NO, NO, YES])  # tasks survive few engine deaths: the blame (R20) matters
@@ -83,6 +83,7 @@ class ModelDriver:
         self.open: list[AssignTask] = []  # not answered yet
         self.answered: list[AssignTask] = []
         self.recalls: list[RecallTask] = []
+        self.happens(MonitoringChanged(choose([NO, YES])))
         for client in CLIENTS:
             self.happens(ClientJoined(client, choose([1.0, 1.0, 2.0, 0.5, 3.0])))
         for _ in range(choose([1, 2, 2, 3, 0])):

@@ -41,6 +41,7 @@ from trio_sched.core.events import (
     EngineLost,
     EngineReturned,
     Event,
+    MonitoringChanged,
     RecallAnswered,
     ResultsReceived,
     TaskFinished,
@@ -575,6 +576,9 @@ class NaiveScheduler:
         self.by_last_use.insert(0, engine)
         self.publish("engine_joined", engine=engine.id)
 
+    def monitoring_changed(self, event: MonitoringChanged) -> None:
+        self.monitored = event.on
+
     def drain_requested(self, event: DrainRequested) -> None:
         if event.engine is None:
             self.draining = True
@@ -710,6 +714,7 @@ HANDLERS = {
     EngineJoined: "engine_joined",
     EngineLost: "engine_lost",
     EngineReturned: "engine_returned",
+    MonitoringChanged: "monitoring_changed",
     RecallAnswered: "recall_answered",
     ResultsReceived: "results_received",
     TaskFinished: "task_finished",

@@ -6,6 +6,7 @@ from trio_sched.core.effects import ForgetEngine, Publish
 from trio_sched.core.events import (
     EngineJoined,
     EngineLost,
+    MonitoringChanged,
     TaskFinished,
     TaskSubmitted,
 )
@@ -129,7 +130,7 @@ def test_r28_the_loss_of_an_engine_is_published_right_after_it_is_forgotten() ->
     scenario = running("a")
     scenario.submit("b", targets=["E"])
     scenario.leave()
-    scenario.scheduler.monitored = True
+    scenario.happens(MonitoringChanged(True))
     effects = scenario.scheduler.handle(EngineLost("E", "gone", confirmed=True, running=("a",)), scenario.now)
     assert effects == [
         ForgetEngine("E"),
@@ -141,22 +142,24 @@ def test_r28_the_loss_of_an_engine_is_published_right_after_it_is_forgotten() ->
 
 def test_r28_each_change_is_published_once_and_none_without_monitors() -> None:
     scenario = Scenario()
-    scenario.scheduler.monitored = True
-    told: list[tuple[object, ...]] = []
+    scenario.happens(MonitoringChanged(True))
+    published: list[tuple[object, ...]] = []
     happened = [
         EngineJoined("E"),
         TaskSubmitted("me", "a", "call a"),
         TaskFinished("E", "a", "ok", "ok a"),
     ]
     for event in happened:
-        told += [(e.what, e.task, e.engine) for e in scenario.scheduler.handle(event, 0.0) if isinstance(e, Publish)]
-    assert told == [
+        published += [
+            (e.what, e.task, e.engine) for e in scenario.scheduler.handle(event, 0.0) if isinstance(e, Publish)
+        ]
+    assert published == [
         ("engine_joined", None, "E"),
         ("submitted", "a", None),
         ("assigned", "a", "E"),
         ("finished", "a", "E"),
     ]
-    scenario.scheduler.monitored = False
+    scenario.happens(MonitoringChanged(False))
     quiet = scenario.scheduler.handle(TaskSubmitted("me", "b", "call b"), 0.0)
     assert quiet == [accepted("b"), sent("b", "E")]
 

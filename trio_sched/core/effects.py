@@ -95,7 +95,7 @@ class ForgetSession(Struct, frozen=True, gc=False):
 
 
 class Publish(Struct, frozen=True, gc=False):
-    """Tell the monitors (R28). Emitted only while `Scheduler.monitored` is set."""
+    """Tell the monitors (R28). Emitted only while monitors watch (`MonitoringChanged`)."""
 
     what: Literal["submitted", "assigned", "finished", "engine_joined", "engine_lost"]
     task: TaskId | None = None

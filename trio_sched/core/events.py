@@ -203,6 +203,14 @@ class RecallAnswered(Struct, frozen=True, gc=False):
     attempt: int | None = None
 
 
+class MonitoringChanged(Struct, frozen=True, gc=False):
+    """The first monitor began to watch, or the last one stopped: `Publish` effects are emitted from now on if `on`
+    (R28).
+    """
+
+    on: bool
+
+
 class TimePassed(Struct, frozen=True, gc=False):
     """The clock reached the next deadline: timeouts, grace periods and backoffs are due (R21)."""
 
@@ -222,5 +230,6 @@ Event: TypeAlias = (
     | DrainRequested
     | CancelRequested
     | RecallAnswered
+    | MonitoringChanged
     | TimePassed
 )

@@ -52,6 +52,7 @@ from trio_sched.core.events import (
     EngineLost,
     EngineReturned,
     Event,
+    MonitoringChanged,
     Outcome,
     PayloadRef,
     RecallAnswered,
@@ -136,6 +137,7 @@ class Scheduler:
             DrainRequested: self._drain_requested,
             CancelRequested: self._cancel_requested,
             RecallAnswered: self._recall_answered,
+            MonitoringChanged: self._monitoring_changed,
             TimePassed: self._time_passed,
         }
 
@@ -474,6 +476,9 @@ class Scheduler:
                     task.state = RECALLING
                     if not engine.lost_until:
                         self._effects.append(RecallTask(engine.id, task.id, task.attempt))
+
+    def _monitoring_changed(self, event: MonitoringChanged, now: float) -> None:
+        self.monitored = event.on
 
     # ---- time -------------------------------------------------------------------------------------------------------
 

@@ -15,9 +15,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trio_sched.core.events import CancelRequested, ResultsReceived, TaskSubmitted
+from trio_sched.core.events import CancelRequested, MonitoringChanged, ResultsReceived, TaskSubmitted
 from trio_sched.core.ids import MAX_COUNTER, expand_task_id, session_base, session_of
-from trio_sched.core.scheduler import Scheduler
 from trio_sched.errors import WireError
 from trio_sched.server.budget import ByteBudget
 from trio_sched.server.config import Config
@@ -51,7 +50,6 @@ class ClientMessages:
         config: Config,
         ingress: Ingress,
         core: Callable[[Any, float], list[Effect]],
-        scheduler: Scheduler,
         functions: FunctionCache,
         budget: ByteBudget,
         outbox: Outbox,
@@ -60,7 +58,6 @@ class ClientMessages:
         self._config = config
         self._ingress = ingress
         self._core = core
-        self._scheduler = scheduler
         self._functions = functions
         self._budget = budget
         self._outbox = outbox
@@ -213,17 +210,20 @@ class ClientMessages:
             reply = Reply(event.request, error=str(error.args[0]))
         return [SendMessage(client, reply)]
 
-    def _watch_changed(self, client: ClientSession, event: WatchChanged, _now: float) -> list[Effect]:
-        self.set_watching(client, event.on)
-        return []
+    def _watch_changed(self, client: ClientSession, event: WatchChanged, now: float) -> list[Effect]:
+        return self.set_watching(client, event.on, now)
 
-    def set_watching(self, client: ClientSession, on: bool) -> None:
-        """Have the client told what happens (R28), or not any longer."""
+    def set_watching(self, client: ClientSession, on: bool, now: float) -> list[Effect]:
+        """Begin to send events to the client (R28), or stop it."""
+        watchers = self._outbox.watchers
+        had_watchers = bool(watchers)
         if on:
-            self._outbox.watchers[client.number] = client
+            watchers[client.number] = client
         else:
-            self._outbox.watchers.pop(client.number, None)
-        self._scheduler.monitored = bool(self._outbox.watchers)
+            watchers.pop(client.number, None)
+        if bool(watchers) == had_watchers:
+            return []
+        return self._core(MonitoringChanged(not had_watchers), now)
 
 
 def _check_received(client: ClientSession, seq: int) -> None:

@@ -155,7 +155,7 @@ class Server:
         about = {"name": config.name, "scheduler": identity.instance}
         self.queries = QueryHandler(self.scheduler, self.sessions, self.budget, self.ingress, about, now)
         clients = ClientMessages(
-            config, self.ingress, guarded.handle, self.scheduler, functions, self.budget, self.outbox, self.queries
+            config, self.ingress, guarded.handle, functions, self.budget, self.outbox, self.queries
         )
         engines = EngineMessages(guarded, self.outbox)
         manager = SessionManager(

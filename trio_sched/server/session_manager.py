@@ -341,9 +341,8 @@ class SessionManager:
             lost = EngineLost(session.number, reason, confirmed=True)
             return [SendEngineCount(), *self._core(lost, now)]
         if isinstance(session, ClientSession):
-            self._clients.set_watching(session, False)
-            if not session.admin:
-                return self._close_client(session, cancel, now)
+            effects = self._clients.set_watching(session, False, now)
+            return effects if session.admin else effects + self._close_client(session, cancel, now)
         return []
 
     def _close_client(self, client: ClientSession, cancel: bool, now: float) -> list[Effect]:
