@@ -30,7 +30,7 @@ FUNCTIONS = {
     "bury", "give_back", "hopeless", "let_go", "tidy", "touch", "told_to_stop",
 }  # fmt: skip
 ATTRIBUTES = {
-    "anyone", "barred", "desk", "fate", "graces", "hopeless", "lookout", "outlet", "parcels", "patient",
+    "anyone", "barred", "board", "desk", "fate", "graces", "hopeless", "lookout", "outlet", "parcels", "patient",
     "roster", "untold", "ward",
 }  # fmt: skip
 MODULES = {

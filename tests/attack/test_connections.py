@@ -69,15 +69,15 @@ def test_engines_beyond_the_descriptor_limit_are_refused(arguments: tuple[str, .
     with Server("--max-clients", "2000", *arguments, command="serve", limits=FEW) as server:
         files = (server.client_file, server.engine_file)
         with Attacker("crowd.py", *files, 100) as inside:
-            outside = subprocess.Popen([*crowd, *files, "500"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            others = subprocess.Popen([*crowd, *files, "500"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             try:
                 poll(lambda: "connection_refused" in server.log, "refusals in the log")
                 with pytest.raises(NoSchedulerError, match="max_connections"):
                     connect_until_refused(server)
                 assert server.descriptor_count() < 1024
             finally:
-                outside.kill()
-                outside.wait()
+                others.kill()
+                others.wait()
         assert inside.first_line.endswith(" 0 lost")
         assert ", 0 lost" in inside.output, inside.output
         with server.client(connect_timeout=30) as late:

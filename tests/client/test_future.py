@@ -307,9 +307,9 @@ def test_r9_a_future_pickles_only_as_an_argument() -> None:
         pickle.dumps(future())
     assert pickle.loads(pickle.dumps(resolved(ok({"a": 1})))) == {"a": 1}
     one, other = future(1), future(2)
-    with payload.collecting_futures() as met:
+    with payload.collecting_futures() as collected:
         body, _ = payload.dumps({"deep": [one, (other, one)]})
-    assert list(met) == [one, other]
+    assert list(collected) == [one, other]
     with payload.provide_inputs(["first", "second"]):
         assert payload.loads(body) == {"deep": ["first", ("second", "first")]}
 

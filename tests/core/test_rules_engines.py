@@ -83,8 +83,8 @@ def test_r11_pure_assigns_in_turn_in_the_order_of_joining_without_a_limit() -> N
     scenario = Scenario(scheme="pure", hwm=1)
     for engine in ("E", "F"):
         scenario.engine(engine)
-    dealt = [assignments(scenario.submit(n))[0][1] for n in range(5)]
-    assert dealt == ["E", "F", "E", "F", "E"]
+    assigned = [assignments(scenario.submit(n))[0][1] for n in range(5)]
+    assert assigned == ["E", "F", "E", "F", "E"]
     scenario.engine("G")
     assert [assignments(scenario.submit(n))[0][1] for n in range(5, 9)] == ["F", "G", "E", "F"]
 
@@ -279,7 +279,7 @@ def test_r14_without_engines_tasks_wait_and_a_new_engine_is_filled_at_once() -> 
 # ---- R15: fair share ------------------------------------------------------------------------------------------------
 
 
-def turns(scenario: Scenario, engine: str, tasks: int) -> str:
+def assignment_order(scenario: Scenario, engine: str, tasks: int) -> str:
     """End the last task `tasks` times; return the first letters of the names of the tasks that go next."""
     order = ""
     running = list(scenario.where.values())[-1].task
@@ -301,7 +301,7 @@ def test_r15_clients_take_turns() -> None:
     queue(scenario, "x", 20)
     queue(scenario, "y", 20)
     scenario.engine("E")
-    assert turns(scenario, "E", 9) == "yxyxyxyxy"
+    assert assignment_order(scenario, "E", 9) == "yxyxyxyxy"
 
 
 def test_r15_shares_by_weight() -> None:
@@ -311,7 +311,7 @@ def test_r15_shares_by_weight() -> None:
     queue(scenario, "x", 20)
     queue(scenario, "y", 20)
     scenario.engine("E")
-    order = turns(scenario, "E", 20)
+    order = assignment_order(scenario, "E", 20)
     assert order == "yyyyx" * 4
 
 
@@ -321,9 +321,9 @@ def test_r15_an_idle_client_gains_no_credit() -> None:
         scenario.client(client)
     queue(scenario, "x", 40)
     scenario.engine("E")
-    assert turns(scenario, "E", 20) == "x" * 20
+    assert assignment_order(scenario, "E", 20) == "x" * 20
     queue(scenario, "y", 10)
-    assert turns(scenario, "E", 8) == "xyxyxyxy"
+    assert assignment_order(scenario, "E", 8) == "xyxyxyxy"
 
 
 def test_r15_a_client_that_becomes_active_alone_starts_at_the_last_virtual_time_sent() -> None:
@@ -332,10 +332,10 @@ def test_r15_a_client_that_becomes_active_alone_starts_at_the_last_virtual_time_
         scenario.client(client)
     scenario.engine("E", hwm=1)
     queue(scenario, "x", 10)
-    assert turns(scenario, "E", 9) == "x" * 9  # x's virtual time is 10 now, its last task was sent at 9
+    assert assignment_order(scenario, "E", 9) == "x" * 9  # x's virtual time is 10 now, its last task was sent at 9
     queue(scenario, "y", 2)
     scenario.submit("x more", client="x")
-    assert turns(scenario, "E", 3) == "yxy"
+    assert assignment_order(scenario, "E", 3) == "yxy"
 
 
 def test_r15_priority_comes_first() -> None:

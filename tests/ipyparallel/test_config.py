@@ -46,8 +46,8 @@ def test_registration_timeout_is_ipcontrollers() -> None:
 
 
 def candidate_ports(config: IppConfig, *channels: tuple[Any, str], former: Any = None) -> list[int]:
-    hub: Any = SimpleNamespace(connections=None)
-    context = ControllerContext(config, hub, Codec(b""), NullRecorder(), former or {})
+    ingress: Any = SimpleNamespace(connections=None)
+    context = ControllerContext(config, ingress, Codec(b""), NullRecorder(), former or {})
     try:
         return [next(context._candidate_ports(side, channel)) for side, channel in channels]
     finally:

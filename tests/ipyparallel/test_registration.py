@@ -115,10 +115,10 @@ def test_idle_client_is_forgotten_and_can_submit_again(raw: RawPeers) -> None:
 
 def test_r22_delivered_results_are_dropped(raw: RawPeers) -> None:
     raw.join()
-    archive = raw.running.running.server.scheduler.completed
+    completed = raw.running.running.server.scheduler.completed
     for _ in range(200):
         raw.run_task()
-    kept = raw.running.call(lambda: sum(ended.result is not None for _, ended in archive.items()))
+    kept = raw.running.call(lambda: sum(ended.result is not None for _, ended in completed.items()))
     assert kept <= 64 + 1
 
 

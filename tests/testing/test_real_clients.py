@@ -82,13 +82,13 @@ class RealClient(FakeClient):
     def on_messages(self, batch: Sequence[Sequence[Frame]]) -> None:
         for frames in batch:
             self.received_messages.append(native.decode_to_client(frames[0]))
-            news = self.session.receive(frames, self._now())
-            for _, dealt in news.ended:
-                end: Any = dealt.record if isinstance(dealt, native.FramedRecord) else dealt
+            update = self.session.receive(frames, self._now())
+            for _, result in update.ended:
+                end: Any = result.record if isinstance(result, native.FramedRecord) else result
                 self.results[end.id] = end
                 self.deliveries.append(end.id)
-            assert not news.lost
-            if news.rejoin:
+            assert not update.lost
+            if update.rejoin:
                 self.reconnect()
                 self.session.opened(self._now())
         self._flush()

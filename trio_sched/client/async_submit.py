@@ -114,7 +114,7 @@ class AsyncSubmitter:
         return AsyncResults(submitted, submitting, chunked=chunksize > 1)
 
     def options(self, **options: Unpack[OptionNames]) -> AsyncSubmitter:
-        """Return a view that submits with these options, in addition to its own. See `OptionNames`.
+        """Return a view that submits with these options, in addition to its own; `OptionNames` lists them.
 
         :raises ValueError: a value is not valid; the message names the option.
         :raises TypeError: there is no option of that name.

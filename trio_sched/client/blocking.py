@@ -144,7 +144,7 @@ class Submitter(Executor):
         return results if chunksize == 1 else _flatten(results)
 
     def options(self, **options: Unpack[OptionNames]) -> Submitter:
-        """Return a view that submits with these options, in addition to its own. See `OptionNames`.
+        """Return a view that submits with these options, in addition to its own; `OptionNames` lists them.
 
         :raises ValueError: a value is not valid; the message names the option.
         :raises TypeError: there is no option of that name.

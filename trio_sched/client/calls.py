@@ -102,7 +102,7 @@ def make_call(
     :returns: the call, without its counter; its frames; the inputs that must be unfinished when it is submitted.
     :raises SubmitError: an argument cannot be pickled or is a future of another client, or the arguments are too large.
     """
-    with payload.collecting_futures() as met:
+    with payload.collecting_futures() as collected:
         try:
             body, buffers = payload.dumps((args, kwargs), INLINE_BYTES)
         except Exception as error:
@@ -117,13 +117,13 @@ def make_call(
                 f"the arguments take {size_bytes:,} bytes, but the scheduler takes messages of at most {max_bytes:,}; "
                 "pass a path, or raise max_message_bytes there"
             )
-    if met:
-        for future in met:
+    if collected:
+        for future in collected:
             if future.session != session_ref.session or future.scheduler != session_ref.scheduler:
                 raise _foreign_future_error(args, kwargs, future, session_ref)
-        options = replace(options or _NO_OPTIONS, inputs=[future.number for future in met])
+        options = replace(options or _NO_OPTIONS, inputs=[future.number for future in collected])
     call = Call(0, fn=function.digest, body=body, frames=len(frames), options=options)
-    return call, frames, [future for future in met if future.succeeded or not future.ended] if met else []
+    return call, frames, [future for future in collected if future.succeeded or not future.ended] if collected else []
 
 
 def to_immutable(buffer: Frame) -> Frame:
@@ -140,9 +140,9 @@ def _foreign_future_error(
     """Make the error that names the argument with a future of another session."""
     argument = "an argument"
     for name, value in _named_arguments(args, kwargs):
-        with payload.collecting_futures() as met:
+        with payload.collecting_futures() as collected:
             payload.dumps(value)
-        if future in met:
+        if future in collected:
             argument = name
             break
     owner = "another client" if future.scheduler == session_ref.scheduler else "a client of another scheduler"

@@ -50,7 +50,7 @@ class Function:
 
 
 #: (a look-up, the object that it found when the function was pickled).
-Watch = tuple[Callable[[], Any], Any]
+WatchedValue = tuple[Callable[[], Any], Any]
 
 
 class FunctionRegistry:
@@ -61,9 +61,9 @@ class FunctionRegistry:
 
     def __init__(self) -> None:
         self.by_digest: dict[bytes, Function] = {}
-        #: FunctionRegistry that may have become unneeded, for `drop_unneeded` to check.
+        #: Functions that may have become unneeded, for `drop_unneeded` to check.
         self.unneeded: deque[Function] = deque()
-        self._by_object: dict[int, tuple[Callable[[], Any], Function, list[Watch]]] = {}
+        self._by_object: dict[int, tuple[Callable[[], Any], Function, list[WatchedValue]]] = {}
         self._lock = threading.Lock()
         #: (key, reference) of collected function objects. The garbage collector appends to it at any time and in any
         #: thread, so that it must not need a lock.
@@ -132,7 +132,7 @@ class FunctionRegistry:
                 dropped.append(record.digest)
         return dropped
 
-    def _remember(self, function: Callable[..., Any], record: Function, watches: list[Watch]) -> None:
+    def _remember(self, function: Callable[..., Any], record: Function, watches: list[WatchedValue]) -> None:
         key, collected = id(function), self._collected
         reference: Callable[[], Any]
         try:
@@ -152,13 +152,13 @@ class FunctionRegistry:
 # ---- watches --------------------------------------------------------------------------------------------------------
 
 
-def _watches(function: Callable[..., Any]) -> list[Watch] | None:
+def _watches(function: Callable[..., Any]) -> list[WatchedValue] | None:
     """Return what to check before the bytes are used again; None: the function must be pickled each time."""
-    watches: list[Watch] = []
+    watches: list[WatchedValue] = []
     return watches if _watch(function, watches, set()) else None
 
 
-def _watch(value: Any, watches: list[Watch], seen: set[int]) -> bool:
+def _watch(value: Any, watches: list[WatchedValue], seen: set[int]) -> bool:
     """Add watches for `value`; return whether it cannot change while they hold."""
     if isinstance(value, _ATOMS) or id(value) in seen:
         return True
@@ -192,7 +192,7 @@ def _importable(value: Any) -> bool:
     return found is value
 
 
-def _watch_function(function: types.FunctionType, watches: list[Watch], seen: set[int]) -> bool:
+def _watch_function(function: types.FunctionType, watches: list[WatchedValue], seen: set[int]) -> bool:
     if function.__kwdefaults__ or function.__dict__:
         return False  # rare: dictionaries, which change in place
     mine = weakref.ref(function)
@@ -208,7 +208,7 @@ def _watch_function(function: types.FunctionType, watches: list[Watch], seen: se
     return _watch(function.__defaults__, watches, seen)
 
 
-def _watch_place(look: Callable[[], Any], found: Any, watches: list[Watch], seen: set[int]) -> bool:
+def _watch_place(look: Callable[[], Any], found: Any, watches: list[WatchedValue], seen: set[int]) -> bool:
     """Watch one place, without a strong reference to a function or class found there (it may be the watched one)."""
     if isinstance(found, (types.FunctionType, type)):
         reference = weakref.ref(found)
@@ -218,7 +218,7 @@ def _watch_place(look: Callable[[], Any], found: Any, watches: list[Watch], seen
     return found is _MISSING or _watch(found, watches, seen)
 
 
-def _watch_class(cls: type, watches: list[Watch], seen: set[int]) -> bool:
+def _watch_class(cls: type, watches: list[WatchedValue], seen: set[int]) -> bool:
     mine = weakref.ref(cls)
     size = len(vars(cls))
     watches.append((lambda: len(getattr(mine(), "__dict__", ())) == size, True))

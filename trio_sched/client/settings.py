@@ -97,7 +97,7 @@ class ClientSettings:
             name=self.name,
             weight=float(self.weight),
             cwd=cwd if _is_sendable(cwd) and len(cwd) <= LENGTHS["cwd"] else "",
-            path=_cut_path([place for entry in sys.path if _is_sendable(place := entry or cwd)]),
+            path=_cut_path([path for entry in sys.path if _is_sendable(path := entry or cwd)]),
             cancel_on_leave=bool(self.cancel_on_leave),
         )
 

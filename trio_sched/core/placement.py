@@ -96,16 +96,16 @@ class RandomIndex:
 
     def update(self, engine: Engine, available: bool) -> None:
         """Add or remove the engine, and take in its load and time of use."""
-        place = self._index.get(engine.id)
-        if available and place is None:
+        position = self._index.get(engine.id)
+        if available and position is None:
             self._index[engine.id] = len(self._engines)
             self._engines.append(engine)
-        elif not available and place is not None:
+        elif not available and position is not None:
             del self._index[engine.id]
             last = self._engines.pop()
             if last is not engine:
-                self._engines[place] = last
-                self._index[last.id] = place
+                self._engines[position] = last
+                self._index[last.id] = position
 
     def has_candidate(self, excluded: frozenset[EngineId]) -> bool:
         """Whether an engine is not excluded."""
@@ -165,11 +165,11 @@ class Weighted:
 
     def update(self, engine: Engine, available: bool) -> None:
         """Add or remove the engine, and take in its load and time of use."""
-        place = self._index.get(engine.id)
-        if place is not None:
-            if available and place[0] == engine.load:
+        position = self._index.get(engine.id)
+        if position is not None:
+            if available and position[0] == engine.load:
                 return
-            self._remove(engine, *place)
+            self._remove(engine, *position)
         if available:
             bucket = self._buckets.setdefault(engine.load, [])
             self._index[engine.id] = (engine.load, len(bucket))
@@ -246,9 +246,9 @@ class RoundRobin:
     def pick(self, excluded: frozenset[EngineId]) -> Engine | None:
         """The next engine in turn."""
         numbers = self._numbers
-        place = bisect_right(numbers, self._last)
+        position = bisect_right(numbers, self._last)
         for step in range(len(numbers)):
-            engine = self._engines[numbers[(place + step) % len(numbers)]]
+            engine = self._engines[numbers[(position + step) % len(numbers)]]
             if engine.id not in excluded:
                 self._last = engine.number
                 return engine

@@ -293,13 +293,13 @@ def _restore(
 def _apply_effects(scheduler: Scheduler, outcomes: dict[TaskId, tuple[Outcome, EngineId | None]], now: float) -> None:
     """Adjust the records to the effects: which tasks have ended, and which are on an engine."""
     effects, tasks, completed = scheduler._effects, scheduler.tasks, scheduler.completed
-    ends = [effect for effect in effects if isinstance(effect, DeliverResult)]
-    for effect in {end.task: end for end in ends}.values():
+    deliveries = [effect for effect in effects if isinstance(effect, DeliverResult)]
+    for effect in {end.task: end for end in deliveries}.values():
         task = tasks.pop(effect.task, None)
         if task is None:
             continue
         outcomes[task.id] = (effect.outcome, effect.engine)
-        effects += [effect] * (task.submissions - sum(1 for end in ends if end.task == task.id))
+        effects += [effect] * (task.submissions - sum(1 for end in deliveries if end.task == task.id))
         task.state, task.engine = ENDED, None
         if task.id not in completed:
             completed.add(

@@ -21,7 +21,7 @@ from trio_sched.core.records import NO_ENGINES, Engine, PlacementPolicy, ReadyQu
 #: The number of classes from which empty ones without targets are discarded, too.
 _MAX_IDLE_CLASSES = 256
 
-Resources = tuple[tuple[str, float], ...]
+RequiredAmounts = tuple[tuple[str, float], ...]
 
 
 class RequestClasses:
@@ -31,7 +31,7 @@ class RequestClasses:
 
     def __init__(self, make_policy: Callable[[], PlacementPolicy]) -> None:
         self._make_policy = make_policy
-        self._by_key: dict[tuple[frozenset[EngineId] | None, Resources, str], RequestClass] = {}
+        self._by_key: dict[tuple[frozenset[EngineId] | None, RequiredAmounts, str], RequestClass] = {}
         self._by_target: dict[EngineId, dict[RequestClass, None]] = {}
         #: All registered engines.
         self.engines: dict[EngineId, Engine] = {}
@@ -47,7 +47,7 @@ class RequestClasses:
     def __iter__(self) -> Iterator[RequestClass]:
         return iter(self._by_key.values())
 
-    def find(self, targets: frozenset[EngineId] | None, resources: Resources, kind: str = "") -> RequestClass:
+    def find(self, targets: frozenset[EngineId] | None, resources: RequiredAmounts, kind: str = "") -> RequestClass:
         """The class with these requirements; it is made if it does not exist."""
         request_class = self._by_key.get((targets, resources, kind))
         if request_class is None:

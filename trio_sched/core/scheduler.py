@@ -566,12 +566,12 @@ class Scheduler:
     def _enqueue_runnable(self, task: Task, now: float) -> None:
         """Queue a task whose dependencies are met; it may wait for its backoff, or for further tasks to follow."""
         spec = task.spec
-        place = spec.targets if spec.follow is None else self._allowed_engines(task)
-        if place is None and not spec.resources and not spec.kind:
+        targets = spec.targets if spec.follow is None else self._allowed_engines(task)
+        if targets is None and not spec.resources and not spec.kind:
             request_class = self.request_classes.unconstrained
         else:
-            request_class = self.request_classes.find(place, spec.resources, spec.kind)
-        if place is not None and request_class.is_unsatisfiable(task.excluded):
+            request_class = self.request_classes.find(targets, spec.resources, spec.kind)
+        if targets is not None and request_class.is_unsatisfiable(task.excluded):
             self.request_classes.discard_if_empty(request_class)
             if task.pending is not None and task.pending.follow:
                 self._make_waiting(task, now)
@@ -779,8 +779,10 @@ class Scheduler:
         self._end_task(task, now, "unreachable", error="ImpossibleDependency", reason=reason)
 
     def _end_without_target(self, task: Task, now: float) -> None:
-        place = format_list(sorted(map(str, self._allowed_engines(task) or ())))
-        self._end_impossible(task, now, f"none of the engines that the task may run on is left (of {place or 'none'})")
+        engines = format_list(sorted(map(str, self._allowed_engines(task) or ())))
+        self._end_impossible(
+            task, now, f"none of the engines that the task may run on is left (of {engines or 'none'})"
+        )
 
     # ---- retries, lost engines, cancellation ------------------------------------------------------------------------
 

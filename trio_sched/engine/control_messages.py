@@ -23,7 +23,7 @@ class StartWorker(Struct, tag="start", omit_defaults=True):
     hwm: int | None = None
     resources: dict[str, float] = {}
     #: Path of the `WorkerStatus` file; "": none.
-    board: str = ""
+    status_path: str = ""
     #: Path of the file for faulthandler's output; "": standard error.
     faults: str = ""
     #: Whether the worker has a nanny: the worker waits for `NannyJoined` before it sends its hello.

@@ -69,12 +69,12 @@ def _describe_signal(number: int, info: ExitInfo) -> str:
 
 
 def _describe_sigkill(info: ExitInfo) -> str:
-    cgroup, machine = info.oom_kills
+    cgroup, host = info.oom_kills
     size = f"; it used {info.rss_bytes / 2**20:,.0f} MiB when last measured" if info.rss_bytes else ""
     if cgroup:
         return f"out of memory: killed by the kernel, which counted {cgroup} such kill(s) in this container{size}"
-    if machine:
-        return f"probably out of memory: killed when the kernel counted {machine} out-of-memory kill(s){size}"
+    if host:
+        return f"probably out of memory: killed when the kernel counted {host} out-of-memory kill(s){size}"
     if info.memory_used >= _NEARLY_FULL:
         return f"probably out of memory: killed with {info.memory_used:.0%} of the memory in use{size}"
     return f"killed by signal SIGKILL (by another process, or out of memory without a trace){size}"

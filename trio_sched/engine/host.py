@@ -20,10 +20,10 @@ def memory_used() -> float:
     """The share of memory in use, of the machine or of this cgroup, whichever is larger."""
     import psutil
 
-    machine = float(psutil.virtual_memory().percent) / 100
+    host = float(psutil.virtual_memory().percent) / 100
     limit = _number(_cgroup_file("memory.max", "memory.limit_in_bytes"))
     used = _number(_cgroup_file("memory.current", "memory.usage_in_bytes"))
-    return max(machine, used / limit if limit else 0.0)
+    return max(host, used / limit if limit else 0.0)
 
 
 def rss_bytes(pid: int) -> int:

@@ -42,7 +42,7 @@ from trio_sched.wire import payload, source_stamps
 from trio_sched.wire.ids import session_of
 from trio_sched.wire.native import Call, ClientEnvironment, Frame, TaskResult, Value
 
-Function = Callable[..., Any]
+LoadedFunction = Callable[..., Any]
 _fchdir, _set_umask = os.fchdir, os.umask
 
 
@@ -61,10 +61,10 @@ class CallRunner:
         self._limit_bytes = 0
         #: Whether this process was forked by a task: it has no loop to return to.
         self._forked = False
-        self._functions: dict[bytes, Function] = {}
+        self._functions: dict[bytes, LoadedFunction] = {}
         #: Functions that no task has needed yet, by digest.
         self._pickled: dict[bytes, bytes] = {}
-        self._by_name: dict[str, Function] = {}
+        self._by_name: dict[str, LoadedFunction] = {}
         #: The generation of the modules in which `_by_name` was filled.
         self._sources = source_stamps.generation()
         #: By client session.
@@ -158,7 +158,7 @@ class CallRunner:
     def _describe_engine(self) -> str:
         return f"engine {self._engine} at {host_name()} ({sys.executable}, Python {sys.version.split()[0]})"
 
-    def _find_function(self, call: Call) -> Function:
+    def _find_function(self, call: Call) -> LoadedFunction:
         if call.call:
             if self._sources != source_stamps.generation():
                 self._by_name.clear()
@@ -167,7 +167,7 @@ class CallRunner:
         with self._loading:
             return self._functions.get(call.fn) or self._load(call)
 
-    def _load(self, call: Call) -> Function:
+    def _load(self, call: Call) -> LoadedFunction:
         pickled = self._pickled.get(call.fn)
         if pickled is None:
             raise LookupError(f"the scheduler did not send the function with digest {call.fn.hex()!r}")
@@ -176,7 +176,7 @@ class CallRunner:
         del self._pickled[call.fn]
         return function
 
-    def _load_by_name(self, name: str) -> Function:
+    def _load_by_name(self, name: str) -> LoadedFunction:
         module, colon, path = name.partition(":")
         if not (module and colon and path):
             raise ValueError(f'{name!r} is not of the form "module:name"')
@@ -217,10 +217,10 @@ class CallRunner:
         return runner.run(_run_alone(coroutine))
 
 
-def _check_callable(found: Any, what: str) -> Function:
+def _check_callable(found: Any, what: str) -> LoadedFunction:
     if not callable(found):
         raise TypeError(f"{what} is a {type(found).__qualname__}, which is not callable")
-    function: Function = found
+    function: LoadedFunction = found
     return function
 
 

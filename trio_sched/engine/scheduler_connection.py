@@ -308,14 +308,14 @@ class SchedulerConnection:
 
     def _read_posted(self) -> bool:
         """Handle the posted control messages; returns whether the scheduler has moved."""
-        moved = False
+        has_moved = False
         while self._posted:
             message = self._posted.popleft()
             if isinstance(message, SchedulerMoved):
-                self._connection_info, moved = message.connection, True
+                self._connection_info, has_moved = message.connection, True
             else:
                 self._nanny_joined = message
-        return moved
+        return has_moved
 
     @property
     def _nanny_sends_heartbeats(self) -> bool:

@@ -59,7 +59,7 @@ def run(start: StartWorker, lines: Iterator[bytes]) -> None:
     """
     faults = _enable_faulthandler(start.faults)
     _set_environment(start)
-    status = WorkerStatus(Path(start.board) if start.board else None, start.slots)
+    status = WorkerStatus(Path(start.status_path) if start.status_path else None, start.slots)
     runner = CallRunner()
     connection = SchedulerConnection(start, runner, status, BlockingDealer)
     capture = Capture(start.slots)

@@ -67,10 +67,10 @@ class WorkerSupervisor:
     def __init__(self, start: StartWorker, directory: Path, index: int, on_exit: Callable[[WorkerExit], None]) -> None:
         """Make the status file in `directory`. `index` numbers the nanny's workers."""
         self._faults = directory / f"{index}.faults"
-        status_path = directory / f"{index}.board"
+        status_path = directory / f"{index}.status"
         self.status = WorkerStatus(status_path, start.slots, create=True)
         self._start = msgspec.structs.replace(
-            start, name=f"{start.name}.{index}", board=str(status_path), faults=str(self._faults), nanny=True
+            start, name=f"{start.name}.{index}", status_path=str(status_path), faults=str(self._faults), nanny=True
         )
         self._on_exit = on_exit
         self._nanny_joined: NannyJoined | None = None

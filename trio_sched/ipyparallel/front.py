@@ -29,7 +29,7 @@ from trio_sched.transport.curve import new_keys
 from trio_sched.wire.jupyter import Codec
 
 log = get_logger(__name__)
-Task: TypeAlias = Callable[[], Awaitable[Any]]
+AsyncFunction: TypeAlias = Callable[[], Awaitable[Any]]
 
 
 class IpyparallelFront:
@@ -72,7 +72,7 @@ class IpyparallelFront:
         _log_exposure(config)
         return ControllerContext(config, ingress, Codec(key.encode(), config.signature_scheme), recorder, former)
 
-    def _build(self, context: ControllerContext) -> Sequence[Task]:
+    def _build(self, context: ControllerContext) -> Sequence[AsyncFunction]:
         """Bind the sockets, and make the parts, each with the parts that it calls. Returns the tasks to run.
 
         The order of the sockets is fixed, so that ports of a pool are assigned in the same way in each run.

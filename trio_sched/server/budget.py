@@ -177,11 +177,11 @@ class ByteBudget:
     def credit_of(self, client: ClientSession) -> int:
         """Return how many bytes the client may have under way beyond the accepted submissions."""
         window = self._window_bytes
-        room = self._limit() - held_for(client)
+        free = self._limit() - held_for(client)
         if client.paused:
-            room += window  # an acknowledgement may wait until a call that needs the result is accepted
+            free += window  # an acknowledgement may wait until a call that needs the result is accepted
         fair = max(self.free_bytes() // (1 + self._shares()), self._minimum())
-        credit = max(0, min(window, room, fair))
+        credit = max(0, min(window, free, fair))
         if not credit and not client.unfinished and client.received == client.accepted:
             return 1  # one call, whatever its size
         return credit
@@ -197,10 +197,10 @@ class ByteBudget:
 
     def worth_telling(self, client: ClientSession, credit: int) -> bool:
         """Return whether the client is to be told that its credit has changed."""
-        told = client.credit_bytes
-        if not credit or not told:
-            return credit != told
-        return abs(credit - told) * CREDIT_STEPS >= max(credit, told)
+        known = client.credit_bytes
+        if not credit or not known:
+            return credit != known
+        return abs(credit - known) * CREDIT_STEPS >= max(credit, known)
 
     def promise(self, client: ClientSession) -> None:
         """Note that the client is told what was accepted: the credit that it was told last counts from there."""

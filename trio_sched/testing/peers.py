@@ -121,7 +121,7 @@ class FakePeer:
         """Receive messages and send heartbeats until cancelled; then close the connection."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._beat)
+                nursery.start_soon(self._send_heartbeats)
                 task_status.started()
                 await self._listen()
                 nursery.cancel_scope.cancel()
@@ -139,7 +139,7 @@ class FakePeer:
                     return
             self._arrived.set()
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             await trio.sleep(self.welcome.heartbeat_s)
             if self.sends_heartbeats and self.number and not self.closed.is_set():

@@ -298,12 +298,12 @@ class Simulator:
     def _require_ends(self) -> None:
         """Check that each accepted submission has exactly one result, and that the result is its own."""
         for client in self.clients:
-            ends = Counter(client.deliveries)
+            delivered = Counter(client.deliveries)
             refused = Counter(message.id for message in client.received_messages if isinstance(message, native.Refused))
             for call in client.sent:
                 task = client.task_id(call.id)
-                if ends[task] + bool(refused[task]) != 1:
-                    raise InvariantError(f"task {task} has {ends[task]} ends and {refused[task]} refusals")
+                if delivered[task] + bool(refused[task]) != 1:
+                    raise InvariantError(f"task {task} has {delivered[task]} ends and {refused[task]} refusals")
                 end = client.results.get(task)
                 if end is not None and end.outcome == "ok" and end.body != call.body:
                     raise InvariantError(f"task {task} got {end.body!r}, not {call.body!r}")

@@ -84,8 +84,8 @@ def require_safe_path(path: Path) -> None:
     :raises ConfigError: another user can; the message names the directory or link, and the remedy.
     """
     try:
-        for place, found in _lookup_steps(path):
-            if weakness := _weakness(place, found):
+        for entry, found in _lookup_steps(path):
+            if weakness := _weakness(entry, found):
                 raise ConfigError(f"the directory {path} cannot be used: {weakness}")
     except OSError as error:
         raise ConfigError(f"cannot use the directory {path}: {error}") from error
@@ -106,39 +106,39 @@ def _lookup_steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
         if part == os.pardir:
             here = here.parent
             continue
-        place = here / part
+        entry = here / part
         try:
-            found = os.lstat(place)
+            found = os.lstat(entry)
         except FileNotFoundError:
             return
         if stat.S_ISLNK(found.st_mode):
             links += 1
             if links > _MAX_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place))
-            yield place, found
-            target = Path(os.readlink(place))
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(entry))
+            yield entry, found
+            target = Path(os.readlink(entry))
             if target.is_absolute():
                 here = Path(target.anchor)
             parts += reversed(target.parts[1:] if target.is_absolute() else target.parts)
         elif parts:
-            yield place, found
-            here = place
+            yield entry, found
+            here = entry
 
 
-def _weakness(place: Path, found: os.stat_result) -> str:
+def _weakness(entry: Path, found: os.stat_result) -> str:
     """Return why another user could replace an entry of a directory, or a link, and the remedy; "": no one can."""
     this_user = os.geteuid()
     if found.st_uid not in (this_user, _ROOT) and not (
-        place in _SYSTEM_DIRECTORIES and found.st_uid == _unmapped_user()
+        entry in _SYSTEM_DIRECTORIES and found.st_uid == _unmapped_user()
     ):
         return (
-            f"{place} is part of its path and belongs to user {found.st_uid}, not to user {this_user} or root, so that "
+            f"{entry} is part of its path and belongs to user {found.st_uid}, not to user {this_user} or root, so that "
             "user can replace it; set TRIO_SCHED_RUNTIME_DIR to a directory inside a directory of yours"
         )
     if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX:
         return ""
-    owner = f"{place} (of user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o})"
-    advice = f"of {place}, or set TRIO_SCHED_RUNTIME_DIR to another directory"
+    owner = f"{entry} (of user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o})"
+    advice = f"of {entry}, or set TRIO_SCHED_RUNTIME_DIR to another directory"
     if found.st_mode & stat.S_IWOTH:
         return f"it is in {owner}, where every user can rename it (no sticky bit); chmod o-w or +t {advice}"
     if found.st_mode & stat.S_IWGRP and not (found.st_uid == this_user and _is_private_group(found.st_gid)):

@@ -98,7 +98,7 @@ class WebSocketLimits(Struct, frozen=True):
 
 
 CheckHandshake: TypeAlias = Callable[[Handshake], HandshakeRefusal | None]
-Handle: TypeAlias = "Callable[[WebSocketPeer], Awaitable[None]]"
+PeerHandler: TypeAlias = "Callable[[WebSocketPeer], Awaitable[None]]"
 
 
 # ---- listening ------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ async def serve(
     listeners: list[Listener],
     limits: WebSocketLimits,
     check: CheckHandshake,
-    handle: Handle,
+    handle: PeerHandler,
     note: Note,
     *,
     connections: ConnectionLimits | None = None,
@@ -185,7 +185,7 @@ class _Server:
         self,
         limits: WebSocketLimits,
         check: CheckHandshake,
-        handle: Handle,
+        handle: PeerHandler,
         note: Note,
         connections: ConnectionLimits | None,
     ) -> None:
@@ -416,7 +416,7 @@ class WebSocketPeer:
             self._note("no_handshake", why=_no_handshake(self._limits))
         return self._connection is not None
 
-    async def run(self, handle: Handle) -> None:
+    async def run(self, handle: PeerHandler) -> None:
         """Run the handler, send queued messages and ping, until the connection is closed."""
         connection = self._accepted_connection()
         async with trio.open_nursery() as nursery:
@@ -504,7 +504,7 @@ class WebSocketPeer:
 
     # ---- tasks ------------------------------------------------------------------------------------------------------
 
-    async def _run_handler(self, handle: Handle) -> None:
+    async def _run_handler(self, handle: PeerHandler) -> None:
         try:
             await handle(self)
         finally:

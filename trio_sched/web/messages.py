@@ -135,19 +135,19 @@ def encode(message: Message, frames: Sequence[Frame], *, binary: bool) -> Data:
     return native.encode(message) if binary else _json.encode(message).decode()
 
 
-def _embed_frames(ends: list[TaskResult], frames: Sequence[Frame], binary: bool) -> list[TaskResult]:
+def _embed_frames(results: list[TaskResult], frames: Sequence[Frame], binary: bool) -> list[TaskResult]:
     """Return the results with their frames inside. Changed ones are copies, because the originals may be sent again."""
     inside: list[TaskResult] = []
     at = 0
-    for end in ends:
-        if end.frames:
-            own = [bytes(frame) for frame in frames[at : at + end.frames]]
-            at += end.frames
-            body = end.body or own.pop(0)
-            end = replace(end, body=body, frames=len(own), attached=own or None)
-        if not binary and end.codec == "msgpack" and end.outcome == "ok":
-            end = _with_value(end)
-        inside.append(end)
+    for result in results:
+        if result.frames:
+            own = [bytes(frame) for frame in frames[at : at + result.frames]]
+            at += result.frames
+            body = result.body or own.pop(0)
+            result = replace(result, body=body, frames=len(own), attached=own or None)
+        if not binary and result.codec == "msgpack" and result.outcome == "ok":
+            result = _with_value(result)
+        inside.append(result)
     return inside
 
 
