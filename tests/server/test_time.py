@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
+from tests.server.stepped_server import SteppedServer
+from trio_sched.core.events import TimePassed
 from trio_sched.testing import open_harness, run_virtual
 from trio_sched.wire import native
 
@@ -92,6 +94,25 @@ def test_r20_an_engine_that_returns_after_the_grace_period_gets_another_id() -> 
             assert (await client.result_of(task)).body == b"second"
 
     run_virtual(main)
+
+
+def test_r20_a_hello_in_the_turn_in_which_the_grace_period_ends_begins_a_new_session() -> None:
+    by_hand = SteppedServer(grace_s=5.0)
+    engine = by_hand.engine()
+    number = engine.number
+    connection = by_hand.server.sessions.engines[number].connection
+    assert connection is not None
+    by_hand.server.ingress.connection_lost(connection, "it was cut")
+    by_hand.step()
+    engine.reconnect()
+    by_hand.now = 5.0
+    by_hand.server.inbox.add_notifications([TimePassed()])
+    engine.send(engine.hello())
+    by_hand.work(engine)
+    [welcome] = engine.take_unread(native.Welcome)[-1:]
+    assert (welcome.resumed, welcome.session) == (False, number + 1)
+    assert list(by_hand.server.sessions.engines) == list(by_hand.server.scheduler.engines) == [number + 1]
+    assert by_hand.server.scheduler.counters == {}
 
 
 def test_r20_lost_assignments_are_sent_again_when_the_engine_returns() -> None:

@@ -239,7 +239,7 @@ class Outbox:
     def _forget_engine(self, effect: ForgetEngine) -> None:
         engine = self._sessions.engines.get(effect.engine)
         if engine is not None:
-            log.warning("engine did not return", number=engine.number, name=engine.name, host=engine.host)
+            log.warning("engine forgotten after a failure", number=engine.number, name=engine.name, host=engine.host)
             self._drop(engine)
             self._engines_changed = True
         else:

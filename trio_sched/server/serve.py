@@ -159,7 +159,7 @@ class Server:
         )
         engines = EngineMessages(guarded, self.outbox)
         manager = SessionManager(
-            config, self.ingress, guarded.handle, self.scheduler, self.sessions, self.outbox, self.budget,
+            config, self.ingress, guarded.handle, self.sessions, self.outbox, self.budget,
             clients, engines, {"client": intake, "engine": results, "nanny": notifications}, self.shutdown,
         )  # fmt: skip
         audit = SessionAudit(config, self.ingress, self.sessions, manager, self.outbox, self.budget, now)
@@ -218,7 +218,7 @@ class Running:
         #: The addresses of the fronts by name, such as "native" and "websocket".
         self.addresses = dict(addresses)
 
-    def stop(self, reason: str = "it was told to stop") -> None:
+    def stop(self, reason: str = "the program requested a stop") -> None:
         """Shut down (R29); `serve` returns when that is done. May be called only in the thread of the event loop."""
         self.server.ingress.stop(reason)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, TypeAlias
 
-from trio_sched.core.effects import Refuse
+from trio_sched.core.effects import ForgetEngine, Refuse
 from trio_sched.core.events import (
     ClientJoined,
     ClientLeft,
@@ -23,8 +23,8 @@ from trio_sched.core.events import (
     EngineLost,
     EngineReturned,
     ResultsReceived,
+    TimePassed,
 )
-from trio_sched.core.scheduler import Scheduler
 from trio_sched.errors import WireError
 from trio_sched.logs import get_logger
 from trio_sched.server.budget import ByteBudget
@@ -86,7 +86,6 @@ class SessionManager:
         config: Config,
         ingress: Ingress,
         core: Handler,
-        scheduler: Scheduler,
         sessions: Sessions,
         outbox: Outbox,
         budget: ByteBudget,
@@ -98,7 +97,6 @@ class SessionManager:
         self._config = config
         self._ingress = ingress
         self._core = core
-        self._scheduler = scheduler
         self._sessions = sessions
         self._outbox = outbox
         self._budget = budget
@@ -127,6 +125,7 @@ class SessionManager:
             SubmissionRejected: self._submission_rejected,
             EnginesExpected: self._engines_expected,
             StopRequested: self._stop_requested,
+            TimePassed: self._time_passed,
         }
 
     def failed(self, event: Any, error: Exception) -> list[Effect]:
@@ -209,11 +208,9 @@ class SessionManager:
         if connection.role not in (None, hello.role):
             why = f"this connection is that of a {connection.role}; open another one as a {hello.role}"
             return self._decline(connection, "unexpected", why)
-        found = session = self._sessions.find(hello)
-        if isinstance(session, EngineSession) and session.number not in self._scheduler.engines:
-            session = None  # its grace period ended: a ForgetEngine is among the effects of this turn
+        session = self._sessions.find(hello)
         if session is None:
-            return self._join(event, found, now)
+            return self._join(event, now)
         self._sessions.bind(session, connection, event.received_at)
         effects = [SendWelcome(session, connection, True, hello.received), *self._resume(session, hello, now)]
         if self._shutdown.closing is not None:
@@ -224,10 +221,10 @@ class SessionManager:
         self._ingress.note(kind, why=why)
         return [SendError(connection, kind, why)]
 
-    def _join(self, event: HelloReceived, found: Session | None, now: float) -> list[Effect]:
+    def _join(self, event: HelloReceived, now: float) -> list[Effect]:
         """Open a session for a peer without one, if there is room or room can be made."""
         connection, hello = event.connection, event.hello
-        if found is None and self._shutdown.closing is not None:  # others may come back for results, or with them
+        if self._shutdown.closing is not None:  # others may come back for results, or with them
             return self._decline(connection, "closing", "the scheduler is shutting down")
         effects: list[Effect] = []
         if hello.role == "client":
@@ -241,7 +238,7 @@ class SessionManager:
                     why = f"there are {count} clients already; {name} is {limit}"
                     return self._decline(connection, "too_many", why)
                 effects += self.close(idle, "it gave way to a newcomer", now)
-        elif found is None and self._sessions.of(connection) is None:
+        elif self._sessions.of(connection) is None:
             count, limit = max(len(self._sessions.engines), len(self._sessions.nannies)), self._config.max_engines
             if count >= limit:
                 why = f"there are {count} of your kind already; max_engines is {limit}"
@@ -328,6 +325,17 @@ class SessionManager:
             self._sessions.set_lost(session, True)
             return [SendEngineCount(), *self._core(EngineLost(session.number, reason), now)]
         return []
+
+    def _time_passed(self, event: TimePassed, now: float) -> list[Effect]:
+        """End the sessions of engines whose grace period is over: a Hello later in this turn does not resume them."""
+        effects = self._core(event, now)
+        removed = [self._sessions.engines.get(effect.engine) for effect in effects if isinstance(effect, ForgetEngine)]
+        for engine in removed:
+            if engine is not None:
+                log.warning("engine did not return", number=engine.number, name=engine.name, host=engine.host)
+                self._sessions.remove(engine, now)
+                effects.append(SendEngineCount())
+        return effects
 
     def _session_closed(self, session: Session, event: SessionClosed, now: float) -> list[Effect]:
         cancel = event.cancel or (isinstance(session, ClientSession) and session.cancel_on_leave)
