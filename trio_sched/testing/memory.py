@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import TypeAlias
 
 import trio
 
 from trio_sched.errors import AddressInUseError, ConfigError
 from trio_sched.transport.curve import ServerKeys
+from trio_sched.wire.native import Frame
 
-Frame: TypeAlias = bytes | bytearray | memoryview
 RECEIVE_LIMIT = 256
 
 
