@@ -56,7 +56,7 @@ class VersionMismatch(TrioSchedError):
 
 
 class SchedulerClosed(TrioSchedError):
-    """The scheduler shut down, or another one took its place, which does not know this session."""
+    """The scheduler shut down, or was replaced by another one, which has no record of this session."""
 
 
 class InvariantError(TrioSchedError, AssertionError):

@@ -1,13 +1,13 @@
-"""Pickled functions and their digests: when the remembered bytes of a function are valid, and when it is pickled again.
+"""Pickled functions and their digests: when the kept bytes of a function are valid, and when it is pickled again.
 
 A function is sent once per session and named by its digest afterwards, so `submit` needs the digest of the function *as
 it is now*. Pickling costs 5 us for a function that can be imported, and hundreds for one that cannot: its code, its
-closure and the globals that it names are pickled with it. So the registry remembers the bytes of each function object,
+closure and the globals that it names are pickled with it. So the registry keeps the bytes of each function object,
 with a list of *watches*: each cell, global, default and attribute whose content is in the bytes, with the object found
 there; and the stamps of the modules that the function needs (`wire.source_stamps`), none of which may have been loaded
 again. The bytes stay valid while every watch finds the same object, and these objects cannot change inside (numbers,
 strings, modules, importable objects, other watched functions). A function that captures any other object, for example a
-list or an array, is pickled at each submit, and the digest tells whether it has changed.
+list or an array, is pickled at each submit, and a changed function has another digest.
 
 A function that was garbage collected, and has no unfinished task, is dropped in this process and on the engines.
 """

@@ -1,7 +1,7 @@
 """Discovery of the next scheduler after a restart, for clients with `reconnect="same-name"`.
 
-A restarted scheduler is another instance: it has new secrets, perhaps another address, and knows no task of the former
-instance. It is looked up under the same name or path.
+A restarted scheduler is another instance: it has new secrets, may have another address, and has no record of the
+tasks of the former instance. The new instance is looked up under the same name or path.
 """
 
 from __future__ import annotations

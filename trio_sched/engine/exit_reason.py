@@ -31,7 +31,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class ExitInfo:
-    """What the nanny knows about the exit of a worker process."""
+    """Observations of the nanny about the exit of a worker process."""
 
     #: As in `subprocess.Popen.returncode`: negative for a signal.
     returncode: int

@@ -38,7 +38,7 @@ NANNY_TIMEOUT_S = 2.0
 
 
 def main() -> None:
-    """Run a worker until it is told to end."""
+    """Run a worker until it receives a request to end."""
     lines: Iterator[bytes] = iter(())
     if len(sys.argv) > 1:
         connection_info = read_connection_file(sys.argv[1])

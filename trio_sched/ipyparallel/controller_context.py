@@ -1,6 +1,6 @@
 """The context that the parts of this front share: settings, codec, sockets and their ports, engines, recorder.
 
-It does not know the parts: front.py makes them and passes each what it needs.
+The context does not refer to the parts: front.py makes them, and passes each part the others that it calls.
 """
 
 from __future__ import annotations

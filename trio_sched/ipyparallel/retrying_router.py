@@ -19,7 +19,7 @@ RETRY_S = (0.002, 0.1)
 
 
 class RetryingRouter:
-    """A ROUTER socket, bound with `mandatory`, so that its `send` tells whether the peer is connected."""
+    """A ROUTER socket, bound with `mandatory`, so that `send` returns whether the peer is connected."""
 
     def __init__(self, socket: ZmqSocket, is_registered: Callable[[str], bool]) -> None:
         self._socket = socket

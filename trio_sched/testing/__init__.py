@@ -10,7 +10,7 @@
     run_virtual(test)        # takes milliseconds of real time
 
 * `memory`: an in-memory transport with the interface of `ZmqSocket`, whose connections can be broken.
-* `peers`: clients, engines and nannies that do what a test tells them, over that transport or a real socket.
+* `peers`: clients, engines and nannies that a test controls, over that transport or a real socket.
 * `server_harness`: a whole server with such peers.
 * `simulator`: the same server without Trio, under random load and random faults, all drawn from one seed.
 """

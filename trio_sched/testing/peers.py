@@ -1,4 +1,4 @@
-"""Fake clients, engines and nannies, which speak the native protocol and do exactly what a test tells them.
+"""Fake clients, engines and nannies for the native protocol, which a test controls message by message.
 
 A peer receives in the background: messages are kept until the test asks for their type. While `sends_heartbeats` is
 True, the peer sends heartbeats. Payloads are the bytes or text of the test; nothing is pickled. The peers work
@@ -102,7 +102,7 @@ class FakePeer:
         return found
 
     def on_message(self, message: Any, frames: Sequence[Frame]) -> None:
-        """React to a received message without being told by the test."""
+        """React to a received message without a call by the test."""
         if isinstance(message, native.Welcome):
             self.welcome = message
             self.joined = True

@@ -3,7 +3,7 @@
 While the guard is on, a write to the state of sessions, of connections or of the core outside of `Actor.step` raises
 `StateGuardError`: setting an attribute that has a value, and changing a container that an object of the state holds.
 Each change of the state of a task is checked against the table of transitions, too. `open_harness` switches the guard
-on. Production code does not know it, and pays nothing for it.
+on. Production code does not import it, so the guard costs nothing there.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ class FrameScanner:
 
 
 def _header_size(header: bytearray) -> int:
-    """Return the size of a header, as far as its first bytes tell."""
+    """Return the size of a header, as far as its first bytes determine it."""
     if len(header) < 2:
         return 2
     length = header[1] & 0x7F

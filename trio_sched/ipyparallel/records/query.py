@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from trio_sched.ipyparallel.records.record import DATES, Record, utc, value
-
-Test: TypeAlias = Callable[[Any], bool]
 
 
 class InvalidQueryError(ValueError):

@@ -1,4 +1,4 @@
-"""The recorder: it keeps a record of each request, and knows which engine has which unfinished request.
+"""The recorder: a record of each request, and the unfinished requests of each engine.
 
 The relays and the task queue call `submitted`, `assigned`, `finished`, `output` and `engine_removed` for the messages
 that pass, and `commit` before they send or answer what was submitted. No method waits, and none decodes more than a few

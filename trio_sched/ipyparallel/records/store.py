@@ -1,7 +1,7 @@
 """The interface of a store of records, and the store that keeps none.
 
-A store hands out the records themselves, not copies. Whoever changes a record calls `changed`, so that the store can
-count its bytes and write it; nobody keeps a record beyond the handling of one message.
+A store returns the records themselves, not copies. The code that changes a record calls `changed`, so that the store
+can count its bytes and write it. No caller keeps a record beyond the handling of one message.
 """
 
 from __future__ import annotations
