@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, NoReturn
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # at run time only clients with a local cluster need `subproc
     from trio_sched.client.local_cluster import LocalCluster
 
 
-class BaseConnection(Generic[H]):
+class BaseConnection(ABC, Generic[H]):
     """A client's session with its scheduler, and with the next one after a restart."""
 
     def __init__(self, settings: ClientSettings, info: ConnectionInfo, cluster: LocalCluster | None) -> None:
@@ -46,9 +47,9 @@ class BaseConnection(Generic[H]):
     def __reduce__(self) -> NoReturn:
         refuse_pickling()
 
+    @abstractmethod
     def cancel(self, counter: int) -> None:
         """Request the cancellation of a task: one of this session by counter, any task by full id (R23)."""
-        raise NotImplementedError
 
     def _apply(
         self, parts: Sequence[Frame], now: float, thread: int = 0
