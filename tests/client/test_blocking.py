@@ -531,7 +531,7 @@ def test_no_task_is_lost_when_the_connection_is_opened_again(client: Client) -> 
     connection = client._connection
     session = client.session
     with connection.lock:
-        connection.session.heard_at = time.monotonic() - 1000  # as after a long silence
+        connection.session.last_received_at = time.monotonic() - 1000  # as after a long silence
     connection.wake()
     futures += [client.submit(abs, -n) for n in range(50)]
     assert [future.result(LIMIT_S) for future in futures[50:]] == list(range(50))

@@ -77,7 +77,7 @@ def test_a_silent_scheduler_on_another_host_is_gone_after_reconnect_s() -> None:
     while not isinstance(verdict := watch.check_scheduler(session, now), SchedulerClosed):
         if verdict:
             opened.append(now)
-            session.opened(now)
+            session.connection_opened(now)
         now += 2.0
     assert opened == [12.0, 24.0]
     assert "'far' at tcp://far:1 sent nothing for 20 s" in str(verdict)
@@ -88,7 +88,7 @@ def test_a_welcome_restarts_the_count_of_silence() -> None:
     for now in (2.0, 4.0, 6.0, 8.0, 10.0):
         assert watch.check_scheduler(session, now) is False
     assert watch.check_scheduler(session, 12.0) is True
-    session.opened(12.0)
+    session.connection_opened(12.0)
     watch.apply(
         session, session.receive([native.encode(native.Welcome(3, "s", "i", resumed=True))], 13.0), was_welcomed=True
     )
@@ -138,14 +138,14 @@ def test_the_first_submit_error_stays_unless_it_is_a_version_mismatch() -> None:
     watch.apply(session, SessionUpdate(), was_welcomed=True)
     with pytest.raises(VersionMismatch):
         watch.check_can_submit()
-    watch.check_can_ask()
+    watch.check_can_query()
     session.pythons = ["3.12.4"]
     watch.apply(session, SessionUpdate(), was_welcomed=True)
     watch.check_can_submit()
     watch.stop_submissions(SchedulerClosed("first"))
     watch.stop_submissions(SchedulerClosed("second"))
     with pytest.raises(SchedulerClosed, match="first"):
-        watch.check_can_ask()
+        watch.check_can_query()
 
 
 def test_a_malformed_message_ends_the_client_but_one_of_an_unknown_type_does_not() -> None:

@@ -140,7 +140,7 @@ def test_a_renewed_session_continues_at_its_position() -> None:
     second, third, fourth = (harness.submit(function=b"f") for _ in range(3))
     harness.session.cancel((3,))
     assert submits(harness.sent()) == [[2, 3]]
-    harness.session.opened(harness.now)
+    harness.session.connection_opened(harness.now)
     [hello] = harness.sent()
     assert isinstance(hello, native.Hello)
     assert (hello.session, hello.accepted, hello.received) == (3, 1, 1)
@@ -161,7 +161,7 @@ def test_accepted_tasks_are_lost_when_a_session_is_renewed() -> None:
     first, second = harness.submit(), harness.submit()
     harness.sent()
     harness.receive(native.Accepted(1))
-    harness.session.opened(harness.now)
+    harness.session.connection_opened(harness.now)
     harness.sent()
     update = harness.receive(native.Welcome(3, "secret", "instance", resumed=True, renewed=True, accepted=1, credit=9))
     assert update.lost == [first]
@@ -200,7 +200,7 @@ def test_a_gap_in_the_results_requires_a_resumption() -> None:
     update = harness.receive(native.Results(2, [TaskResult(1)]))
     assert update.rejoin
     assert update.ended == []
-    harness.session.opened(harness.now)
+    harness.session.connection_opened(harness.now)
     [hello] = harness.sent()
     assert isinstance(hello, native.Hello)
     assert (hello.session, hello.secret, hello.scheduler, hello.received) == (3, "secret", "instance", 0)
@@ -225,7 +225,7 @@ def test_unaccepted_calls_are_sent_again_on_resumption() -> None:
     harness.submit()
     harness.sent()
     harness.submit()
-    harness.session.opened(harness.now)
+    harness.session.connection_opened(harness.now)
     assert [type(message) for message in harness.sent()] == [native.Hello]
     harness.receive(native.Welcome(3, "secret", "instance", resumed=True, accepted=2, credit=5))
     out = harness.session.outgoing(harness.now)
@@ -242,9 +242,9 @@ def test_cancels_and_queries_are_repeated_on_resumption() -> None:
     harness.submit()
     harness.sent()
     harness.session.cancel([1])
-    request = harness.session.ask("status")
+    request = harness.session.query("status")
     assert harness.sent() == [native.Cancel([1]), native.Query(request, "status")]
-    harness.session.opened(harness.now)
+    harness.session.connection_opened(harness.now)
     harness.sent()
     harness.receive(native.Welcome(3, "secret", "instance", resumed=True, accepted=1, credit=5))
     assert harness.sent() == [native.Cancel([1]), native.Query(request, "status"), native.Ping()]
@@ -256,7 +256,7 @@ def test_another_scheduler_instance_has_lost_the_tasks() -> None:
     harness = SessionHarness(credit=1)
     handles = [harness.submit(function=b"f"), harness.submit()]
     harness.sent()
-    harness.session.opened(harness.now)
+    harness.session.connection_opened(harness.now)
     harness.sent()
     update = harness.receive(native.Welcome(9, "other", "instance 2", resumed=False, credit=1))
     assert update.lost == handles
@@ -408,7 +408,7 @@ def test_silence_for_more_than_five_heartbeats_is_a_broken_connection() -> None:
         assert harness.session.check_silence(harness.now) is not None
     harness.now += 0.1
     assert harness.session.check_silence(harness.now) is None
-    harness.session.opened(harness.now)
+    harness.session.connection_opened(harness.now)
     assert harness.session.check_silence(harness.now) is not None
 
 
@@ -470,7 +470,7 @@ def test_unaccepted_bytes_are_limited_by_the_credit_in_bytes() -> None:
     harness.submit()
     assert submits(harness.sent()) == []
     assert harness.session.is_blocked
-    harness.session.opened(harness.now)
+    harness.session.connection_opened(harness.now)
     harness.sent()
     harness.receive(native.Welcome(3, "secret", "instance", resumed=True, accepted=5, credit=9))
     assert submits(harness.sent()) == [[6]]  # this scheduler does not limit bytes
@@ -482,7 +482,7 @@ def test_calls_that_are_sent_again_count_against_the_credit_in_bytes() -> None:
     for _ in range(3):
         harness.submit(frames=[b"x" * 1000])
     harness.sent()
-    harness.session.opened(harness.now)
+    harness.session.connection_opened(harness.now)
     harness.sent()
     harness.receive(native.Welcome(3, "secret", "instance", resumed=True, accepted=1, credit=9, credit_bytes=1000))
     harness.submit()

@@ -152,7 +152,7 @@ class ModelHarness:
         self.to_scheduler.clear()
         self.to_client.clear()
         self.scheduler.welcomed = False
-        self.session.opened(self.now)
+        self.session.connection_opened(self.now)
 
     def step(self, action: str, number: int) -> None:
         if action == "submit":

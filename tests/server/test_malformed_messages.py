@@ -60,7 +60,7 @@ def test_r25_a_client_is_told_why_its_message_was_rejected(message: bytes, kind:
             assert (await client.expect(native.Error)).kind == kind
             assert harness.server.ingress.counters == {kind: 1}
             assert not harness.server.scheduler.tasks
-            assert harness.server.sessions.clients[client.number].received == 0
+            assert harness.server.sessions.clients[client.number].submission_count == 0
 
     run_virtual(main)
 
@@ -189,7 +189,7 @@ def test_r25_a_submission_with_wrong_options_is_refused_alone(options: dict[str,
             assert reason in refused.reason
             assert (await client.result_of(right)).outcome == "ok"
             await harness.settle()
-            assert harness.server.sessions.clients[client.number].accepted == 2
+            assert harness.server.sessions.clients[client.number].accepted_count == 2
 
     run_virtual(main)
 

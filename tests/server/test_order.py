@@ -91,7 +91,7 @@ def test_submissions_sent_over_a_former_connection_before_the_hello_are_counted_
         by_hand.step()
     by_hand.deliver([client])
     assert client.take_unread(native.Welcome)[-1].accepted == 2
-    assert session.received == 2
+    assert session.submission_count == 2
 
 
 def test_r31_a_step_handles_results_then_notifications_then_a_slice_of_submissions(
@@ -110,15 +110,15 @@ def test_r31_a_step_handles_results_then_notifications_then_a_slice_of_submissio
         inbox = server.inbox
         a, b, c, d, e, f = (CancelRequested(number) for number in range(6))
         result, joined, urgent = TaskFinished(1, 1, "ok"), ClientJoined(2), TaskFinished(1, 2, "ok")
-        inbox.add_submissions([a, b, c, d, e])
+        inbox.add_client_events([a, b, c, d, e])
         inbox.add_notifications([joined])
-        inbox.add_results([result])
-        inbox.add_submissions([f])
+        inbox.add_engine_events([result])
+        inbox.add_client_events([f])
         await inbox.wait()
         server.actor.step(0.0)
         assert handled == [result, joined, a, b, c]
         handled.clear()
-        inbox.add_results([urgent])
+        inbox.add_engine_events([urgent])
         await inbox.wait()
         server.actor.step(0.0)
         assert handled == [urgent, d, e, f]
@@ -139,6 +139,6 @@ def test_r31_a_flood_of_submissions_does_not_delay_results() -> None:
             await flood.submit(*(str(n) for n in range(5000)))
             await engine.finish(call)
             await client.result_of(task)
-            assert harness.server.sessions.clients[flood.number].accepted < 5000
+            assert harness.server.sessions.clients[flood.number].accepted_count < 5000
 
     run_virtual(main)

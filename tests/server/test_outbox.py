@@ -254,10 +254,10 @@ def test_effects_for_foreign_ids_reach_only_the_front_that_made_the_ids() -> Non
     by_hand.work()
     inbox = by_hand.server.inbox
     inbox.add_notifications([ClientJoined("c"), EngineJoined("e", kind="foreign")])
-    inbox.add_submissions([TaskSubmitted("c", "t", None, TaskSpec(kind="foreign")), ClientLeft("c")])
-    inbox.add_results([])
+    inbox.add_client_events([TaskSubmitted("c", "t", None, TaskSpec(kind="foreign")), ClientLeft("c")])
+    inbox.add_engine_events([])
     by_hand.step()
-    inbox.add_results([TaskFinished("e", "t", "ok")])
+    inbox.add_engine_events([TaskFinished("e", "t", "ok")])
     inbox.add_notifications([EngineLost("e", confirmed=True)])
     by_hand.step()
     assert [type(effect) for effect in recorder.effects] == [Accept, AssignTask, ForgetSession, ForgetEngine]

@@ -57,7 +57,7 @@ def test_the_welcome_says_how_many_submissions_arrived() -> None:
             welcome = await client.rejoin()
             assert welcome.accepted == 2
             await harness.settle()
-            assert harness.server.sessions.clients[client.number].received == 3
+            assert harness.server.sessions.clients[client.number].submission_count == 3
             assert harness.server.scheduler.counters == {}
 
     run_virtual(main)
@@ -446,7 +446,7 @@ def test_r27_messages_read_after_the_connection_was_lost_count() -> None:
 
             said(native.Submit(client.calls("z")))
             await harness.settle()
-            assert harness.server.sessions.clients[client.number].received == 3
+            assert harness.server.sessions.clients[client.number].submission_count == 3
             said(native.Bye(cancel=True))
             await harness.settle()
             assert client.number not in harness.server.sessions.clients

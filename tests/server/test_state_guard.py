@@ -23,8 +23,8 @@ def set_first_slot(record: object) -> None:
 
 
 WRITES: list[Callable[[ServerHarness], object]] = [
-    lambda harness: setattr(next(iter(harness.server.sessions)), "heard_at", 1.0),
-    lambda harness: setattr(next(iter(harness.server.sessions.clients.values())), "received", 1),
+    lambda harness: setattr(next(iter(harness.server.sessions)), "last_received_at", 1.0),
+    lambda harness: setattr(next(iter(harness.server.sessions.clients.values())), "submission_count", 1),
     lambda harness: next(iter(harness.server.sessions.clients.values())).functions.update({b"f": b"f"}),
     lambda harness: next(iter(harness.server.sessions.clients.values())).unacked.clear(),
     lambda harness: next(iter(harness.server.sessions.engines.values())).queued_calls.append((native.Call(1), ())),
@@ -62,7 +62,7 @@ def test_a_write_in_a_reader_fails_the_test_although_the_server_survives_it(monk
 
     def meddle(self: Reader, connection: object, *others: object) -> object:
         for session in sessions:
-            session.heard_at = 1.0  # type: ignore[attr-defined]
+            session.last_received_at = 1.0  # type: ignore[attr-defined]
         return validate(self, connection, *others)  # type: ignore[arg-type]
 
     sessions: list[object] = []
@@ -76,7 +76,7 @@ def test_a_write_in_a_reader_fails_the_test_although_the_server_survives_it(monk
             await client.expect(native.Error)
             assert harness.server.ingress.counters["internal_error"] == 1
 
-    with pytest.raises(StateGuardError, match=r"ClientSession\.heard_at"):
+    with pytest.raises(StateGuardError, match=r"ClientSession\.last_received_at"):
         run_virtual(main)
 
 

@@ -53,9 +53,9 @@ def test_a_heartbeat_can_be_made_due_at_once() -> None:
 def test_a_peer_is_silent_after_the_missed_periods() -> None:
     heartbeat = Heartbeat(0.0, period_s=1.0)
     ticked(heartbeat, 20.0)
-    heard_at = 20.0 - MISSED_HEARTBEATS
-    assert not heartbeat.is_silent(heard_at, 20.0)
-    assert heartbeat.is_silent(heard_at, 20.1)
+    last_received_at = 20.0 - MISSED_HEARTBEATS
+    assert not heartbeat.is_silent(last_received_at, 20.0)
+    assert heartbeat.is_silent(last_received_at, 20.1)
 
 
 def test_silence_is_counted_from_the_last_message() -> None:

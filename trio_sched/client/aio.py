@@ -70,12 +70,12 @@ class AsyncClient(AsyncSubmitter):
 
         :raises TrioSchedError: the scheduler has ended.
         """
-        status: dict[str, Any] = await self._connection.ask("status", 0)
+        status: dict[str, Any] = await self._connection.query("status", 0)
         return status
 
     async def engines(self) -> list[dict[str, Any]]:
         """Return the connected engines: number, host, Python, load, resources. Raises as `status`."""
-        engines: list[dict[str, Any]] = await self._connection.ask("engines", 0)
+        engines: list[dict[str, Any]] = await self._connection.query("engines", 0)
         return engines
 
     async def explain(self, task: TaskRef) -> str:
@@ -83,11 +83,11 @@ class AsyncClient(AsyncSubmitter):
 
         :raises ValueError: `task` is not a task of this scheduler.
         """
-        return str(await self._connection.ask("explain", self._number(task)))
+        return str(await self._connection.query("explain", self._number(task)))
 
     async def story(self, task: TaskRef) -> list[tuple[float, str]]:
         """Return the history of a task: (seconds, text) of each event, in order. Raises as `explain`."""
-        return [(when, what) for when, what in await self._connection.ask("story", self._number(task))]
+        return [(when, what) for when, what in await self._connection.query("story", self._number(task))]
 
     def cancel(self, *tasks: TaskRef) -> None:
         """Cancel tasks of any client of this scheduler, given as futures or ids (R23).

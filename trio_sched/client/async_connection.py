@@ -92,14 +92,14 @@ class AsyncConnection(BaseConnection[AsyncFuture[Any]]):
         self.session.cancel((counter,))
         self._wake.set()
 
-    async def ask(self, what: str, task: int) -> Any:
+    async def query(self, what: str, task: int) -> Any:
         """Send a query, and wait for the reply's data.
 
         :raises TrioSchedError: the scheduler cannot answer the query, or has ended.
         """
-        self.watch.check_can_ask()
+        self.watch.check_can_query()
         session = self.session
-        request = session.ask(what, task)
+        request = session.query(what, task)
         self._wake.set()
         while request not in self._replies:
             if (error := self._closed or self._disconnected) is not None:
@@ -195,7 +195,7 @@ class AsyncConnection(BaseConnection[AsyncFuture[Any]]):
         """Open another socket to the same scheduler, and resume the session."""
         old, self._socket = self._socket, ZmqSocket.dealer(self.info)
         old.close()
-        self.session.opened(anyio.current_time())
+        self.session.connection_opened(anyio.current_time())
         self._wake.set()
 
     # ---- the end of a scheduler -------------------------------------------------------------------------------------

@@ -159,12 +159,12 @@ class Submitter(Executor):
         :param timeout: seconds to wait for the answer.
         :raises TrioSchedError: the scheduler did not answer, or has ended.
         """
-        status: dict[str, Any] = self._connection.ask("status", 0, timeout)
+        status: dict[str, Any] = self._connection.query("status", 0, timeout)
         return status
 
     def engines(self, timeout: float = QUERY_TIMEOUT_S) -> list[dict[str, Any]]:
         """Return the connected engines: number, host, Python, load, resources. Raises as `status`."""
-        engines: list[dict[str, Any]] = self._connection.ask("engines", 0, timeout)
+        engines: list[dict[str, Any]] = self._connection.query("engines", 0, timeout)
         return engines
 
     def explain(self, task: TaskRef, timeout: float = QUERY_TIMEOUT_S) -> str:
@@ -172,11 +172,11 @@ class Submitter(Executor):
 
         :raises ValueError: `task` is not a task of this scheduler.
         """
-        return str(self._connection.ask("explain", self._number(task), timeout))
+        return str(self._connection.query("explain", self._number(task), timeout))
 
     def story(self, task: TaskRef, timeout: float = QUERY_TIMEOUT_S) -> list[tuple[float, str]]:
         """Return the history of a task: (seconds, text) of each event, in order. Raises as `explain`."""
-        return [(when, what) for when, what in self._connection.ask("story", self._number(task), timeout)]
+        return [(when, what) for when, what in self._connection.query("story", self._number(task), timeout)]
 
     def cancel(self, *tasks: TaskRef) -> None:
         """Cancel tasks of any client of this scheduler, given as futures or ids (R23).

@@ -124,7 +124,7 @@ class Connection(BaseConnection[Future[Any]]):
             self.session.cancel((counter,))
         self.wake()
 
-    def ask(self, what: str, task: int, timeout_s: float) -> Any:
+    def query(self, what: str, task: int, timeout_s: float) -> Any:
         """Send a query, and wait for the reply's data.
 
         :raises TrioSchedError: the scheduler cannot answer the query, or did not reply within `timeout_s` seconds.
@@ -134,8 +134,8 @@ class Connection(BaseConnection[Future[Any]]):
             raise RuntimeError("a callback runs in the client's thread, which cannot wait for an answer there")
         reply: futures.Future[Any] = futures.Future()
         with self.lock:
-            self.watch.check_can_ask()
-            self._replies[self.session.ask(what, task)] = reply
+            self.watch.check_can_query()
+            self._replies[self.session.query(what, task)] = reply
         self.wake()
         try:
             return reply.result(timeout_s)
@@ -258,7 +258,7 @@ class Connection(BaseConnection[Future[Any]]):
         self._dealer = BlockingDealer(self.info)
         old.close()
         with self.lock:
-            self.session.opened(time.monotonic())
+            self.session.connection_opened(time.monotonic())
 
     # ---- the end of a scheduler -------------------------------------------------------------------------------------
 

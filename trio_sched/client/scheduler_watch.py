@@ -79,7 +79,7 @@ class SchedulerWatch:
         if self.submit_error is not None:
             raise self.submit_error.with_traceback(None)
 
-    def check_can_ask(self) -> None:
+    def check_can_query(self) -> None:
         """Raise the submit error, unless only the versions of Python do not match.
 
         :raises Exception: queries cannot be sent now.

@@ -136,7 +136,7 @@ class SchedulerSession(Generic[H]):
         #: The scheduler's setting that limits the credit in bytes; empty: not known.
         self.limiting_setting = ""
         #: When the last message of the scheduler arrived, or the current connection was opened.
-        self.heard_at = NEVER
+        self.last_received_at = NEVER
         self.heartbeat = Heartbeat(grace=1)
         self._hello = hello
         self._functions = functions
@@ -223,7 +223,7 @@ class SchedulerSession(Generic[H]):
         self._held_acks = deque(hold for hold in self._held_acks if hold[1] <= self._sent)
         return dropped
 
-    def ask(self, what: str, task: int = 0) -> int:
+    def query(self, what: str, task: int = 0) -> int:
         """Send a query, again after a broken connection; `SessionUpdate.replies` has the reply under the returned
         request number."""
         self._request += 1
@@ -282,9 +282,9 @@ class SchedulerSession(Generic[H]):
         """Whether the scheduler has answered, and the engines that must join first have joined."""
         return self._welcomed and self.engine_count >= self.expected_engine_count
 
-    def opened(self, now: float) -> None:
+    def connection_opened(self, now: float) -> None:
         """Begin again on a new connection: Hello is due, and the scheduler's silence counts from now."""
-        self.heard_at = now
+        self.last_received_at = now
         self._rejoin()
 
     def check_silence(self, now: float) -> float | None:
@@ -294,8 +294,8 @@ class SchedulerSession(Generic[H]):
         suspended, and gives the scheduler one more period.
         """
         self.heartbeat.tick(now)
-        silence_s = self.heartbeat.silence_s(self.heard_at, now)
-        return None if self.heartbeat.is_silent(self.heard_at, now) else silence_s
+        silence_s = self.heartbeat.silence_s(self.last_received_at, now)
+        return None if self.heartbeat.is_silent(self.last_received_at, now) else silence_s
 
     # ---- messages to the scheduler ----------------------------------------------------------------------------------
 
@@ -389,7 +389,7 @@ class SchedulerSession(Generic[H]):
         """
         message = native.decode_to_client(parts[0])
         handler = _HANDLERS[type(message)]
-        self.heard_at = now
+        self.last_received_at = now
         update: SessionUpdate[H] = SessionUpdate()
         handler(self, message, parts[1:], update)
         if type(message) is native.Results:
@@ -507,10 +507,10 @@ class SchedulerSession(Generic[H]):
                 self._held_acks.append((message.seq, needed_by))
             update.ended.append((handle, result))
 
-    def _on_accepted(self, message: native.Pong, frames: Sequence[Frame], update: SessionUpdate[H]) -> None:
+    def _on_pong(self, message: native.Pong, frames: Sequence[Frame], update: SessionUpdate[H]) -> None:
         self._accept(message.accepted)
 
-    def _on_credit(self, message: native.Accepted, frames: Sequence[Frame], update: SessionUpdate[H]) -> None:
+    def _on_accepted(self, message: native.Accepted, frames: Sequence[Frame], update: SessionUpdate[H]) -> None:
         self._accept(message.accepted)
         if message.credit_bytes is not None:
             self._set_credit_bytes(message.credit_bytes)
@@ -591,8 +591,8 @@ def _call_bytes(call: Call) -> int:
 _HANDLERS: dict[type, Callable[..., None]] = {
     native.Welcome: SchedulerSession._on_welcome,
     native.Results: SchedulerSession._on_results,
-    native.Accepted: SchedulerSession._on_credit,
-    native.Pong: SchedulerSession._on_accepted,
+    native.Accepted: SchedulerSession._on_accepted,
+    native.Pong: SchedulerSession._on_pong,
     native.Refused: SchedulerSession._on_refused,
     native.Reply: SchedulerSession._on_reply,
     native.Closing: SchedulerSession._on_closing,

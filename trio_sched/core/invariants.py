@@ -53,7 +53,11 @@ def _check_tasks(scheduler: Scheduler) -> None:
             _require(task.watched is not None, "its targets are not watched", task_id)
     unfinished = Counter(task.client for task in scheduler.tasks.values())
     departed = Counter(task.client.id for task in scheduler.tasks.values() if task.client.has_left)
-    _require(scheduler.departed == departed, "the count of tasks of ended sessions is off", scheduler.departed)
+    _require(
+        scheduler.departed_task_counts == departed,
+        "the count of tasks of ended sessions is off",
+        scheduler.departed_task_counts,
+    )
     for client in {task.client for task in scheduler.tasks.values()} | set(scheduler.clients.values()):
         _require(client.ready_count == ready[client], "a client's count of ready tasks is off", client.id)
         _require(
@@ -161,7 +165,7 @@ def _check_waiters(scheduler: Scheduler) -> None:
         _require(
             not (ended.dropped and task_id in wanted and ended.outcome == "ok"), "dropped a needed result", task_id
         )
-    for task_id in scheduler.waiters:
+    for task_id in scheduler.dependents:
         _require(task_id in scheduler.tasks, "waiters of a task that is not unfinished", task_id)
 
 

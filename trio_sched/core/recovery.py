@@ -206,7 +206,7 @@ def _without_duplicates(effects: list[Effect]) -> list[Effect]:
 def _list_known(scheduler: Scheduler, event: Event) -> tuple[list[EngineId], list[ClientId]]:
     """The engines and sessions that the server knows, the one that the event adds included."""
     engines = list(scheduler.engines)
-    clients = [*scheduler.clients, *scheduler.departed]
+    clients = [*scheduler.clients, *scheduler.departed_task_counts]
     if isinstance(event, EngineJoined):
         engines.append(event.engine)
     if isinstance(event, ClientJoined):
@@ -239,7 +239,7 @@ def _emit_forgotten(scheduler: Scheduler, engines: list[EngineId], clients: list
     effects += [
         ForgetSession(client)
         for client in clients
-        if client not in scheduler.clients and client not in scheduler.departed
+        if client not in scheduler.clients and client not in scheduler.departed_task_counts
     ]
 
 
@@ -370,12 +370,12 @@ def _restore_departed(scheduler: Scheduler) -> None:
         client.has_left = False
     for task in scheduler.tasks.values():
         task.client.unfinished_count = 0
-    scheduler.departed.clear()
+    scheduler.departed_task_counts.clear()
     for task in scheduler.tasks.values():
         client = task.client
         client.unfinished_count += 1
         if client.has_left:
-            scheduler.departed[client.id] = scheduler.departed.get(client.id, 0) + 1
+            scheduler.departed_task_counts[client.id] = scheduler.departed_task_counts.get(client.id, 0) + 1
 
 
 def _restore_fair_share(scheduler: Scheduler) -> list[Any]:
@@ -406,7 +406,7 @@ def _restore_edges(
 
     Return, by task, the error and the reason of those that are impossible.
     """
-    tasks, completed, waiters = scheduler.tasks, scheduler.completed, scheduler.waiters
+    tasks, completed, waiters = scheduler.tasks, scheduler.completed, scheduler.dependents
     scheduler.timeout_deadlines.clear()
     scheduler.backoff_deadlines.clear()
     waiters.clear()
@@ -485,7 +485,7 @@ def _reset(scheduler: Scheduler, now: float) -> None:
         task.client.ready_count = 0
     scheduler.tasks.clear()
     _restore_departed(scheduler)
-    scheduler.waiters.clear()
+    scheduler.dependents.clear()
     scheduler._settling.clear()
     scheduler.timeout_deadlines.clear()
     scheduler.backoff_deadlines.clear()

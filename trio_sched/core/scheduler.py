@@ -101,14 +101,14 @@ class Scheduler:
         #: The open sessions.
         self.clients: dict[ClientId, ClientState] = {}
         #: Counts of unfinished tasks of sessions that ended for good, by client.
-        self.departed: dict[ClientId, int] = {}
+        self.departed_task_counts: dict[ClientId, int] = {}
         #: The highest native task id seen of each session that has ended (R1).
-        self.highest: dict[ClientId, int] = {}
+        self.highest_task_ids: dict[ClientId, int] = {}
         make_policy = SCHEMES[settings.scheme]
         self.request_classes = RequestClasses(lambda: make_policy(rng, generator))
         self.engines = self.request_classes.engines
         #: By unfinished task: its dependents, each followed by the roles in which it names the task.
-        self.waiters: dict[TaskId, list[Any]] = {}
+        self.dependents: dict[TaskId, list[Any]] = {}
         self.timeout_deadlines: Deadlines[Task] = Deadlines(timeout_due_at)
         self.backoff_deadlines: Deadlines[Task] = Deadlines(backoff_due_at)
         self.grace_deadlines: Deadlines[Engine] = Deadlines(grace_due_at)
@@ -174,7 +174,7 @@ class Scheduler:
             self._increment("client_joined_twice")
             return
         self._client_count += 1
-        highest = self.highest.get(event.client)
+        highest = self.highest_task_ids.get(event.client)
         if highest is None:
             highest = session_base(event.client) - 1 if is_native(event.client) else 0
         self.clients[event.client] = ClientState(event.client, self._client_count, event.weight, highest)
@@ -195,8 +195,8 @@ class Scheduler:
             unread = tuple([task for task, completed in self.completed.items() if completed.client == client.id])
         self.completed.mark_received(client.id, unread)
         if client.unfinished_count:
-            self.departed[client.id] = self.departed.get(client.id, 0) + client.unfinished_count
-        elif client.id not in self.departed:
+            self.departed_task_counts[client.id] = self.departed_task_counts.get(client.id, 0) + client.unfinished_count
+        elif client.id not in self.departed_task_counts:
             self._effects.append(ForgetSession(client.id))
         if event.cancel and client.unfinished_count:
             for task in [task for task in self.tasks.values() if task.client is client]:
@@ -207,7 +207,7 @@ class Scheduler:
     def _keep_highest(self, client: ClientState) -> None:
         """Keep the highest task id of a session that ends, if it had native ids."""
         if client.last_task:
-            self.highest[client.id] = client.highest_task
+            self.highest_task_ids[client.id] = client.highest_task
 
     def _client_paused(self, event: ClientPaused, now: float) -> None:
         client = self.clients.get(event.client)
@@ -504,7 +504,7 @@ class Scheduler:
         named = dependency.named_tasks(spec)
         if not named:
             return True
-        tasks, completed, waiters = self.tasks, self.completed, self.waiters
+        tasks, completed, waiters = self.tasks, self.completed, self.dependents
         if spec.inputs:
             completed.retain(spec.inputs)
         for other in named:
@@ -541,7 +541,7 @@ class Scheduler:
             return "the task depends on itself"
         if is_native(other):
             client = self.clients.get(session_of(other))
-            if other <= (self.highest.get(session_of(other), 0) if client is None else client.highest_task):
+            if other <= (self.highest_task_ids.get(session_of(other), 0) if client is None else client.highest_task):
                 return f"its dependency, task {format_task_id(other)}, ended so long ago that it is forgotten"
         return f"its dependency, task {format_task_id(other)}, was never submitted"
 
@@ -751,8 +751,8 @@ class Scheduler:
         self.outcome_counts[outcome] += 1
         if self.monitored:
             self._effects.append(Publish("finished", task_id, engine, client.id, outcome))
-        if self.waiters:
-            edges = self.waiters.pop(task_id, None)
+        if self.dependents:
+            edges = self.dependents.pop(task_id, None)
             if edges is not None:
                 self._settling.append((task_id, edges, outcome, engine))
         if task.spec.inputs:  # before the task is added: inputs that only it needed are forgotten first
@@ -767,13 +767,13 @@ class Scheduler:
 
     def _count_departed_end(self, client: ClientState) -> None:
         """Count the end of a task whose session ended for good; emit `ForgetSession` with the last one."""
-        others = self.departed[client.id] - 1
+        others = self.departed_task_counts[client.id] - 1
         if others:
-            self.departed[client.id] = others
+            self.departed_task_counts[client.id] = others
             return
         if self.clients.get(client.id, client) is client:  # no later session has the same id
             self._effects.append(ForgetSession(client.id))
-        del self.departed[client.id]
+        del self.departed_task_counts[client.id]
 
     def _end_impossible(self, task: Task, now: float, reason: str) -> None:
         self._end_task(task, now, "unreachable", error="ImpossibleDependency", reason=reason)

@@ -304,9 +304,9 @@ class _NannyConnection:
         """Receive messages and send heartbeats until the scheduler is silent or has refused the hello."""
         assert self._socket is not None
         heartbeat = self._heartbeat
-        heard_at = trio.current_time()
-        heartbeat.tick(heard_at)
-        heartbeat.sent(heard_at)
+        last_received_at = trio.current_time()
+        heartbeat.tick(last_received_at)
+        heartbeat.sent(last_received_at)
         while True:
             messages = []
             with trio.move_on_at(heartbeat.due_at):
@@ -316,11 +316,11 @@ class _NannyConnection:
             self._socket.flush()
             now = trio.current_time()
             if messages:
-                heard_at = now
+                last_received_at = now
             if now < heartbeat.due_at:
                 continue
             heartbeat.tick(now)
-            if self._refused or heartbeat.is_silent(heard_at, now):
+            if self._refused or heartbeat.is_silent(last_received_at, now):
                 return
             heartbeat.sent(now)
             self._send_heartbeat()

@@ -160,7 +160,7 @@ class TaskQueue:
         """Send submissions to the core after their records are written, in one transaction for a batch."""
         if self._context.recorder.on:
             self._context.recorder.commit()
-        self._inbox.add_submissions(events)
+        self._inbox.add_client_events(events)
 
     def _submit(self, message: JupyterMessage, frames: list[Frame], events: list[Event]) -> None:
         head = message.head
@@ -234,7 +234,7 @@ class TaskQueue:
             if events:
                 if self._received_count >= RECEIVED_AT_ONCE or self._received_bytes >= RECEIVED_BYTES:
                     events += self._take_received()
-                self._inbox.add_results(events)
+                self._inbox.add_engine_events(events)
 
     def _event_of(self, reply: JupyterMessage) -> Event:
         if not reply.identities:
@@ -353,7 +353,7 @@ class TaskQueue:
         events: list[Event] = self._take_received() if idle else []
         events += [ClientLeft(self._clients.pop(name).id) for name in idle]
         if events:
-            self._inbox.add_submissions(events)
+            self._inbox.add_client_events(events)
 
 
 def spec_of(metadata: Frame) -> TaskSpec:

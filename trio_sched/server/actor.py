@@ -51,7 +51,7 @@ class Actor:
         self._core: Handler = guarded.scheduler.handle  # type: ignore[assignment]  # list is invariant
         self._handlers: Mapping[type, Handler] = {**manager.handlers, AuditDue: audit.handle}
         #: Handlers of clients' messages before their slice: submissions are counted and checked when they arrive.
-        self._admissions: Mapping[type, Handler] = {SubmissionsReceived: manager.handlers[SubmissionsReceived]}
+        self._arrival_handlers: Mapping[type, Handler] = {SubmissionsReceived: manager.handlers[SubmissionsReceived]}
 
     def turn(self, urgent: Sequence[Event], submissions: Sequence[Event], now: float) -> list[Effect]:
         """Handle events, all at the time `now`. Returns the effects in order.
@@ -60,7 +60,7 @@ class Actor:
         """
         effects = self._handle(urgent, self._handlers, self._core, now) if urgent else []
         if submissions:
-            effects += self._handle(submissions, self._admissions, self._clients.add, now)
+            effects += self._handle(submissions, self._arrival_handlers, self._clients.add, now)
         if self._clients.has_backlog:
             effects += self._handle(self._clients.take_slice(), self._handlers, self._core, now)
         return effects
@@ -78,7 +78,7 @@ class Actor:
                 return effects
             except Exception as error:
                 if type(event) in self._handlers:
-                    effects += self._manager.failed(event, error)
+                    effects += self._manager.report_failure(event, error)
                 else:
                     effects += self._guarded.recover(event, error, now)
 

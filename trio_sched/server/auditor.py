@@ -85,7 +85,7 @@ class Auditor:
         if now >= self._next_audit_at:
             self._next_audit_at = now + self._heartbeat_s
             # Behind the messages that arrived before, which show that their senders are alive.
-            self._inbox.add_submissions([AuditDue()])
+            self._inbox.add_client_events([AuditDue()])
         if self._deadline is not None:
             self.timer.set(self._deadline)
         self.timer.set(self._next_audit_at)
@@ -123,7 +123,7 @@ class SessionAudit:
     def handle(self, _event: AuditDue, now: float) -> list[Effect]:
         """Judge every session, and do what is to be done once in a period."""
         self._heartbeat.tick(now)
-        effects = [effect for session in list(self._sessions) for effect in self._judge(session, now)]
+        effects = [effect for session in list(self._sessions) for effect in self._check_session(session, now)]
         for engine in self._sessions.engines.values():
             self._outbox.acknowledge(engine)
         self._budget.recount()
@@ -132,26 +132,26 @@ class SessionAudit:
         for client in self._sessions.clients.values():
             if client.paused:
                 self._outbox.count_unread(client)  # the limit may have grown
-        self._outbox.tell_credit()
+        self._outbox.send_credit()
         return effects
 
-    def _judge(self, session: Session, now: float) -> list[Effect]:
+    def _check_session(self, session: Session, now: float) -> list[Effect]:
         ends_with_connection = isinstance(session, ClientSession) and session.cancel_on_leave
         if session.connection is None:
-            return self._judge_absence(session, ends_with_connection, now)
-        heard_at = self._heard_at(session)
-        if not self._heartbeat.is_silent(heard_at, now):
+            return self._check_disconnected(session, ends_with_connection, now)
+        last_received_at = self._last_received_at(session)
+        if not self._heartbeat.is_silent(last_received_at, now):
             self._probe(session, now)
             return []
-        reason = f"nothing was received from it for {self._heartbeat.silence_s(heard_at, now):.3g} s"
+        reason = f"nothing was received from it for {self._heartbeat.silence_s(last_received_at, now):.3g} s"
         if ends_with_connection:
             return self._manager.close(session, reason, now, cancel=True)
         return self._manager.disconnect(session, reason, now)
 
-    def _judge_absence(self, session: Session, ends_with_connection: bool, now: float) -> list[Effect]:
+    def _check_disconnected(self, session: Session, ends_with_connection: bool, now: float) -> list[Effect]:
         if isinstance(session, EngineSession):
             return []  # the core's grace period counts
-        away_s = now - session.away_since if session.away_since is not None else 0.0
+        away_s = now - session.disconnected_at if session.disconnected_at is not None else 0.0
         is_empty = isinstance(session, ClientSession) and session.is_empty()
         limit_s = self._config.keep_idle_s if is_empty else self._config.keep_results_s
         if away_s < (self._silence_limit_s if ends_with_connection else limit_s):
@@ -164,14 +164,14 @@ class SessionAudit:
         may have got lost."""
         if (
             isinstance(session, EngineSession)
-            and now - max(session.heard_at, session.probed_at) > self._silence_limit_s
+            and now - max(session.last_received_at, session.probed_at) > self._silence_limit_s
         ):
             session.probed_at = now
             self._outbox.probe(session)
 
-    def _heard_at(self, session: Session) -> float:
+    def _last_received_at(self, session: Session) -> float:
         if isinstance(session, EngineSession):
             nanny = self._sessions.nannies.get(session.nanny)
             if nanny is not None:
-                return max(session.heard_at, nanny.heard_at)
-        return session.heard_at
+                return max(session.last_received_at, nanny.last_received_at)
+        return session.last_received_at

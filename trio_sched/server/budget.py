@@ -146,8 +146,8 @@ class ByteBudget:
                     client.previous_promise_bytes = client.highest_promise_bytes
                     client.highest_promise_bytes = client.promised_bytes
         sessions = self._sessions
-        tasks = sum(client.unfinished for client in sessions.clients.values())
-        tasks += sum(client.unfinished for client in sessions.departed.values())
+        tasks = sum(client.unfinished_count for client in sessions.clients.values())
+        tasks += sum(client.unfinished_count for client in sessions.departed.values())
         self.task_bytes = tasks * TASK_BYTES
 
     def trim(self) -> None:
@@ -164,9 +164,9 @@ class ByteBudget:
         return self.total_bytes - self.held_bytes - self.task_bytes
 
     def _minimum(self) -> int:
-        return self.total_bytes // (MINIMUM_SHARE * max(MIN_SHARES, self._shares()))
+        return self.total_bytes // (MINIMUM_SHARE * max(MIN_SHARES, self._share_count()))
 
-    def _shares(self) -> int:
+    def _share_count(self) -> int:
         """Return the number of clients among which memory is divided, departed ones included."""
         return len(self._sessions.clients) + len(self._sessions.departed)
 
@@ -180,13 +180,13 @@ class ByteBudget:
         free = self._limit() - held_for(client)
         if client.paused:
             free += window  # an acknowledgement may wait until a call that needs the result is accepted
-        fair = max(self.free_bytes() // (1 + self._shares()), self._minimum())
+        fair = max(self.free_bytes() // (1 + self._share_count()), self._minimum())
         credit = max(0, min(window, free, fair))
-        if not credit and not client.unfinished and client.received == client.accepted:
+        if not credit and not client.unfinished_count and client.submission_count == client.accepted_count:
             return 1  # one call, whatever its size
         return credit
 
-    def _exempt(self, size: int) -> int:
+    def _exempt_bytes(self, size: int) -> int:
         """Return how many bytes of the largest part of a message do not count against the promise."""
         return 0 if self.departed_bytes > self.total_bytes // 2 else size
 
@@ -195,7 +195,7 @@ class ByteBudget:
         own = max(held_for(client), self._limit()) >= self._config.client_bytes
         return "client_bytes" if own else "total_bytes"
 
-    def worth_telling(self, client: ClientSession, credit: int) -> bool:
+    def has_changed_enough(self, client: ClientSession, credit: int) -> bool:
         """Return whether the client is to be told that its credit has changed."""
         known = client.credit_bytes
         if not credit or not known:
@@ -208,7 +208,7 @@ class ByteBudget:
             client.promised_bytes = held_for(client) + client.credit_bytes
             client.highest_promise_bytes = max(client.highest_promise_bytes, client.promised_bytes)
 
-    def overdrawn(self, client: ClientSession, sizes: Mapping[int, int], functions: Mapping[bytes, bytes]) -> str:
+    def find_refusal(self, client: ClientSession, sizes: Mapping[int, int], functions: Mapping[bytes, bytes]) -> str:
         """Return why a message with calls of these sizes is refused; "" if it is not.
 
         The bytes held for a client may reach the highest promise of at least the last `missed_heartbeats` heartbeats,
@@ -218,10 +218,10 @@ class ByteBudget:
         """
         held = held_for(client)
         if sizes:
-            held += sum(sizes.values()) - self._exempt(max(sizes.values()))
+            held += sum(sizes.values()) - self._exempt_bytes(max(sizes.values()))
         if functions:
             each = [len(body) for body in functions.values()]
-            held += sum(each) + TASK_BYTES * len(each) - self._exempt(TASK_BYTES + max(each))
+            held += sum(each) + TASK_BYTES * len(each) - self._exempt_bytes(TASK_BYTES + max(each))
         promised = max(client.promised_bytes, client.highest_promise_bytes, client.previous_promise_bytes)
         slack = max(self._window_bytes, OVERDRAFT_BYTES)
         if held <= promised + max(0, slack + min(0, self.free_bytes())):
@@ -236,7 +236,7 @@ class ByteBudget:
 
 def held_for(client: ClientSession) -> int:
     """Return the bytes of payloads that are held for a client."""
-    return client.payload_bytes + client.unfinished * TASK_BYTES
+    return client.payload_bytes + client.unfinished_count * TASK_BYTES
 
 
 def result_bytes(result: TaskResult | FramedRecord) -> int:

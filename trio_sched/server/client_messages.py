@@ -100,11 +100,11 @@ class ClientMessages:
         calls, sizes = event.calls, event.sizes
         self._check_credit(client, calls)
         _check_received(client, event.received)
-        if (calls or event.functions) and (refusal := self._budget.overdrawn(client, sizes, event.functions)):
+        if (calls or event.functions) and (refusal := self._budget.find_refusal(client, sizes, event.functions)):
             self._reject(client, calls, refusal)
         else:
             self._submit(client, event)
-        client.received += len(calls)
+        client.submission_count += len(calls)
         if event.received and (received := self._acknowledge(client, event.received)):
             self._backlog.append(received)  # behind the tasks, which may name a result as input
         return []
@@ -112,7 +112,7 @@ class ClientMessages:
     def _check_credit(self, client: ClientSession, calls: Sequence[Call]) -> None:
         if client.admin:
             raise WireError("a session opened with admin submits nothing", "unexpected")
-        under_way = client.received - client.accepted + len(calls)
+        under_way = client.submission_count - client.accepted_count + len(calls)
         if under_way > CREDIT_SLACK * self._config.credit:
             raise WireError(f"{under_way} submissions under way; the credit is {self._config.credit}", "credit")
 
@@ -187,8 +187,8 @@ class ClientMessages:
         effects: list[Effect] = []
         if event.received and (received := self._acknowledge(client, event.received)):
             effects += self._core(received, now)
-        client.accepted_sent = client.accepted
-        effects.append(SendMessage(client, Pong(client.accepted)))
+        client.accepted_sent_count = client.accepted_count
+        effects.append(SendMessage(client, Pong(client.accepted_count)))
         return effects
 
     def _cancel_received(self, client: ClientSession, event: CancelReceived, now: float) -> list[Effect]:

@@ -47,13 +47,13 @@ class EngineMessages:
             elif outcome == "unmet":
                 answered = DependencyUnmet(number, answer.id, answer.reason or "it declined", answer.attempt)
             else:
-                answered = _failed(number, answer, payload)
+                answered = _make_failure(number, answer, payload)
             try:  # as in `GuardedScheduler.handle`, without a call for each answer
                 effects += handle(answered, now)
             except Exception as error:
                 effects += self._guarded.recover(answered, error, now)
         count = len(event.answers)
-        engine.received += count
+        engine.answer_count += count
         engine.unacked_bytes += event.frame_bytes
         self._release_window(engine, count)
         return effects
@@ -81,7 +81,7 @@ def answer_heartbeat(session: Session, _event: HeartbeatReceived, _now: float) -
     return [SendMessage(session, Pong())]
 
 
-def _failed(engine: int, answer: TaskResult, payload: PayloadRef) -> TaskFinished:
+def _make_failure(engine: int, answer: TaskResult, payload: PayloadRef) -> TaskFinished:
     """Return the event for an answer that is neither ok nor unmet.
 
     An engine can say only error and cancelled; the other outcomes are decided by the scheduler.

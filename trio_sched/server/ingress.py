@@ -42,12 +42,12 @@ log = get_logger(__name__)
 #: The counter of unexpected exceptions (R33).
 INTERNAL_ERROR = "internal_error"
 #: The readers' channels, in the order in which the actor handles the events of a burst (R31).
-RESULTS, NOTIFICATIONS, SUBMISSIONS = range(3)
+ENGINES, NOTIFICATIONS, CLIENTS = range(3)
 _CHANNELS: dict[PeerRole | None, int] = {
-    "engine": RESULTS,
+    "engine": ENGINES,
     "nanny": NOTIFICATIONS,
     None: NOTIFICATIONS,
-    "client": SUBMISSIONS,
+    "client": CLIENTS,
 }
 
 
@@ -96,17 +96,17 @@ class Inbox:
         self._bursts.append(burst)
         self.wake()
 
-    def add_results(self, events: Iterable[Event]) -> None:
+    def add_engine_events(self, events: Iterable[Event]) -> None:
         """Add what engines answered, behind everything that has arrived."""
-        self._add(RESULTS, events)
+        self._add(ENGINES, events)
 
     def add_notifications(self, events: Iterable[Event]) -> None:
         """Add joins, losses and what the auditor found, behind everything that has arrived."""
         self._add(NOTIFICATIONS, events)
 
-    def add_submissions(self, events: Iterable[Event]) -> None:
+    def add_client_events(self, events: Iterable[Event]) -> None:
         """Add what clients sent, behind everything that has arrived."""
-        self._add(SUBMISSIONS, events)
+        self._add(CLIENTS, events)
 
     async def wait(self) -> None:
         """Wait until there is something to take. Always a checkpoint."""
@@ -124,9 +124,9 @@ class Inbox:
         submissions: list[Event] = []
         while bursts and not bursts[0].unread_count:
             events = bursts.popleft().events
-            urgent += events[RESULTS]
+            urgent += events[ENGINES]
             notifications += events[NOTIFICATIONS]
-            submissions += events[SUBMISSIONS]
+            submissions += events[CLIENTS]
         urgent += notifications
         return urgent, submissions
 

@@ -20,7 +20,7 @@ from trio_sched.server.events import (
     SubmissionsReceived,
     WatchChanged,
 )
-from trio_sched.server.ingress import SUBMISSIONS, Ingress
+from trio_sched.server.ingress import CLIENTS, Ingress
 from trio_sched.server.peer_connection import PeerConnection
 from trio_sched.server.reader import Reader, Validator, read_bye
 from trio_sched.wire.native import (
@@ -56,7 +56,7 @@ class Intake(Reader):
     def __init__(self, ingress: Ingress, config: Config, read_hello: Validator) -> None:
         super().__init__(
             ingress,
-            SUBMISSIONS,
+            CLIENTS,
             {
                 Submit: self._read_submit,
                 Ping: _read_ping,
@@ -87,10 +87,10 @@ class Intake(Reader):
                     sizes[task] = sizes.get(task, 0) + sum([len(frame) for frame in payload.frames])
         functions = message.functions
         if functions:
-            functions = self._checked(functions)
+            functions = self._intact_functions(functions)
         return SubmissionsReceived(connection, now, calls, payloads, sizes, functions, message.drop, message.received)
 
-    def _checked(self, functions: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    def _intact_functions(self, functions: dict[bytes, bytes]) -> dict[bytes, bytes]:
         """Return the functions whose digest is right. A call that names one of the others is refused in its turn."""
         checked = {digest: body for digest, body in functions.items() if digest_of(body) == digest}
         for _ in range(len(functions) - len(checked)):

@@ -76,13 +76,13 @@ CALLS_PER_MESSAGE = 256
 #: Credit is returned by itself when an eighth of it has gathered.
 CREDIT_STEPS = 8
 #: Longest that a count of accepted submissions waits for results to travel with.
-LAZY_S = 0.02
+ACCEPTED_DELAY_S = 0.02
 #: An engine is told by itself that its answers arrived when it keeps this much of them only for that.
 LONE_ACK_BYTES = 1 << 20
 CALL_OVERHEAD_BYTES = 64
 #: Characters of the reason of a refusal.
 MAX_REFUSAL_CHARACTERS = 1_000
-FORGOTTEN = "the scheduler failed while it handled this; its log has the traceback"
+FAILURE_TEXT = "the scheduler failed while it handled this; its log has the traceback"
 
 
 class Outbox:
@@ -193,7 +193,7 @@ class Outbox:
             self._pass_on(effect, effect.client)
             return
         client.queued_results.append(result_of(effect))
-        client.unfinished -= 1
+        client.unfinished_count -= 1
         if client.payloads:
             self._budget.release(client, effect.task)
         self._dirty_clients[client.number] = client
@@ -203,8 +203,8 @@ class Outbox:
         if client is None:
             self._pass_on(effect, effect.client)
             return
-        client.accepted += 1
-        client.unfinished += 1
+        client.accepted_count += 1
+        client.unfinished_count += 1
         self._dirty_clients[client.number] = client
 
     def _refuse(self, effect: Refuse) -> None:
@@ -212,7 +212,7 @@ class Outbox:
         if client is None:
             self._pass_on(effect, effect.client)
             return
-        client.accepted += 1
+        client.accepted_count += 1
         self._budget.release(client, effect.task)
         self._dirty_clients[client.number] = client
         refused = Refused(native_number(effect.task), effect.reason[:MAX_REFUSAL_CHARACTERS])
@@ -261,7 +261,7 @@ class Outbox:
     def _drop(self, session: Session) -> None:
         """Forget a session that the core has given up. A peer that is still connected has to say Hello again."""
         if session.connection is not None:
-            session.connection.send(Error("unknown_peer", FORGOTTEN))
+            session.connection.send(Error("unknown_peer", FAILURE_TEXT))
         self._sessions.remove(session, self._now)
 
     def release_all(self, client: ClientSession) -> None:
@@ -302,7 +302,7 @@ class Outbox:
         if isinstance(session, ClientSession):
             welcome.credit = config.credit
             welcome.credit_bytes = self._grant(session)
-            welcome.accepted = session.received  # what arrived will be answered, so it need not be sent again
+            welcome.accepted = session.submission_count  # what arrived will be answered, so it need not be sent again
         elif isinstance(session, EngineSession):
             session.reset_queues()  # here, in the order of effects: calls of this very turn may be queued already
             welcome.accepted = self._ack(session)
@@ -316,14 +316,14 @@ class Outbox:
         for batch in client.unacked:
             if batch.seq > received:
                 records, frames = _split(batch.results)
-                self._send(client, Results(batch.seq, records, client.accepted), frames)
-        client.accepted_sent = min(client.accepted_sent, client.received)
+                self._send(client, Results(batch.seq, records, client.accepted_count), frames)
+        client.accepted_sent_count = min(client.accepted_sent_count, client.submission_count)
         self._dirty_clients[client.number] = client
 
     def reaches(self, client: ClientSession) -> bool:
         """Send something harmless. Returns whether the transport knows the client's connection."""
-        client.accepted_sent = client.accepted
-        return client.connection is not None and client.connection.send(Pong(client.accepted)) > 0
+        client.accepted_sent_count = client.accepted_count
+        return client.connection is not None and client.connection.send(Pong(client.accepted_count)) > 0
 
     # ---- messages ----------------------------------------------------------------------------------------------------
 
@@ -358,19 +358,19 @@ class Outbox:
                 try:
                     self._flush_engine(engine)
                 except Exception as error:
-                    self._cut_off(engine, error)
+                    self._end_connection(engine, error)
         if self._dirty_clients:
             clients, self._dirty_clients = self._dirty_clients, {}
             for client in clients.values():
                 try:
                     self._flush_client(client, now)
-                    self._tell_credit(client)
+                    self._send_credit(client)
                 except Exception as error:
-                    self._cut_off(client, error)
+                    self._end_connection(client, error)
         if now >= self.flush_at:
             self._flush_gathered(now)
         if self._without_credit and self._released_bytes != self._budget.released_bytes:
-            self.tell_credit()
+            self.send_credit()
         if self._engines_changed:
             self._engines_changed = False
             message = Engines(self._sessions.pythons(), self._sessions.connected_engine_count())
@@ -385,7 +385,7 @@ class Outbox:
         self.flush_at = now
         self.flush(now)
 
-    def _cut_off(self, session: Session, error: Exception) -> None:
+    def _end_connection(self, session: Session, error: Exception) -> None:
         """End the connection of a peer whose queue cannot be sent (R33), and no other peer's."""
         self._ingress.report_error("flush", error, session=session.number)
         if session.connection is not None:
@@ -395,14 +395,14 @@ class Outbox:
     def _flush_client(self, client: ClientSession, now: float) -> None:
         if client.queued_results:
             due = client.flushed_at + self._config.gather_s
-            if now >= due or not client.unfinished:
+            if now >= due or not client.unfinished_count:
                 self._send_results(client, now)
                 return
         else:
-            if client.accepted - client.accepted_sent >= self._credit_step:
+            if client.accepted_count - client.accepted_sent_count >= self._credit_step:
                 self._send_accepted(client)
                 return
-            due = now + LAZY_S
+            due = now + ACCEPTED_DELAY_S
         if client.number not in self._gathering:
             self._gathering[client.number] = client
         if due < self.flush_at:
@@ -415,14 +415,14 @@ class Outbox:
             try:
                 if client.queued_results:
                     self._send_results(client, now)
-                elif client.accepted != client.accepted_sent:
+                elif client.accepted_count != client.accepted_sent_count:
                     self._send_accepted(client)
             except Exception as error:
-                self._cut_off(client, error)
+                self._end_connection(client, error)
 
     def _send_accepted(self, client: ClientSession) -> None:
-        client.accepted_sent = client.accepted
-        self._send(client, Accepted(client.accepted))
+        client.accepted_sent_count = client.accepted_count
+        self._send(client, Accepted(client.accepted_count))
 
     def _send_results(self, client: ClientSession, now: float) -> None:
         """Send results, in messages of a bounded size, while the window has room."""
@@ -435,7 +435,7 @@ class Outbox:
             if client.unacked_bytes >= window:
                 break
             client.seq += 1
-            size = self._send(client, Results(client.seq, records, client.accepted), frames)
+            size = self._send(client, Results(client.seq, records, client.accepted_count), frames)
             batch = UnackedBatch(client.seq, size or sum(map(result_bytes, chunk)), chunk)
             client.unacked.append(batch)
             client.unacked_bytes += batch.size
@@ -448,7 +448,7 @@ class Outbox:
             client.counted_results -= counted
         del client.queued_results[:sent]
         self.count_unread(client)
-        client.accepted_sent = client.accepted
+        client.accepted_sent_count = client.accepted_count
         client.flushed_at = now
 
     # ---- credit ------------------------------------------------------------------------------------------------------
@@ -462,22 +462,22 @@ class Outbox:
             self._without_credit[client.number] = client
         return credit
 
-    def _tell_credit(self, client: ClientSession) -> None:
+    def _send_credit(self, client: ClientSession) -> None:
         if client.connection is None:
             return
-        if not self._budget.worth_telling(client, self._budget.credit_of(client)):
+        if not self._budget.has_changed_enough(client, self._budget.credit_of(client)):
             self._budget.promise(client)
         else:
             credit = self._grant(client)
-            client.accepted_sent = client.accepted
-            self._send(client, Accepted(client.accepted, credit, self._budget.limit_name(client)))
+            client.accepted_sent_count = client.accepted_count
+            self._send(client, Accepted(client.accepted_count, credit, self._budget.limit_name(client)))
 
-    def tell_credit(self) -> None:
+    def send_credit(self) -> None:
         """Tell the clients without credit that they have some now, because others released memory."""
         self._released_bytes = self._budget.released_bytes
         for client in list(self._without_credit.values()):
             if client.number in self._sessions.clients:
-                self._tell_credit(client)
+                self._send_credit(client)
             else:
                 del self._without_credit[client.number]
 
@@ -547,12 +547,12 @@ class Outbox:
 
     def _ack(self, engine: EngineSession) -> int:
         engine.unacked_bytes = 0
-        engine.acked = engine.received
-        return engine.received
+        engine.acked_count = engine.answer_count
+        return engine.answer_count
 
     def acknowledge(self, engine: EngineSession) -> None:
         """Tell an engine by itself how many of its answers arrived, if it does not know."""
-        if engine.acked != engine.received:
+        if engine.acked_count != engine.answer_count:
             self._send(engine, Acked(self._ack(engine)))
 
     def probe(self, engine: EngineSession) -> None:
@@ -569,8 +569,8 @@ class Outbox:
         for client in self.watchers.values():
             if client.connection is None:
                 continue
-            if client.heard_at > client.events_counted_from:
-                client.events_counted_from, client.events_bytes = client.heard_at, 0
+            if client.last_received_at > client.events_counted_from:
+                client.events_counted_from, client.events_bytes = client.last_received_at, 0
             if client.events_bytes > self._config.window_bytes:
                 self._ingress.counters["events_missed"] += len(events)
                 continue

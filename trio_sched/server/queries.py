@@ -58,7 +58,7 @@ class QueryHandler:
             client = self._sessions.clients.get(row["client"])
             if client is not None:
                 row.update(_about(client, now))
-                row["submitted"] = client.received
+                row["submitted"] = client.submission_count
                 row["undelivered"] = len(client.queued_results) + sum(len(batch.results) for batch in client.unacked)
                 row["held_bytes"] = held_for(client)
                 row["unread_bytes"] = client.unread_bytes
@@ -95,5 +95,5 @@ def _about(session: Session | EngineSession, now: float) -> dict[str, Any]:
         "pid": session.pid,
         "python": session.python,
         "connected": session.connection is not None,
-        "silent_s": now - session.heard_at,
+        "silent_s": now - session.last_received_at,
     }

@@ -9,7 +9,7 @@ from trio_sched.server.events import (
     DrainReceived,
     RecallAnswersReceived,
 )
-from trio_sched.server.ingress import RESULTS, Ingress
+from trio_sched.server.ingress import ENGINES, Ingress
 from trio_sched.server.peer_connection import PeerConnection
 from trio_sched.server.reader import Reader, Validator, read_bye, read_ping
 from trio_sched.wire.native import Bye, Draining, Finished, Frame, Hello, Ping, Recalled, attach
@@ -23,7 +23,7 @@ class ResultsReader(Reader):
     def __init__(self, ingress: Ingress, read_hello: Validator) -> None:
         super().__init__(
             ingress,
-            RESULTS,
+            ENGINES,
             {
                 Finished: _read_answers,
                 Recalled: _read_recall_answers,

@@ -82,7 +82,7 @@ async def serve(
                     shield.cancel()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise _the_one_error(group) from None
+        raise _single_error(group) from None
 
 
 async def _shielded(
@@ -121,7 +121,7 @@ def _connection_files(
         remove_connection_files(client, engine, identity.directory)
 
 
-def _the_one_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the only error of a group if it is a TrioSchedError, because callers expect an AddressInUseError and not a
     group of one; otherwise the group."""
     error: BaseException = group

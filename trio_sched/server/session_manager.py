@@ -59,7 +59,7 @@ from trio_sched.server.events import (
     WatchChanged,
 )
 from trio_sched.server.ingress import INTERNAL_ERROR, Ingress
-from trio_sched.server.outbox import FORGOTTEN, Outbox
+from trio_sched.server.outbox import FAILURE_TEXT, Outbox
 from trio_sched.server.peer_connection import PeerConnection, PeerRole
 from trio_sched.server.reader import Reader, rejected
 from trio_sched.server.sessions import ClientSession, EngineSession, NannySession, Session, Sessions
@@ -128,16 +128,16 @@ class SessionManager:
             TimePassed: self._time_passed,
         }
 
-    def failed(self, event: Any, error: Exception) -> list[Effect]:
+    def report_failure(self, event: Any, error: Exception) -> list[Effect]:
         """Drop an event whose handler raised (R33). A peer that waits for an answer is told."""
         self._ingress.report_error(type(event).__name__, error)
         if isinstance(event, HelloReceived) and self._sessions.of(event.connection) is None:
-            return [SendError(event.connection, INTERNAL_ERROR, FORGOTTEN)]
+            return [SendError(event.connection, INTERNAL_ERROR, FAILURE_TEXT)]
         session = self._sessions.of(event.connection) if isinstance(event, PeerEvent) else None
         if isinstance(event, QueryReceived) and session is not None:
-            return [SendMessage(session, Reply(event.request, error=FORGOTTEN))]
+            return [SendMessage(session, Reply(event.request, error=FAILURE_TEXT))]
         if isinstance(event, SubmissionsReceived) and session is not None:
-            return [SendError(event.connection, INTERNAL_ERROR, FORGOTTEN)]
+            return [SendError(event.connection, INTERNAL_ERROR, FAILURE_TEXT)]
         return []
 
     # ---- messages of peers -------------------------------------------------------------------------------------------
@@ -152,9 +152,9 @@ class SessionManager:
         session = self._sessions.of(connection)
         if session is None:
             self._ingress.note("unknown_peer")
-            return [_say_hello_first(connection)]
-        effects = [] if session.connection is connection else [_say_hello_first(connection)]
-        session.heard_at = event.received_at
+            return [_request_hello(connection)]
+        effects = [] if session.connection is connection else [_request_hello(connection)]
+        session.last_received_at = event.received_at
         handler = self._by_role[session.role].get(type(event))
         try:
             if handler is None:
@@ -186,13 +186,13 @@ class SessionManager:
         if event.kind != INTERNAL_ERROR:  # that was counted when it happened
             self._ingress.note(event.kind, why=event.reason, **context)
         if session is not None and is_current:
-            session.heard_at = event.received_at
+            session.last_received_at = event.received_at
         return [SendError(connection, event.kind, event.reason)] if is_current or event.is_hello else []
 
     def _connection_alive(self, event: ConnectionAlive, _now: float) -> list[Effect]:
         session = self._sessions.of(event.connection)
         if session is not None and session.connection is event.connection:
-            session.heard_at = event.received_at
+            session.last_received_at = event.received_at
         return []
 
     def _submission_rejected(self, event: SubmissionRejected, _now: float) -> list[Effect]:
@@ -266,7 +266,7 @@ class SessionManager:
         return departed, self._sessions.ordinary_client_count(), self._config.max_clients, "max_clients"
 
     def _idlest_admin(self) -> ClientSession:
-        return min(self._sessions.admins.values(), key=attrgetter("heard_at"))
+        return min(self._sessions.admins.values(), key=attrgetter("last_received_at"))
 
     def _idlest_client(self, now: float) -> ClientSession | None:
         """Return the client that gives way to a newcomer.
@@ -278,8 +278,12 @@ class SessionManager:
             return None
         silent_s = self._config.heartbeat_s * self._config.missed_heartbeats / 2
         empty = [client for client in self._sessions.clients.values() if client.is_empty() and not client.admin]
-        for client in sorted(empty, key=attrgetter("heard_at")):
-            if client.connection is None or now - client.heard_at > silent_s or not self._outbox.reaches(client):
+        for client in sorted(empty, key=attrgetter("last_received_at")):
+            if (
+                client.connection is None
+                or now - client.last_received_at > silent_s
+                or not self._outbox.reaches(client)
+            ):
                 return client
         self._next_search_at = now + SEARCH_INTERVAL_S
         return None
@@ -355,7 +359,7 @@ class SessionManager:
 
     def _close_client(self, client: ClientSession, cancel: bool, now: float) -> list[Effect]:
         self._budget.release_results(client)
-        is_settled = not client.unfinished and client.received == client.accepted
+        is_settled = not client.unfinished_count and client.submission_count == client.accepted_count
         if is_settled:
             self._outbox.release_all(client)
         else:
@@ -392,5 +396,5 @@ class SessionManager:
         return effects
 
 
-def _say_hello_first(connection: PeerConnection) -> Effect:
+def _request_hello(connection: PeerConnection) -> Effect:
     return SendError(connection, "unknown_peer", "say Hello first")

@@ -34,11 +34,11 @@ class Session:
     """What the sessions of all three roles have."""
 
     __slots__ = (
-        "away_since",
         "connection",
+        "disconnected_at",
         "former_connection",
-        "heard_at",
         "host",
+        "last_received_at",
         "name",
         "number",
         "pid",
@@ -55,9 +55,9 @@ class Session:
         #: The last connection, while there is none: messages that were sent over it may still arrive, and count.
         self.former_connection: PeerConnection | None = None
         #: When the last message of the peer, or another sign of life, was received.
-        self.heard_at = now
+        self.last_received_at = now
         #: None while there is a connection.
-        self.away_since: float | None = None
+        self.disconnected_at: float | None = None
         self.name = hello.name
         self.host = hello.host
         self.pid = hello.pid
@@ -76,8 +76,8 @@ class ClientSession(Session):
     """A client: what it submitted, and what is on its way to it."""
 
     __slots__ = (
-        "accepted",
-        "accepted_sent",
+        "accepted_count",
+        "accepted_sent_count",
         "admin",
         "cancel_on_leave",
         "counted_results",
@@ -96,14 +96,14 @@ class ClientSession(Session):
         "previous_promise_bytes",
         "promised_bytes",
         "queued_results",
-        "received",
         "refusal_bytes",
         "refusals",
         "seq",
         "spec",
+        "submission_count",
         "unacked",
         "unacked_bytes",
-        "unfinished",
+        "unfinished_count",
         "unread_bytes",
         "waiting_bytes",
         "weight",
@@ -122,7 +122,7 @@ class ClientSession(Session):
         self.welcomed = False
         # submissions
         #: Submissions that arrived; each will be accepted or refused.
-        self.received = 0
+        self.submission_count = 0
         #: Digests of the functions that the client has sent, each to the one object that all calls share.
         self.functions: dict[bytes, bytes] = {}
         #: The last options seen and their meaning: most tasks of a client ask for the same.
@@ -150,11 +150,11 @@ class ClientSession(Session):
         self.paused = False
         # what is sent
         #: Submissions that were accepted or refused, and the same count as the client was told it last.
-        self.accepted = 0
-        self.accepted_sent = 0
+        self.accepted_count = 0
+        self.accepted_sent_count = 0
         #: Accepted submissions whose results are not yet queued. When there are none, a result need not wait for
         #: others.
-        self.unfinished = 0
+        self.unfinished_count = 0
         self.queued_results: list[TaskResult | FramedRecord] = []
         #: The number of the last message of results.
         self.seq = 0
@@ -173,7 +173,9 @@ class ClientSession(Session):
 
     def is_empty(self) -> bool:
         """Return whether no task is unfinished, no submission unanswered and no result unacknowledged."""
-        return not (self.unfinished or self.queued_results or self.unacked or self.received != self.accepted)
+        return not (
+            self.unfinished_count or self.queued_results or self.unacked or self.submission_count != self.accepted_count
+        )
 
     def unread_tasks(self) -> tuple[int, ...]:
         """Return the tasks whose results are not acknowledged."""
@@ -220,7 +222,8 @@ class EngineSession(Session):
     """An engine: what it knows, and what is on its way to it."""
 
     __slots__ = (
-        "acked",
+        "acked_count",
+        "answer_count",
         "call_sizes",
         "hwm",
         "known_environments",
@@ -231,7 +234,6 @@ class EngineSession(Session):
         "queued_calls",
         "queued_drops",
         "queued_recalls",
-        "received",
         "resources",
         "slots",
         "unacked_bytes",
@@ -251,8 +253,8 @@ class EngineSession(Session):
 
         # results
         #: Answers that arrived, and the same count as the engine was told it last.
-        self.received = 0
-        self.acked = 0
+        self.answer_count = 0
+        self.acked_count = 0
         #: Bytes of the frames of answers that the engine keeps because it was not told that they arrived.
         self.unacked_bytes = 0
 
@@ -363,7 +365,7 @@ class Sessions:
             return None
         self._add(number, hello, now)
         session = self.clients[number]
-        session.received = session.accepted = session.accepted_sent = hello.accepted
+        session.submission_count = session.accepted_count = session.accepted_sent_count = hello.accepted
         session.seq = hello.received
         return session
 
@@ -399,8 +401,8 @@ class Sessions:
             self.detach(session, now)
             self._forget_former_connection(session)
         session.connection = connection
-        session.away_since = None
-        session.heard_at = max(session.heard_at, now)
+        session.disconnected_at = None
+        session.last_received_at = max(session.last_received_at, now)
         other = self._by_connection.get(connection)
         if other is not None and other.former_connection is connection:  # a session that this connection served before
             other.former_connection = None
@@ -414,7 +416,7 @@ class Sessions:
         if connection is not None:
             session.connection = None
             session.former_connection = connection
-            session.away_since = now
+            session.disconnected_at = now
             connection.close()
 
     def remove(self, session: Session, now: float) -> None:

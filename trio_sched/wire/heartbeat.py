@@ -80,12 +80,14 @@ class Heartbeat:
             self._silence_from = max(self._silence_from, now - counted_s)
         return suspended
 
-    def silence_s(self, heard_at: float, now: float) -> float:
-        """For how long a peer has been silent whose last message came at `heard_at`, not counting the time before the
-        first tick or, beyond what `grace` leaves, before the end of a suspension.
-        """
-        return now - max(heard_at, self._silence_from)
+    def silence_s(self, last_received_at: float, now: float) -> float:
+        """Seconds since the last message of a peer, which was received at `last_received_at`.
 
-    def is_silent(self, heard_at: float, now: float) -> bool:
-        """Whether a peer whose last message came at `heard_at` has been silent for more than `missed` periods."""
-        return self.silence_s(heard_at, now) > self.missed * self.period_s
+        The time before the first tick is not counted, nor the time before the end of a suspension beyond what `grace`
+        leaves.
+        """
+        return now - max(last_received_at, self._silence_from)
+
+    def is_silent(self, last_received_at: float, now: float) -> bool:
+        """Whether the last message of a peer was received more than `missed` periods ago."""
+        return self.silence_s(last_received_at, now) > self.missed * self.period_s
