@@ -1,12 +1,12 @@
-"""The actor: the one task that owns the state. Batches of events in, effects out, and no wait in between.
+"""The actor: the one task that owns the state. Batches of events in, effects out, without an `await` in between.
 
-A *turn* handles events at one reading of the clock. A *step* is a turn over everything that has arrived, and what
-follows from it: the outbox carries the effects out, what it finds out is handled in a turn of its own, and the auditor
-is told the core's next deadline. All state of the core, of sessions and of the outbox changes in a step and nowhere
-else. Both are plain functions, so that a simulator can drive the same code without Trio.
+A *turn* handles events at one reading of the clock and returns their effects. A *step* is a turn over all events in the
+inbox, and its consequences: the outbox carries the effects out; the events that the outbox makes meanwhile are handled,
+too; and the auditor gets the core's next deadline. All state of the core, of sessions and of the outbox changes in a
+step and nowhere else. Both are plain functions, so that a simulator can drive the same code without Trio.
 
-An exception ends the event that raised it and nothing else (R33): the core recovers, and the turn goes on with the next
-event. That costs nothing per event: the `try` is around the whole loop, which resumes where it was.
+An exception ends the event that raised it and nothing else (R33): the core recovers, and the turn continues with the
+next event. That costs nothing per event: the `try` is around the whole loop, which resumes at the next event.
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ class Actor:
         self._scope = trio.CancelScope()
         self._core: Handler = guarded.scheduler.handle  # type: ignore[assignment]  # list is invariant
         self._handlers: Mapping[type, Handler] = {**manager.handlers, AuditDue: audit.handle}
-        #: Handlers of clients' messages before their slice: submissions are counted and checked when they arrive.
+        #: Handlers of client events that do not wait in the backlog: submissions are counted and checked on arrival.
         self._arrival_handlers: Mapping[type, Handler] = {SubmissionsReceived: manager.handlers[SubmissionsReceived]}
 
-    def turn(self, urgent: Sequence[Event], submissions: Sequence[Event], now: float) -> list[Effect]:
+    def turn(self, urgent: Sequence[Event], client_events: Sequence[Event], now: float) -> list[Effect]:
         """Handle events, all at the time `now`. Returns the effects in order.
 
-        `urgent` events come first, in order; then a bounded slice of clients' messages, `submissions` last (R31).
+        The `urgent` events come first, in order. The `client_events` join the backlog, and a bounded slice of the
+        backlog is handled last (R31).
         """
         effects = self._handle(urgent, self._handlers, self._core, now) if urgent else []
-        if submissions:
-            effects += self._handle(submissions, self._arrival_handlers, self._clients.add, now)
+        if client_events:
+            effects += self._handle(client_events, self._arrival_handlers, self._clients.add, now)
         if self._clients.has_backlog:
             effects += self._handle(self._clients.take_slice(), self._handlers, self._core, now)
         return effects
@@ -83,7 +84,7 @@ class Actor:
                     effects += self._guarded.recover(event, error, now)
 
     def step(self, now: float) -> None:
-        """Handle what is in the inbox, and what follows from it."""
+        """Handle the events in the inbox, send the messages that follow, and set the next deadline."""
         effects = self.turn(*self._inbox.take(), now)
         while True:
             self._outbox.take(effects, now)
@@ -100,14 +101,14 @@ class Actor:
             self._scope.deadline = self._outbox.flush_at
 
     def finish(self, now: float) -> None:
-        """Take the last step: peers are told that the scheduler ends, and nothing stays gathered."""
+        """Take the last step: send `Closing` to the peers, and all results that wait for others."""
         if self._shutdown.closing is None:
             self._inbox.add_notifications([StopRequested("the scheduler was cancelled")])
         self.step(now)
         self._outbox.flush_all(now)
 
     async def run(self) -> None:
-        """Take a step whenever something arrived, or the outbox has gathered for long enough."""
+        """Take a step whenever events arrive, or a deadline of the outbox is over."""
         while True:
             with trio.CancelScope(deadline=self._outbox.flush_at) as self._scope:
                 while True:

@@ -1,7 +1,7 @@
-"""The auditor: what happens because time passes.
+"""The auditor: turns the passing of time into events.
 
-The auditor's task sleeps until the next deadline of the core, or until the next heartbeat period is over, and sends an
-event. What a period means for the sessions is decided in the turn, by `SessionAudit`.
+The auditor's task sleeps until the next deadline of the core, or until the next heartbeat period is over, and adds an
+event to the inbox. In the turn, `SessionAudit` then checks the sessions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trio_sched.wire.heartbeat import Heartbeat
 
 
 class Timer:
-    """Calls a function at a time that can be moved without waking a task.
+    """Calls a function at a time that can be changed without waking a task.
 
     Trio keeps the deadlines of cancel scopes in a heap of its own: moving one costs about 2 us, a task that wakes up to
     look at the clock 10 to 25.
@@ -37,7 +37,7 @@ class Timer:
         self.at = math.inf
 
     def set(self, at: float) -> None:
-        """Fire at `at`, unless the timer fires earlier anyway."""
+        """Fire at `at`, unless an earlier time is set."""
         if at < self.at:
             self.at = at
             if self._scope is not None:
@@ -58,7 +58,7 @@ class Timer:
 
 
 class Auditor:
-    """Tells the actor that time has passed."""
+    """Sends the actor a `TimePassed` at each deadline of the core, and an `AuditDue` in each heartbeat period."""
 
     def __init__(self, inbox: Inbox, heartbeat_s: float, now: float) -> None:
         self._inbox = inbox
@@ -81,10 +81,10 @@ class Auditor:
     def _fire(self, now: float) -> None:
         if self._deadline is not None and self._deadline <= now:
             self._inbox.add_notifications([TimePassed()])
-            self._deadline = None  # until the actor says which is next
+            self._deadline = None  # until the actor sets the next one
         if now >= self._next_audit_at:
             self._next_audit_at = now + self._heartbeat_s
-            # Behind the messages that arrived before, which show that their senders are alive.
+            # after the events of messages that arrived before, so that their senders do not count as silent
             self._inbox.add_client_events([AuditDue()])
         if self._deadline is not None:
             self.timer.set(self._deadline)
@@ -92,12 +92,16 @@ class Auditor:
 
 
 class SessionAudit:
-    """What a heartbeat period means: the handler of `AuditDue` in the actor's turn.
+    """The handler of `AuditDue` in the actor's turn: checks every session once in a heartbeat period.
 
-    A peer from which nothing was received for too long is away; a session that is away for too long ends, soon when
-    nothing of it is left; engines are told which answers arrived; memory is counted. The heartbeats of a nanny count
-    for its engines. When this process was suspended, or the machine slept, no message could be received, and every peer
-    gets its time once more.
+    * A peer from which nothing was received for `missed_heartbeats` periods is disconnected. The heartbeats of a nanny
+      count for its engines.
+    * The session of a disconnected client or nanny is closed after `keep_results_s`, or after `keep_idle_s` if the
+      client has neither tasks nor results.
+    * The answers of engines are acknowledged, and memory is counted.
+
+    While this process is suspended, or the machine sleeps, no message can be received: afterwards each peer has the
+    full time again.
     """
 
     def __init__(
@@ -121,7 +125,7 @@ class SessionAudit:
         self._silence_limit_s = config.heartbeat_s * config.missed_heartbeats
 
     def handle(self, _event: AuditDue, now: float) -> list[Effect]:
-        """Judge every session, and do what is to be done once in a period."""
+        """Check every session, acknowledge answers, and count memory."""
         self._heartbeat.tick(now)
         effects = [effect for session in list(self._sessions) for effect in self._check_session(session, now)]
         for engine in self._sessions.engines.values():
@@ -160,8 +164,8 @@ class SessionAudit:
         return self._manager.close(session, reason, now, cancel=ends_with_connection)
 
     def _probe(self, session: Session, now: float) -> None:
-        """Send something to an engine from which only its nanny's heartbeats come: its Bye, or the report of its death,
-        may have got lost."""
+        """Probe an engine from which nothing was received but the heartbeats of its nanny: its Bye, or the report of
+        its death, may be lost."""
         if (
             isinstance(session, EngineSession)
             and now - max(session.last_received_at, session.probed_at) > self._silence_limit_s

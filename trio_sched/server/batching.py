@@ -17,7 +17,7 @@ FRAME_BYTES_PER_MESSAGE = 4 << 20
 
 
 def result_of(effect: DeliverResult) -> TaskResult | FramedRecord:
-    """Return the end of a task as its client is told."""
+    """Return the record of a task's end for the `Results` message of its client."""
     result: TaskResult | FramedRecord | None = effect.result
     if result is None:
         error = RemoteError(effect.error, effect.reason) if effect.error else None
@@ -26,7 +26,7 @@ def result_of(effect: DeliverResult) -> TaskResult | FramedRecord:
     record: Any = result.record if type(result) is FramedRecord else result
     if record.outcome == effect.outcome:
         return result
-    # The engine said one thing and the scheduler decided another, such as a cancelled task that ended ok.
+    # The scheduler's outcome differs from the engine's: for example, a cancelled call returned a value.
     error = RemoteError(effect.error, effect.reason) if effect.error else record.error
     record = replace(record, outcome=effect.outcome, error=error, reason=effect.reason or record.reason)
     return FramedRecord(record, result.frames) if type(result) is FramedRecord else record

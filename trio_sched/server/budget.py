@@ -1,12 +1,12 @@
-"""The memory that clients may use: the bytes of calls and results that the scheduler holds for them, credit and pauses.
+"""The memory used for clients: the bytes of calls and results that the scheduler holds for them; credit and pauses.
 
 Two limits apply, `client_bytes` for each client and `total_bytes` for all clients together. The bytes that may be held
 for one client now are the smaller of its own limit and the free part of the total, but never less than a minimum share.
-So a client that uses all that it may leaves as much for others, and n such clients leave one part of n + 1.
+So one client that uses all of its credit leaves half of the total free, and n such clients leave 1/(n + 1) of it.
 
-* A client is told its credit: the bytes that it may have under way beyond the submissions that were accepted. The
-  credit shrinks to 0 as the bytes held for the client approach its limit, and grows as its tasks end. Submissions of a
-  client that ignores its credit are refused.
+* The scheduler sends each client its credit: the bytes of submissions that the client may have sent and that are not
+  accepted yet. The credit shrinks to 0 as the bytes held for the client approach its limit, and grows as its tasks end.
+  Submissions of a client that ignores its credit are refused.
 * A client that leaves more bytes of results unread than the limit is paused (R34) until it has read half of the limit.
 
 Payloads larger than `TASK_BYTES` are counted one by one; in addition, every task counts as `TASK_BYTES`.
@@ -23,15 +23,15 @@ from trio_sched.server.memory import memory_bytes, return_free_memory
 from trio_sched.server.sessions import ClientSession, Sessions
 from trio_sched.wire.native import TASK_BYTES, FramedRecord, TaskResult
 
-#: The smallest window of bytes under way: room for one message.
+#: The smallest window of unanswered bytes: room for one message.
 MIN_WINDOW_BYTES = 1 << 20
-#: Bytes that a client may have held beyond its promise, at least, while all clients together stay below the total.
+#: The least number of bytes by which a client may exceed its promise while all clients together are below the total.
 OVERDRAFT_BYTES = 32 << 20
-#: A client is told its credit when it has changed by an eighth.
+#: The credit is sent to its client when it has changed by one part of this many.
 CREDIT_STEPS = 8
 #: Without `total_bytes`, clients may use one part of this many of the memory.
 MEMORY_SHARE = 4
-#: One part of this many of the total is divided evenly among the clients, whatever others use.
+#: One part of this many of the total is divided evenly among the clients, so that each has a minimum.
 MINIMUM_SHARE = 4
 #: The smallest number of shares into which that part is divided.
 MIN_SHARES = 16
@@ -99,7 +99,7 @@ class ByteBudget:
         client.payloads.clear()
 
     def depart(self, client: ClientSession) -> None:
-        """Count what a client leaves behind whose tasks go on, its environment included."""
+        """Count the bytes of a client that left with unfinished tasks, its environment included."""
         size = len(client.environment.cwd) + sum(map(len, client.environment.path))
         if size > TASK_BYTES:
             self.hold(client, _ENVIRONMENT, size)
@@ -136,13 +136,11 @@ class ByteBudget:
         return None
 
     def recount(self) -> None:
-        """Count the tasks, and forget promises that connected clients know to be outdated. Called every heartbeat."""
+        """Count the tasks, and drop old promises, which connected clients no longer use; once in a heartbeat period."""
         self._rounds += 1
         if self._rounds % self._config.missed_heartbeats == 0:
             for client in self._sessions.clients.values():
-                if (
-                    client.connection is not None
-                ):  # a client that is away may still use its old promise when it comes back
+                if client.connection is not None:  # others may use an old promise when they reconnect
                     client.previous_promise_bytes = client.highest_promise_bytes
                     client.highest_promise_bytes = client.promised_bytes
         sessions = self._sessions
@@ -175,7 +173,7 @@ class ByteBudget:
         return min(self._config.client_bytes, max(self.free_bytes(), self._minimum()))
 
     def credit_of(self, client: ClientSession) -> int:
-        """Return how many bytes the client may have under way beyond the accepted submissions."""
+        """Return how many bytes of unanswered submissions the client may have."""
         window = self._window_bytes
         free = self._limit() - held_for(client)
         if client.paused:
@@ -187,7 +185,7 @@ class ByteBudget:
         return credit
 
     def _exempt_bytes(self, size: int) -> int:
-        """Return how many bytes of the largest part of a message do not count against the promise."""
+        """Return how many bytes of the largest part of a message do not count against the promise: all or none."""
         return 0 if self.departed_bytes > self.total_bytes // 2 else size
 
     def limit_name(self, client: ClientSession) -> str:
@@ -196,14 +194,15 @@ class ByteBudget:
         return "client_bytes" if own else "total_bytes"
 
     def has_changed_enough(self, client: ClientSession, credit: int) -> bool:
-        """Return whether the client is to be told that its credit has changed."""
-        known = client.credit_bytes
-        if not credit or not known:
-            return credit != known
-        return abs(credit - known) * CREDIT_STEPS >= max(credit, known)
+        """Return whether the credit differs so much from the one that was last sent that it is sent again."""
+        sent = client.credit_bytes
+        if not credit or not sent:
+            return credit != sent
+        return abs(credit - sent) * CREDIT_STEPS >= max(credit, sent)
 
     def promise(self, client: ClientSession) -> None:
-        """Note that the client is told what was accepted: the credit that it was told last counts from there."""
+        """Record the promise of the credit that was last sent, because a new count of accepted submissions is sent:
+        the client may have that many bytes in addition to those held for it now."""
         if client.credit_bytes:
             client.promised_bytes = held_for(client) + client.credit_bytes
             client.highest_promise_bytes = max(client.highest_promise_bytes, client.promised_bytes)

@@ -1,8 +1,8 @@
-"""What the messages of clients mean: the handlers of their events in the actor's turn.
+"""The handlers of clients' events in the actor's turn.
 
-Every submission that arrives whole is counted in `received` and will be accepted or refused, in order; credit and
-resumption rest on that. A submission that makes no sense (an unknown function, a negative timeout) is refused by
-itself; a message that breaks the client's credit is rejected as a whole (R25).
+Every submission in a well-formed message is counted in `submission_count` and will be accepted or refused, in order:
+credit and resumption depend on these counts. A submission that is not valid (an unknown function, a negative timeout)
+is refused alone; a message that exceeds the client's credit is rejected as a whole (R25).
 
 Submissions are counted against credit and memory as soon as they arrive, and then wait in a backlog, of which each turn
 handles a bounded slice (R31): a flood of submissions delays neither results nor notifications. All other messages of
@@ -38,7 +38,7 @@ from trio_sched.server.sessions import ClientSession, FunctionCache
 from trio_sched.server.task_specs import spec_of
 from trio_sched.wire.native import INLINE_BYTES, TASK_BYTES, Call, Options, Pong, Reply, options_bytes
 
-#: A client that has that many times its credit under way does not count what was answered; its messages are rejected.
+#: Messages of a client with more unanswered submissions than this many times its credit are rejected.
 CREDIT_SLACK = 2
 
 
@@ -76,13 +76,13 @@ class ClientMessages:
     # ---- the backlog -------------------------------------------------------------------------------------------------
 
     def add(self, event: Event, _now: float) -> list[Effect]:
-        """Put an event behind everything that clients sent before."""
+        """Add an event to the end of the backlog."""
         self._backlog.append(event)
         return []
 
     @property
     def has_backlog(self) -> bool:
-        """Whether events of clients wait for their turn."""
+        """Whether events of clients wait in the backlog."""
         return bool(self._backlog)
 
     def take_slice(self) -> Sequence[Event]:
@@ -122,7 +122,7 @@ class ClientMessages:
         self._ingress.note("over_credit_bytes", session=client.number, why=reason)
 
     def _submit(self, client: ClientSession, event: SubmissionsReceived) -> None:
-        """Put an event of the core for each call into the backlog."""
+        """Add an event of the core to the backlog for each call; count functions and large calls as held bytes."""
         for digest, body in event.functions.items():
             self._functions.hold(client.number, digest, body)
             client.functions[digest] = digest
@@ -158,7 +158,7 @@ class ClientMessages:
             self._drop_function(client, digest)
 
     def _spec(self, client: ClientSession, options: Options) -> Any:
-        """Return the meaning of the options. The last one is kept, because most tasks of a client ask for the same."""
+        """Return the spec of the options. The last one is kept: most tasks of a client have the same options."""
         if client.spec is not None and client.options == options:
             return client.spec
         spec = spec_of(options, client.number)
@@ -195,7 +195,7 @@ class ClientMessages:
         effects: list[Effect] = []
         for task in event.tasks:
             is_own = task <= MAX_COUNTER or session_of(task) == client.number
-            # Whoever has the client's token is an operator, and may cancel what others submitted.
+            # A client that names the task of another one is an operator: every client has the same token.
             cancel = CancelRequested(expand_task_id(client.number, task), client.number if is_own else None)
             effects += self._core(cancel, now)
         return effects
@@ -214,7 +214,7 @@ class ClientMessages:
         return self.set_watching(client, event.on, now)
 
     def set_watching(self, client: ClientSession, on: bool, now: float) -> list[Effect]:
-        """Begin to send events to the client (R28), or stop it."""
+        """Begin or stop to send monitor events to the client (R28)."""
         watchers = self._outbox.watchers
         had_watchers = bool(watchers)
         if on:
@@ -227,6 +227,9 @@ class ClientMessages:
 
 
 def _check_received(client: ClientSession, seq: int) -> None:
-    """Raises WireError for a count of results that the client cannot have."""
+    """Check the number of the last message of results that the client claims to have received.
+
+    :raises WireError: no such message was sent.
+    """
     if not 0 <= seq <= client.seq:
         raise WireError(f"received is {seq}; it must be from 0 to {client.seq}, the messages of results sent so far")

@@ -49,7 +49,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     keep_finished: int = 100_000
     #: How long the session of a disconnected client is kept.
     keep_results_s: float = 3600.0
-    #: How long if none of its tasks is unfinished and no result unread: its session can be renewed when it comes back.
+    #: The same without unfinished tasks and unread results: the session can be renewed when the client reconnects.
     keep_idle_s: float = 10.0
     #: The seed of the schemes that draw engines at random; None: from the operating system.
     seed: int | None = None

@@ -1,4 +1,4 @@
-"""What the messages of engines and nannies mean: the handlers of their events in the actor's turn."""
+"""The handlers of engines' events in the actor's turn, and of the heartbeats of engines and nannies."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def answer_heartbeat(session: Session, _event: HeartbeatReceived, _now: float) -
 def _make_failure(engine: int, answer: TaskResult, payload: PayloadRef) -> TaskFinished:
     """Return the event for an answer that is neither ok nor unmet.
 
-    An engine can say only error and cancelled; the other outcomes are decided by the scheduler.
+    From an engine only the outcomes "error" and "cancelled" are accepted; any other one counts as "error".
     """
     error = answer.error
     if answer.outcome == "cancelled":

@@ -54,7 +54,7 @@ class MessageBeforeHello(PeerEvent, frozen=True, gc=False):
 
 
 class ConnectionAlive(PeerEvent, frozen=True, gc=False):
-    """The transport saw a sign of life without a message, such as the pong of a WebSocket."""
+    """The transport received something other than a message from the peer, such as the pong of a WebSocket."""
 
 
 class HeartbeatReceived(PeerEvent, frozen=True, gc=False):
@@ -92,7 +92,7 @@ class CancelReceived(PeerEvent, frozen=True, gc=False):
 
 
 class QueryReceived(PeerEvent, frozen=True, gc=False):
-    """A client asked for a view."""
+    """A client sent a query: the name of a view."""
 
     request: int
     what: str
@@ -127,11 +127,14 @@ class RecallAnswersReceived(PeerEvent, frozen=True, gc=False):
 
 
 class DrainReceived(PeerEvent, frozen=True, gc=False):
-    """An engine was told to end and takes nothing more (R29)."""
+    """An engine is about to end and takes no more tasks (R29)."""
 
 
 class DeathReported(PeerEvent, frozen=True, gc=False):
-    """A nanny saw a worker die (R20). `engine` 0: the nanny knows only the `pid`. `running`: None if unknown."""
+    """A nanny reported the death of a worker (R20).
+
+    `engine` 0: only the `pid` is known. `running`: the tasks that ran; None: not known.
+    """
 
     engine: int
     pid: int
@@ -143,14 +146,14 @@ class DeathReported(PeerEvent, frozen=True, gc=False):
 
 
 class ConnectionLost(Struct, frozen=True, gc=False):
-    """A connection ended: its transport says so, or a send failed. The session stays."""
+    """A connection ended: its transport reported the end, or a send failed. The session stays."""
 
     connection: PeerConnection
     reason: str
 
 
 class SubmissionRejected(Struct, frozen=True, gc=False):
-    """A submission cannot be turned into an event of the core. It is refused in its turn, because it counts."""
+    """A submission is not valid. It is refused in its order, because the answers to submissions are counted."""
 
     client: int
     task: int
@@ -158,7 +161,7 @@ class SubmissionRejected(Struct, frozen=True, gc=False):
 
 
 class AuditDue(Struct, frozen=True, gc=False):
-    """A heartbeat period is over: sessions are to be judged, and memory to be counted."""
+    """A heartbeat period is over: sessions are checked for silence, and memory is counted."""
 
 
 class EnginesExpected(Struct, frozen=True, gc=False):
@@ -182,8 +185,8 @@ Event: TypeAlias = CoreEvent | ServerEvent
 class SendWelcome(Struct, frozen=True, gc=False):
     """Answer the Hello on this connection.
 
-    On a resumed session, send the results behind `received` again. `renewed`: the session was forgotten, and begins
-    again under its number.
+    On a resumed session, send the messages of results after number `received` again. `renewed`: the session was
+    forgotten, and begins again under its number.
     """
 
     session: Session

@@ -1,4 +1,4 @@
-"""The scheduler as the turn uses it: no exception of the core leaves it (R33)."""
+"""The core as the turn uses it: an exception leads to recovery (R33)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = get_logger(__name__)
 
 
 class GuardedScheduler:
-    """The scheduler as the turn uses it: events go in, effects come out, and no exception does (R33)."""
+    """Passes events to the core and returns their effects; raises only if the recovery itself fails (R33)."""
 
     def __init__(self, scheduler: Scheduler, ingress: Ingress) -> None:
         self.scheduler = scheduler

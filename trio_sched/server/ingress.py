@@ -4,10 +4,10 @@
                              |                                                             |
                              +------------------------> Inbox <----------------------------+--> actor
 
-A *burst* is what a front received at once. Its messages go to the three readers over memory channels, and their events
-come back into the same burst. The actor takes bursts in the order of their arrival, and only when all of their readers
-are done, so that the messages of one peer, and what a nanny says about its engine, keep their order whichever reader
-runs first (R31).
+A *burst* is the messages that a front received together. The three readers get the messages over memory channels, and
+put their events into the same burst. The actor takes bursts in the order of their arrival, and only when all of their
+readers are done. So the messages of one peer keep their order, and so do the results of an engine and the report of its
+death by the nanny, whichever reader runs first (R31).
 
 Everything here moves whole batches: one wake-up of the front, one channel send for each kind of sender, one wake-up of
 the actor. The channels are not bounded: a front takes a bounded number of messages and then passes a checkpoint, at
@@ -41,7 +41,7 @@ from trio_sched.transport.connection_limits import ConnectionBounds, ConnectionL
 log = get_logger(__name__)
 #: The counter of unexpected exceptions (R33).
 INTERNAL_ERROR = "internal_error"
-#: The readers' channels, in the order in which the actor handles the events of a burst (R31).
+#: The readers' channels, by sender, in the order in which the actor handles the events of a burst (R31).
 ENGINES, NOTIFICATIONS, CLIENTS = range(3)
 _CHANNELS: dict[PeerRole | None, int] = {
     "engine": ENGINES,
@@ -80,11 +80,11 @@ class Inbox:
             self._wake_send.send_nowait(None)
 
     def expect(self, burst: Burst) -> None:
-        """Keep the place of a burst that readers have to read."""
+        """Add a burst whose messages the readers have not read yet, behind all earlier ones."""
         self._bursts.append(burst)
 
     def deliver(self, burst: Burst, channel: int, events: list[Event]) -> None:
-        """Take the events that a reader made of its messages in the burst."""
+        """Put the events that a reader made of its messages into the burst."""
         burst.events[channel] = events
         burst.unread_count -= 1
         if not self._bursts[0].unread_count:
@@ -97,15 +97,15 @@ class Inbox:
         self.wake()
 
     def add_engine_events(self, events: Iterable[Event]) -> None:
-        """Add what engines answered, behind everything that has arrived."""
+        """Add events of engines, behind all earlier bursts."""
         self._add(ENGINES, events)
 
     def add_notifications(self, events: Iterable[Event]) -> None:
-        """Add joins, losses and what the auditor found, behind everything that has arrived."""
+        """Add joins, losses, deadlines and requests to stop, behind all earlier bursts."""
         self._add(NOTIFICATIONS, events)
 
     def add_client_events(self, events: Iterable[Event]) -> None:
-        """Add what clients sent, behind everything that has arrived."""
+        """Add events that a step handles after those of engines and nannies: client events and audits."""
         self._add(CLIENTS, events)
 
     async def wait(self) -> None:
@@ -114,21 +114,21 @@ class Inbox:
         self._is_awake = False
 
     def take(self) -> tuple[list[Event], list[Event]]:
-        """Take all bursts that are read, up to the first that is not.
+        """Take all bursts up to the first that a reader has not finished.
 
         Returns the events of engines followed by the notifications, and the events of clients.
         """
         bursts = self._bursts
         urgent: list[Event] = []
         notifications: list[Event] = []
-        submissions: list[Event] = []
+        client_events: list[Event] = []
         while bursts and not bursts[0].unread_count:
             events = bursts.popleft().events
             urgent += events[ENGINES]
             notifications += events[NOTIFICATIONS]
-            submissions += events[CLIENTS]
+            client_events += events[CLIENTS]
         urgent += notifications
-        return urgent, submissions
+        return urgent, client_events
 
 
 class Ingress:
@@ -137,7 +137,7 @@ class Ingress:
     def __init__(self, inbox: Inbox, identity: Identity, bounds: ConnectionBounds) -> None:
         self.inbox = inbox
         self.identity = identity
-        #: Dropped messages by reason (R25), and other odd cases.
+        #: Counts of dropped messages and of other unusual cases, by reason (R25).
         self.counters: Counter[str] = Counter()
         #: The connections of all fronts; each front counts those that it accepts.
         self.connections = ConnectionLimits(bounds, self.note)
@@ -146,13 +146,13 @@ class Ingress:
         #: To be read by results, notifications and intake.
         self.channels = [receive for _, receive in pairs]
         self._flushes: list[Callable[[], None]] = []
-        #: Carries out the effects for ids that are not of a native peer.
+        #: Carries out the effects for foreign ids.
         self.effect_handler: EffectHandler | None = None
 
     # ---- for fronts --------------------------------------------------------------------------------------------------
 
     def receive(self, messages: Sequence[RawMessage], now: float) -> None:
-        """Hand on what arrived at the time `now`. Pass a checkpoint before the next call."""
+        """Pass messages, received at the time `now`, to the readers. Pass a checkpoint before the next call."""
         burst = Burst(now)
         sorted_ = burst.messages
         for message in messages:
@@ -164,7 +164,7 @@ class Ingress:
                 channel.send_nowait(burst)
 
     def connection_alive(self, connection: PeerConnection, now: float) -> None:
-        """Report a sign of life of the peer that is not a message."""
+        """Report that the transport received something from the peer that is not a message."""
         self.inbox.add_notifications([ConnectionAlive(connection, now)])
 
     def connection_lost(self, connection: PeerConnection, reason: str) -> None:
@@ -180,7 +180,10 @@ class Ingress:
         self._flushes.append(flush)
 
     def register_effect_handler(self, handler: EffectHandler) -> None:
-        """Have the effects for ids that are not of a native peer carried out by `handler`."""
+        """Have `handler` carry out the effects for foreign ids.
+
+        :raises ValueError: there is a handler already.
+        """
         if self.effect_handler is not None:
             raise ValueError("another front carries out the effects for foreign ids already")
         self.effect_handler = handler
@@ -193,12 +196,12 @@ class Ingress:
     # ---- for the server ----------------------------------------------------------------------------------------------
 
     def note(self, reason: str, **context: object) -> None:
-        """Count an odd case, and log its first, second, fourth, ... occurrence, so that a flood of messages does not
-        become a flood of log events."""
+        """Count an unusual case, and log its first, second, fourth, ... occurrence, so that a flood of messages causes
+        few log events."""
         self.counters[reason] += 1
         count = self.counters[reason]
         if count & (count - 1) == 0:
-            say = log.info if reason == "closing" else log.warning  # a peer that joins during a shutdown is not odd
+            say = log.info if reason == "closing" else log.warning  # usual during a shutdown
             say("dropped", reason=reason, count=count, **context)
 
     def report_error(self, what: str, error: Exception, **context: object) -> None:

@@ -1,7 +1,7 @@
-"""Client intake: the messages of clients as events. Submissions above all, so the loop over them is written for speed.
+"""Client intake: turns the messages of clients into events. Most of them are submissions: their loop is fast.
 
-A message that breaks a limit as a whole is rejected here (R25). What depends on the client's session (its credit, its
-functions, the meaning of its options) is decided in the turn (client_messages.py).
+A message is rejected here (R25) if the message alone shows that it is malformed or exceeds a limit. Checks that need
+the client's session (its credit, its functions, its options) are part of the turn (client_messages.py).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from trio_sched.wire.native import (
 from trio_sched.wire.payload import digest as digest_of
 from trio_sched.wire.ranges import RANGES, check_length
 
-#: How many levels deeper than they came plain arguments must be encodable.
+#: Plain arguments must be encodable inside this many more levels: the scheduler sends them inside other messages.
 SPARE_LEVELS = 100
 
 
@@ -91,7 +91,7 @@ class Intake(Reader):
         return SubmissionsReceived(connection, now, calls, payloads, sizes, functions, message.drop, message.received)
 
     def _intact_functions(self, functions: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        """Return the functions whose digest is right. A call that names one of the others is refused in its turn."""
+        """Return the functions whose digest is right. In the turn, a call that names another function is refused."""
         checked = {digest: body for digest, body in functions.items() if digest_of(body) == digest}
         for _ in range(len(functions) - len(checked)):
             self._ingress.note("bad_digest")
@@ -99,9 +99,9 @@ class Intake(Reader):
 
 
 def _check_calls(calls: Sequence[Call]) -> dict[int, int]:
-    """Check each call of a message. Returns the bytes inside of calls that are not small, by id.
+    """Check each call of a message. Returns the sizes in bytes, by id, of calls with a large body or with options.
 
-    :raises WireError: a call has a field that makes the whole message unfit.
+    :raises WireError: a call has a field that is not valid, so that the whole message is rejected.
     """
     sizes: dict[int, int] = {}
     for call in calls:
@@ -128,10 +128,10 @@ def _check_calls(calls: Sequence[Call]) -> dict[int, int]:
 def _check_depth(call: Call) -> int:
     """Return the size of a call with plain arguments.
 
-    Arguments nested so deeply that they could just be decoded might not be encodable, so this encodes them some levels
+    Arguments at the deepest level that can be decoded could not be encoded again, so this encodes them `SPARE_LEVELS`
     deeper.
 
-    :raises WireError: the arguments cannot be sent on.
+    :raises WireError: the arguments cannot be encoded for an engine.
     """
     nested: Any = call
     for _ in range(SPARE_LEVELS):

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-#: Dropped messages in a heartbeat period from which on a burst is under way.
+#: At this many dropped messages in a heartbeat period, a burst of them has begun and not yet ended.
 BURST_DROPS = 8
-#: The assumed memory of a machine that does not tell.
+#: The assumed memory of a machine whose memory cannot be read.
 _UNKNOWN_BYTES = 4 << 30
 
 
@@ -60,7 +60,7 @@ class BurstTrim:
         self._since_trim = 0
 
     def check(self, dropped: int) -> None:
-        """Look at the count of everything that was dropped so far; once in a heartbeat period."""
+        """Compare the count of all dropped messages with that of the last period; called once in a heartbeat period."""
         fresh = dropped - self._seen
         self._seen = dropped
         self._since_trim += fresh

@@ -1,7 +1,7 @@
 """The native front: clients, engines and nannies on one ZeroMQ ROUTER.
 
-One task drains the socket and hands each batch to the ingress; each receive is a checkpoint. A connection is known by
-the routing id that ZeroMQ gave it; who the peer is comes from its Hello.
+One task drains the socket and passes each batch to the ingress; each receive is a checkpoint. A connection is
+identified by its ZeroMQ routing id, and the role and session of its peer by the Hello.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UNAUTHENTICATED_KEPT = 1024
 
 
 class RouterSocket(Protocol):
-    """What the front needs of a ROUTER: `ZmqSocket` has it, and so has the in-memory one of trio_sched.testing."""
+    """The methods of a ROUTER that the front uses: those of `ZmqSocket` and of the in-memory socket of `testing`."""
 
     address: str
 
@@ -106,7 +106,7 @@ class NativeFront:
         return socket
 
     def take(self, batch: Sequence[Sequence[Frame]], ingress: Ingress, now: float) -> None:
-        """Hand on a batch of messages as they came from the socket."""
+        """Pass a batch of messages, as received from the socket, to the ingress."""
         connections = self._connections
         messages: list[RawMessage] = []
         for frames in batch:
@@ -130,7 +130,7 @@ class NativeFront:
     # ---- for connections ---------------------------------------------------------------------------------------------
 
     def send(self, frames: Sequence[Frame]) -> bool:
-        """Hand a message to the socket. Returns False if there is no such peer."""
+        """Pass a message to the socket. Returns False if the peer is not connected."""
         return self._socket is not None and self._socket.send(frames)
 
     def remember(self, connection: NativeConnection) -> None:

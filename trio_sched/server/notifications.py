@@ -1,8 +1,8 @@
-"""Notifications: who joins and who leaves. The messages of connections without a role, and of nannies, as events.
+"""Notifications: turns the messages of nannies, and of connections without a role, into events: peers join and leave.
 
-Nothing but a Hello is taken from a connection before a Hello with the token of its role (R25): the token is in the
-connection file, which only its owner can read. Malformed messages of unauthenticated peers are counted and not
-answered.
+A Hello is accepted only with the token of its role (R25), which is in the connection file, readable by its owner alone.
+Other messages of a connection without a role are kept for the turn, in case that a Hello was sent before them.
+Malformed messages of unauthenticated peers are counted and not answered.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ class Notifications(Reader):
 
 
 def _check_ranges(hello: Hello) -> None:
-    """Raises ValueError for a number or a text that is out of its range."""
+    """Check the ranges of all fields.
+
+    :raises ValueError: a number or a text is out of its range.
+    """
     check("weight", hello.weight)
     check("slots", hello.slots)
     check("received", hello.received)

@@ -1,21 +1,22 @@
 """The outbox: effects in, messages out. It never waits for a peer, so that the actor never does.
 
-The effects of a turn are put into queues by peer; after the turn each peer with something in its queue gets one message
-with all of it.
+The effects of a turn are put into one queue for each peer; after the turn each peer gets one message with the contents
+of its queue.
 
-* An engine gets its messages at once: what it waits for, the client waits for, too.
-* A client gets results at once when none was sent within `gather_s`, or when nothing more is to come; otherwise they
-  are gathered for at most `gather_s`: one message with 50 results costs a client a third of 50 messages. Counts of
-  accepted submissions travel with results, or by themselves when enough of them have gathered.
+* Messages to engines are sent at once: an engine that waits for a call also delays a client.
+* Results are sent to a client at once when none was sent within `gather_s`, or when the client has no other unfinished
+  task. Otherwise they are collected for at most `gather_s`: one message with 50 results costs a client a third of 50
+  messages. Counts of accepted submissions are sent with results, or as messages of their own: at an eighth of the
+  credit, or after `ACCEPTED_DELAY_S`.
 * A peer has a window in bytes: results that it has not acknowledged, calls that it has not answered. When the window
-  is full, the rest waits in the queue of this peer alone (libzmq would drop messages silently at its high-water mark,
-  so the socket has none).
-* A send that fails means that the connection ended. What was sent over it is kept: results until they are acknowledged,
-  and calls, which the core assigns again.
-* An effect for an id that is not native goes to the front that made the id.
+  is full, the rest waits in the queue of this peer alone. The ROUTER socket has no high-water mark, at which libzmq
+  would drop messages silently.
+* A send that fails means that the connection ended. Sent results are kept until they are acknowledged; sent calls are
+  kept by the core, which assigns them again.
+* An effect for a foreign id is passed to the front that made the id.
 
-What the outbox finds out while it works (a connection that ended, a call that was never sent) becomes events, which the
-actor handles next in the same step.
+A failed send, the recall of a call that was never sent, and a change of a client's memory become events, which the
+actor handles in the same step.
 """
 
 from __future__ import annotations
@@ -73,14 +74,15 @@ from trio_sched.wire.native import (
 
 log = get_logger(__name__)
 CALLS_PER_MESSAGE = 256
-#: Credit is returned by itself when an eighth of it has gathered.
+#: An `Accepted` message is sent when one part of this many of the credit has been used and not yet returned.
 CREDIT_STEPS = 8
-#: Longest that a count of accepted submissions waits for results to travel with.
+#: The longest time, in seconds, for which a count of accepted submissions waits for results of the same client.
 ACCEPTED_DELAY_S = 0.02
-#: An engine is told by itself that its answers arrived when it keeps this much of them only for that.
+#: An `Acked` message is sent when an engine keeps more than this many bytes of answers that have arrived; otherwise
+#: calls, recalls and audits carry the acknowledgement.
 LONE_ACK_BYTES = 1 << 20
 CALL_OVERHEAD_BYTES = 64
-#: Characters of the reason of a refusal.
+#: The most characters of the reason of a refusal.
 MAX_REFUSAL_CHARACTERS = 1_000
 FAILURE_TEXT = "the scheduler failed while it handled this; its log has the traceback"
 
@@ -103,20 +105,20 @@ class Outbox:
         self._functions = functions
         self._budget = budget
         self._instance = instance
-        #: Peers with something to be sent, by number.
+        #: Peers whose queues the next flush sends, by number.
         self._dirty_clients: dict[int, ClientSession] = {}
         self._dirty_engines: dict[int, EngineSession] = {}
         #: Clients whose results, or count of accepted submissions, wait until `flush_at`.
         self._gathering: dict[int, ClientSession] = {}
         #: When `flush` is to be called again at the latest.
         self.flush_at = math.inf
-        #: Clients that were told that they may submit nothing.
+        #: Clients whose last credit in bytes was 0.
         self._without_credit: dict[int, ClientSession] = {}
-        #: The budget's `released_bytes` when these were last looked at.
+        #: The budget's `released_bytes` when the credit of these clients was last computed.
         self._released_bytes = 0
         self._engines_changed = False
         self._monitor_events: list[MonitorEvent] = []
-        #: Clients that watch (R28).
+        #: Clients that watch events (R28), by number.
         self.watchers: dict[int, ClientSession] = {}
         self._events: list[Event] = []
         #: The time of the current turn.
@@ -140,7 +142,7 @@ class Outbox:
     # ---- carrying out effects ----------------------------------------------------------------------------------------
 
     def take(self, effects: list[Effect], now: float) -> None:
-        """Carry out the effects of a turn, as far as they need no sending, and queue the rest."""
+        """Carry out the effects of a turn: change the sessions, and queue what is to be sent."""
         self._now = now
         handlers = self._handlers
         remaining = iter(effects)
@@ -154,20 +156,20 @@ class Outbox:
                 self._ingress.report_error("effect", error, effect_type=type(effect).__name__)
 
     def take_events(self) -> list[Event]:
-        """Take the events that came up since the last call."""
+        """Take the events that the outbox made since the last call."""
         events, self._events = self._events, []
         return events
 
     def mark_dirty(self, client: ClientSession) -> None:
-        """Look at this client's queue at the next flush."""
+        """Have the next flush send this client's queue."""
         self._dirty_clients[client.number] = client
 
     def mark_engine_dirty(self, engine: EngineSession) -> None:
-        """Look at this engine's queue at the next flush."""
+        """Have the next flush send this engine's queue."""
         self._dirty_engines[engine.number] = engine
 
     def _pass_on(self, effect: TaskEffect, owner: int | str) -> None:
-        """Hand an effect for a peer without a session here to the front that made its id, if it is foreign."""
+        """Pass an effect for a peer without a session to the front that made the id, if `owner` is a foreign id."""
         if is_foreign(owner) and self._ingress.effect_handler is not None:
             self._ingress.effect_handler.take(effect)
 
@@ -253,13 +255,13 @@ class Outbox:
         client = self._sessions.clients.get(effect.client)
         if client is None:
             self._pass_on(effect, effect.client)
-        elif client.welcomed:  # else this effect is about an earlier session, which was closed and renewed in this turn
+        elif client.welcomed:  # else: for an earlier session, closed and renewed in this turn
             self._drop(client)
             self._budget.release_results(client)
             self.release_all(client)
 
     def _drop(self, session: Session) -> None:
-        """Forget a session that the core has given up. A peer that is still connected has to say Hello again."""
+        """Remove a session that the core has removed. A peer that is connected must send another Hello."""
         if session.connection is not None:
             session.connection.send(Error("unknown_peer", FAILURE_TEXT))
         self._sessions.remove(session, self._now)
@@ -272,7 +274,7 @@ class Outbox:
                 self.drop_function(digest)
 
     def drop_function(self, digest: bytes) -> None:
-        """Have the engines drop a function that no later task will name; they are told with their next calls."""
+        """Queue a request to drop a function, which no later task will name, for the next `Assign` of each engine."""
         for engine in self._sessions.engines.values():
             if digest in engine.known_functions:
                 engine.known_functions.discard(digest)
@@ -285,7 +287,7 @@ class Outbox:
         if isinstance(session, ClientSession):
             session.welcomed = True
         if session.connection is not effect.connection:
-            return  # the peer said Hello over yet another connection meanwhile, and is answered there
+            return  # the peer has sent another Hello over another connection, and is answered there
         config = self._config
         welcome = Welcome(
             session.number,
@@ -302,15 +304,15 @@ class Outbox:
         if isinstance(session, ClientSession):
             welcome.credit = config.credit
             welcome.credit_bytes = self._grant(session)
-            welcome.accepted = session.submission_count  # what arrived will be answered, so it need not be sent again
+            welcome.accepted = session.submission_count  # these will be answered, and need not be sent again
         elif isinstance(session, EngineSession):
-            session.reset_queues()  # here, in the order of effects: calls of this very turn may be queued already
+            session.reset_queues()  # here, in the order of effects: later ones queue calls
             welcome.accepted = self._ack(session)
         if self._send(session, welcome) and isinstance(session, ClientSession) and effect.resumed:
             self._send_again(session, effect.received)
 
     def _send_again(self, client: ClientSession, received: int) -> None:
-        """After a resumption, send what the client has not got."""
+        """After a resumption, send the refusals and results that the client has not received."""
         for _, refused in client.refusals:
             self._send(client, refused)
         for batch in client.unacked:
@@ -321,7 +323,7 @@ class Outbox:
         self._dirty_clients[client.number] = client
 
     def reaches(self, client: ClientSession) -> bool:
-        """Send something harmless. Returns whether the transport knows the client's connection."""
+        """Send the client a count that it may have already. Returns whether the transport has its connection."""
         client.accepted_sent_count = client.accepted_count
         return client.connection is not None and client.connection.send(Pong(client.accepted_count)) > 0
 
@@ -332,7 +334,7 @@ class Outbox:
 
     def _send_message(self, effect: SendMessage) -> None:
         if isinstance(effect.session, EngineSession):
-            self._flush_engine(effect.session)  # in order: it answers a Recall before it heeds a Closing
+            self._flush_engine(effect.session)  # in order: the engine answers a Recall before a Closing
         self._send(effect.session, effect.message, effect.frames)
 
     def _send_engine_count(self, _effect: SendEngineCount) -> None:
@@ -351,7 +353,7 @@ class Outbox:
     # ---- flushing ----------------------------------------------------------------------------------------------------
 
     def flush(self, now: float) -> None:
-        """Send what is queued, as far as windows and gathering allow."""
+        """Send the queues, as far as the windows and `gather_s` allow."""
         if self._dirty_engines:
             engines, self._dirty_engines = self._dirty_engines, {}
             for engine in engines.values():
@@ -381,12 +383,12 @@ class Outbox:
         self._ingress.flush()
 
     def flush_all(self, now: float) -> None:
-        """Send also what is gathered; for the last turn."""
+        """Send the collected results, too; for the last turn."""
         self.flush_at = now
         self.flush(now)
 
     def _end_connection(self, session: Session, error: Exception) -> None:
-        """End the connection of a peer whose queue cannot be sent (R33), and no other peer's."""
+        """Report the connection of a peer whose queue cannot be sent as lost (R33); other peers are not affected."""
         self._ingress.report_error("flush", error, session=session.number)
         if session.connection is not None:
             why = "what was queued for it could not be sent"
@@ -473,7 +475,7 @@ class Outbox:
             self._send(client, Accepted(client.accepted_count, credit, self._budget.limit_name(client)))
 
     def send_credit(self) -> None:
-        """Tell the clients without credit that they have some now, because others released memory."""
+        """Send the clients without credit their present credit: other clients have released memory."""
         self._released_bytes = self._budget.released_bytes
         for client in list(self._without_credit.values()):
             if client.number in self._sessions.clients:
@@ -482,7 +484,7 @@ class Outbox:
                 del self._without_credit[client.number]
 
     def count_unread(self, client: ClientSession) -> None:
-        """Count the results that a client has not read, and have it paused or resumed if need be (R34)."""
+        """Count the results that a client has not read; add an event if the client is to be paused or resumed (R34)."""
         event = self._budget.count_unread(client)
         if event is not None:
             log.info("paused" if client.paused else "resumed", client=client.number, unread_bytes=client.unread_bytes)
@@ -551,19 +553,19 @@ class Outbox:
         return engine.answer_count
 
     def acknowledge(self, engine: EngineSession) -> None:
-        """Tell an engine by itself how many of its answers arrived, if it does not know."""
+        """Send an engine the count of its answers, if the last count that was sent is smaller."""
         if engine.acked_count != engine.answer_count:
             self._send(engine, Acked(self._ack(engine)))
 
     def probe(self, engine: EngineSession) -> None:
-        """Send something harmless, to learn whether the engine is still connected."""
+        """Send the engine a count that it may have already: a failed send shows that the engine is not connected."""
         self._send(engine, Acked(self._ack(engine)))
 
     # ---- monitors ----------------------------------------------------------------------------------------------------
 
     def _flush_monitor_events(self) -> None:
-        """Tell the watchers what happened. A watcher that does not keep up misses events, so that its queue stays
-        bounded."""
+        """Send the watchers the events of this turn. Without a message of the watcher, at most `window_bytes` of events
+        are sent to it; further ones are dropped."""
         events, self._monitor_events = self._monitor_events, []
         message = Events(events)
         for client in self.watchers.values():
@@ -578,7 +580,7 @@ class Outbox:
 
 
 def _native_or_none(any_id: int | str | None) -> int | None:
-    """Return an id as watchers are told it; None for a foreign id, for which their messages have no form."""
+    """Return the id as monitor events have it: None for a foreign id, which is not a number."""
     return any_id if any_id is not None and is_native(any_id) else None
 
 

@@ -1,11 +1,11 @@
-"""Connections of peers, as the server sees them.
+"""Connections of peers: the interface between the fronts and the server.
 
 A connection belongs to one peer, whatever transport carries it; a *session* (sessions.py) outlives its connections. The
-server knows peers only through this interface, so that a front (native ZeroMQ, WebSocket, in-memory for tests) stays
-small: a front makes a connection for each peer and hands what arrives to `Ingress.receive`.
+server uses peers only through this interface, so that a front (native ZeroMQ, WebSocket, in-memory for tests) stays
+small: a front makes a connection for each peer and passes its messages to `Ingress.receive`.
 
-A connection holds immutable facts only. Which session uses it, and when the peer was last heard from, is state of the
-actor and lies in `Sessions`.
+A connection holds immutable facts and its role. Which session uses the connection, and when its last message was
+received, is state of the actor, in `Sessions`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class PeerConnection:
         self.role: PeerRole | None = None
 
     def send(self, message: Message, frames: Sequence[Frame] = ()) -> int:
-        """Hand a message to the transport without waiting.
+        """Pass a message to the transport without waiting.
 
-        Returns the size of the message in bytes, 0 if the peer is gone.
+        Returns the size of the message in bytes, 0 if the peer is not connected.
         """
         raise TypeError("a front's connection must override send")
 
@@ -45,11 +45,11 @@ class PeerConnection:
         return decode_from_peer(data)
 
     def admitted(self) -> None:
-        """Take note that a session uses this connection from now on."""
+        """Called when a session begins to use this connection."""
 
     def close(self) -> None:
-        """Take note that no session uses this connection any more: nothing is sent to it from now on."""
+        """Called when no session uses this connection any longer: nothing more is sent over it."""
 
 
-#: What arrived and from where: the connection, then the message (a first frame, or decoded already) and its frames.
+#: A received message: its connection, and a sequence of the message (encoded, or decoded already) and its frames.
 RawMessage: TypeAlias = tuple[PeerConnection, Sequence[Any]]

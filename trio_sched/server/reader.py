@@ -22,14 +22,14 @@ from trio_sched.wire.native import Bye, Frame, Ping
 Validator: TypeAlias = Callable[[PeerConnection, float, Any, Sequence[Frame]], Event]
 #: The reason for a Bye without a reason.
 NO_REASON = "it left without giving a reason"
-#: Characters of an explanation, which may quote what was sent.
+#: The most characters of a reason, which may quote the message.
 MAX_REASON_CHARACTERS = 300
 
 
 class Reader:
     """Reads the messages of one channel of the ingress."""
 
-    #: The senders, for explanations.
+    #: The senders, as the reasons of rejections name them.
     who = "a peer"
 
     def __init__(self, ingress: Ingress, channel: int, validators: Mapping[type, Validator]) -> None:
@@ -94,5 +94,5 @@ def read_ping(connection: PeerConnection, now: float, _message: Ping, _frames: S
 
 
 def read_bye(connection: PeerConnection, now: float, message: Bye, _frames: Sequence[Frame]) -> SessionClosed:
-    """Read that a peer leaves for good."""
+    """Read the Bye of a peer that leaves for good."""
     return SessionClosed(connection, now, message.reason or NO_REASON, message.cancel)

@@ -1,4 +1,4 @@
-"""Engine results: the messages of engines as events, in the order in which each engine sent them."""
+"""Engine results: turns the messages of engines into events, in the order in which each engine sent them."""
 
 from __future__ import annotations
 

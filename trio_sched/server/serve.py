@@ -4,7 +4,7 @@
     trio.run(serve, Config(name="lab"))                           # as a process of its own
 
 Fronts bring messages in; three readers turn them into events; the auditor turns time into events; the actor owns the
-state. Fronts outlast everything else, also when the whole is cancelled from outside, so that peers are told.
+state. Fronts end last, also when `serve` is cancelled, so that the peers receive `Closing`.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Server:
     def __init__(self, config: Config, identity: Identity, now: float) -> None:
         self.config = config
         self.identity = identity
-        # the way in
+        # from messages to events
         self.inbox = Inbox()
         self.ingress = Ingress(self.inbox, identity, _bounds(config))
         notifications = Notifications(self.ingress, identity.tokens)
@@ -150,7 +150,7 @@ class Server:
         self.budget = ByteBudget(config, self.sessions)
         self.outbox = Outbox(self.ingress, config, self.sessions, functions, self.budget, identity.instance)
         self.shutdown = Shutdown(self.scheduler, self.sessions, self.outbox)
-        # what changes it
+        # the handlers of events
         guarded = GuardedScheduler(self.scheduler, self.ingress)
         about = {"name": config.name, "scheduler": identity.instance}
         self.queries = QueryHandler(self.scheduler, self.sessions, self.budget, self.ingress, about, now)

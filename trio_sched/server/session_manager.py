@@ -1,11 +1,11 @@
-"""The session manager: which session a message belongs to, and what joining, leaving and silence mean.
+"""The session manager: the handlers of the server's own events. It finds the session of each message, and opens,
+resumes, disconnects and closes sessions.
 
-This is the part of the actor's turn that knows sessions, as the core knows tasks.
-
-A client without a connection keeps its tasks, and results wait for it (R27) for `keep_results_s`; with neither tasks
-nor results it is forgotten after `keep_idle_s`, or earlier when a newcomer needs the place, and goes on under its
-number when it comes back. An engine without a connection is lost to the core, which keeps its tasks for the grace
-period (R20); if it is back by then it is the same engine. A death that its nanny saw, or a Bye, is for good.
+The session of a disconnected client is kept for `keep_results_s`: its tasks continue, and its results wait (R27). A
+session with neither tasks nor results is removed after `keep_idle_s`, or earlier if another client connects while
+`max_clients` is reached; it is renewed under its number when its client reconnects. For a disconnected engine the core
+gets an `EngineLost` and keeps the engine's tasks for the grace period (R20); an engine that reconnects in that time
+resumes its session. A Bye, or the death of an engine that its nanny reports, ends the session.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from trio_sched.server.task_specs import amounts
 from trio_sched.wire.native import ClientEnvironment, Hello, Reply
 
 log = get_logger(__name__)
-#: How often a full table of clients is searched for one that gives way.
+#: The least time, in seconds, between two searches for an idle client that can be closed for a new one.
 SEARCH_INTERVAL_S = 1.0
 #: The events of messages that only a peer with a session may send.
 _PEER_MESSAGES = (
@@ -103,7 +103,7 @@ class SessionManager:
         self._clients = clients
         self._readers = readers
         self._shutdown = shutdown
-        #: Until then no client gives way, because a search found none.
+        #: When the next search for an idle client may be made; the last one found none.
         self._next_search_at = float("-inf")
         self._by_role: dict[PeerRole, dict[type, Callable[[Any, Any, float], list[Effect]]]] = {
             "client": {**clients.handlers, SessionClosed: self._session_closed, StopReceived: self._stop_received},
@@ -129,7 +129,7 @@ class SessionManager:
         }
 
     def report_failure(self, event: Any, error: Exception) -> list[Effect]:
-        """Drop an event whose handler raised (R33). A peer that waits for an answer is told."""
+        """Report an event whose handler raised (R33). Returns the error message for a peer that waits for an answer."""
         self._ingress.report_error(type(event).__name__, error)
         if isinstance(event, HelloReceived) and self._sessions.of(event.connection) is None:
             return [SendError(event.connection, INTERNAL_ERROR, FAILURE_TEXT)]
@@ -146,7 +146,7 @@ class SessionManager:
         """Handle a message of a peer that has a session.
 
         A message over the former connection of a session counts, because it may have been sent before the connection
-        was given up; and its sender is told, in case it is still there.
+        was closed. Its sender gets an "unknown_peer" error, in case that it still uses the former connection.
         """
         connection = event.connection
         session = self._sessions.of(connection)
@@ -165,7 +165,7 @@ class SessionManager:
         return effects
 
     def _message_before_hello(self, event: MessageBeforeHello, now: float) -> list[Effect]:
-        """Handle a message that was read before the connection had a role; perhaps it has one now."""
+        """Handle a message that was read before the connection had a role. A Hello may have given it one since."""
         connection, received_at = event.connection, event.received_at
         session = self._sessions.of(connection)
         if session is None:
@@ -183,7 +183,7 @@ class SessionManager:
         session = self._sessions.of(connection)
         is_current = session is not None and session.connection is connection
         context = {"session": session.number} if session is not None and is_current else {}
-        if event.kind != INTERNAL_ERROR:  # that was counted when it happened
+        if event.kind != INTERNAL_ERROR:  # an internal error was counted when it happened
             self._ingress.note(event.kind, why=event.reason, **context)
         if session is not None and is_current:
             session.last_received_at = event.received_at
@@ -224,7 +224,7 @@ class SessionManager:
     def _join(self, event: HelloReceived, now: float) -> list[Effect]:
         """Open a session for a peer without one, if there is room or room can be made."""
         connection, hello = event.connection, event.hello
-        if self._shutdown.closing is not None:  # others may come back for results, or with them
+        if self._shutdown.closing is not None:  # a peer with a session may resume it, for results or with them
             return self._decline(connection, "closing", "the scheduler is shutting down")
         effects: list[Effect] = []
         if hello.role == "client":
@@ -259,7 +259,7 @@ class SessionManager:
         return effects
 
     def _client_counts(self, hello: Hello) -> tuple[int, int, int, str]:
-        """Return how many clients left while their tasks go on, how many are here, the limit and its setting."""
+        """Return the counts of departed clients and of open sessions, the limit of both, and the name of the limit."""
         departed = len(self._sessions.departed)
         if hello.admin:
             return departed, len(self._sessions.admins), self._config.max_admins, "max_admins"
@@ -269,10 +269,10 @@ class SessionManager:
         return min(self._sessions.admins.values(), key=attrgetter("last_received_at"))
 
     def _idlest_client(self, now: float) -> ClientSession | None:
-        """Return the client that gives way to a newcomer.
+        """Return the client whose session may be closed for a new client; None if there is none.
 
-        It is the one that was not heard from for the longest time among those of which nothing would be lost and that
-        are away, silent for half of the time after which they would be away, or not reachable.
+        A candidate has neither tasks nor results. It is disconnected, has been silent for half of the time that ends a
+        connection, or cannot be reached. Of these it is the one whose last message is the oldest.
         """
         if now < self._next_search_at:
             return None
@@ -301,7 +301,7 @@ class SessionManager:
         return [*self._core(EngineReturned(session.number, frozenset(hello.holding)), now), SendEngineCount()]
 
     def _set_environment(self, client: ClientSession, environment: ClientEnvironment) -> None:
-        """Have the engines told when a client came back from another working directory."""
+        """Set the environment of a client that has resumed its session; the engines get it with their next calls."""
         if environment != client.environment:
             client.environment = environment
             for engine in self._sessions.engines.values():
@@ -320,7 +320,7 @@ class SessionManager:
         return self.disconnect(session, event.reason, now)
 
     def disconnect(self, session: Session, reason: str, now: float) -> list[Effect]:
-        """Give up the connection of a session. Clients and engines may come back."""
+        """Close the connection of a session. Clients and engines may reconnect and resume it."""
         if isinstance(session, ClientSession) and session.admin:
             return self.close(session, reason, now)
         self._sessions.detach(session, now)

@@ -1,9 +1,11 @@
-"""Sessions: who a peer is, from its Hello until it leaves for good, over any number of connections (R1, R15, R17, R27).
+"""Sessions: the record of a peer from its Hello until it leaves for good, over any number of connections (R1, R15, R17,
+R27).
 
-Clients, engines and nannies draw their numbers from one counter; an engine's number is its `EngineId`, a client's its
-`ClientId`, so that a result counts only from the session to which its task was assigned. A secret, told once in the
-Welcome, resumes a session over a new connection. The secret is a MAC of the number, so that a session that was
-forgotten because nothing of it was left can be proved, and renewed under its number, without a record of it.
+The numbers of clients, engines and nannies come from one counter. An engine's number is its `EngineId`, a client's its
+`ClientId`, so that a result counts only from the session to which its task was assigned. The Welcome has a secret, with
+which the peer resumes its session over a new connection. The secret is a MAC of the number: a client whose session was
+forgotten, because it had neither tasks nor results, proves with the secret that the number was its own, and the session
+is renewed under that number without a record of it.
 
 Everything in this module is state of the actor: it changes only in the actor's turn.
 """
@@ -24,14 +26,14 @@ from trio_sched.server.peer_connection import PeerConnection, PeerRole
 from trio_sched.wire.native import Call, ClientEnvironment, Frame, FramedRecord, Hello, Options, Refused, TaskResult
 
 _SECRET_BYTES = 16
-#: Refusals of one client that are kept to be sent again when it comes back; beyond that the oldest are dropped.
+#: The most bytes of refusals kept for one client, to be sent again when it reconnects; the oldest are dropped.
 REFUSALS_KEPT_BYTES = 16 << 20
-#: What each of them takes in addition to its reason.
+#: The bytes of a refusal in addition to those of its reason.
 REFUSAL_OVERHEAD_BYTES = 256
 
 
 class Session:
-    """What the sessions of all three roles have."""
+    """The attributes that the sessions of all three roles have."""
 
     __slots__ = (
         "connection",
@@ -50,11 +52,11 @@ class Session:
     def __init__(self, number: int, secret: str, hello: Hello, now: float) -> None:
         self.number = number
         self.secret = secret
-        #: None while the peer is away.
+        #: None while the peer is disconnected.
         self.connection: PeerConnection | None = None
-        #: The last connection, while there is none: messages that were sent over it may still arrive, and count.
+        #: The last connection, while `connection` is None: messages that were sent over it may still arrive, and count.
         self.former_connection: PeerConnection | None = None
-        #: When the last message of the peer, or another sign of life, was received.
+        #: When the last message of the peer, or other data such as the pong of a WebSocket, was received.
         self.last_received_at = now
         #: None while there is a connection.
         self.disconnected_at: float | None = None
@@ -73,7 +75,7 @@ class UnackedBatch(Struct, gc=False):
 
 
 class ClientSession(Session):
-    """A client: what it submitted, and what is on its way to it."""
+    """The session of a client: its submissions, its share of the byte budget, and the messages that are due to it."""
 
     __slots__ = (
         "accepted_count",
@@ -113,7 +115,7 @@ class ClientSession(Session):
 
     def __init__(self, number: int, secret: str, hello: Hello, now: float) -> None:
         super().__init__(number, secret, hello, now)
-        #: Whether the client only asks and orders; the core does not know such a session.
+        #: Whether the client only sends queries and commands; such a session has no `ClientState` in the core.
         self.admin = hello.admin
         self.weight = hello.weight
         self.cancel_on_leave = hello.cancel_on_leave
@@ -121,11 +123,11 @@ class ClientSession(Session):
         #: Whether the effect that answers its first Hello was carried out.
         self.welcomed = False
         # submissions
-        #: Submissions that arrived; each will be accepted or refused.
+        #: The number of received submissions; each will be accepted or refused.
         self.submission_count = 0
         #: Digests of the functions that the client has sent, each to the one object that all calls share.
         self.functions: dict[bytes, bytes] = {}
-        #: The last options seen and their meaning: most tasks of a client ask for the same.
+        #: The last options and their spec, to be used again: most tasks of a client have the same options.
         self.options: Options | None = None
         self.spec: TaskSpec | None = None
         # the byte budget
@@ -137,23 +139,22 @@ class ClientSession(Session):
         #: Bytes of the first `counted_results` of `queued_results`.
         self.waiting_bytes = 0
         self.counted_results = 0
-        #: The credit that the client was told last.
+        #: The credit in bytes that was last sent to the client.
         self.credit_bytes = 0
-        #: What may be held for the client by the credit that it was told.
+        #: The bytes that may be held for the client if it uses the credit that was last sent.
         self.promised_bytes = 0
         #: The highest `promised_bytes` of the current period of recounts, and of the period before.
         self.highest_promise_bytes = 0
         self.previous_promise_bytes = 0
-        #: What the client left behind when it left for good.
+        #: The bytes held for the client when it left for good.
         self.departed_bytes = 0
-        #: Whether the core was told to pause the client (R34).
+        #: Whether the core has paused the client, or has an event that does (R34).
         self.paused = False
-        # what is sent
-        #: Submissions that were accepted or refused, and the same count as the client was told it last.
+        # messages to the client
+        #: The number of submissions that were accepted or refused, and the same number as last sent to the client.
         self.accepted_count = 0
         self.accepted_sent_count = 0
-        #: Accepted submissions whose results are not yet queued. When there are none, a result need not wait for
-        #: others.
+        #: Accepted submissions whose results are not yet queued. At 0 a result need not wait for others.
         self.unfinished_count = 0
         self.queued_results: list[TaskResult | FramedRecord] = []
         #: The number of the last message of results.
@@ -166,8 +167,8 @@ class ClientSession(Session):
         self.refusal_bytes = 0
         #: When results were last sent.
         self.flushed_at = float("-inf")
-        #: Bytes of monitor events sent since `events_counted_from`, when the client was last heard from: all that tells
-        #: whether it keeps up.
+        #: Bytes of monitor events sent since `events_counted_from`, when a message of the client was received. Monitor
+        #: events are not acknowledged, so only messages of the client show that it still reads.
         self.events_bytes = 0
         self.events_counted_from = 0.0
 
@@ -183,7 +184,7 @@ class ClientSession(Session):
         return tuple([task_id_of(result) for result in results])
 
     def acknowledge(self, seq: int) -> tuple[int, ...]:
-        """Forget the messages of results up to `seq`, which the client has.
+        """Drop the messages of results up to `seq`, which the client has received.
 
         Returns their tasks, whose results need not be kept for the client any longer.
         """
@@ -198,7 +199,7 @@ class ClientSession(Session):
         return tuple(tasks)
 
     def keep_refusal(self, refused: Refused) -> None:
-        """Keep a refusal, to send it again if the client comes back without it."""
+        """Keep a refusal, to be sent again if the client reconnects and has not received it."""
         self.refusals.append((self.seq + 1, refused))
         self.refusal_bytes += _refusal_bytes(refused)
         while self.refusal_bytes > REFUSALS_KEPT_BYTES:
@@ -219,7 +220,7 @@ def _refusal_bytes(refused: Refused) -> int:
 
 
 class EngineSession(Session):
-    """An engine: what it knows, and what is on its way to it."""
+    """The session of an engine: its capacity, the functions that it has, and the messages that are due to it."""
 
     __slots__ = (
         "acked_count",
@@ -248,17 +249,17 @@ class EngineSession(Session):
         self.hwm = hello.hwm
         self.resources = hello.resources
         self.probed_at = now
-        #: The core was told that the engine is lost, and it has not returned.
+        #: Whether the core has got an `EngineLost` for the engine, which has not returned since.
         self.lost = False
 
         # results
-        #: Answers that arrived, and the same count as the engine was told it last.
+        #: The number of answers that arrived, and the same number as last sent to the engine.
         self.answer_count = 0
         self.acked_count = 0
-        #: Bytes of the frames of answers that the engine keeps because it was not told that they arrived.
+        #: Bytes of the frames of answers that arrived and are not acknowledged, so that the engine keeps them.
         self.unacked_bytes = 0
 
-        # what is sent
+        # messages to the engine
         self.queued_calls: list[tuple[Call, tuple[Frame, ...]]] = []
         self.queued_recalls: list[int] = []
         #: Digests of functions that the engine is to drop.
@@ -267,14 +268,14 @@ class EngineSession(Session):
         self.known_functions: set[bytes] = set()
         #: Clients whose environment the engine has.
         self.known_environments: set[int] = set()
-        #: Bytes of each call that was sent and not answered, oldest first. Answers are taken off in this order, which
-        #: is nearly theirs and adds up to the same.
+        #: Bytes of each call that was sent and not answered, oldest first. Each answer removes the oldest size: answers
+        #: come nearly in this order, and the sum is right when all calls are answered.
         self.call_sizes: deque[int] = deque()
         self.unanswered_bytes = 0
 
     def reset_queues(self) -> None:
-        """Forget what was queued or sent: the engine is back on a new connection, and the core assigns again what the
-        engine should hold and does not."""
+        """Clear the queues and the record of sent calls: the engine has a new connection, and the core assigns the
+        tasks again that the engine does not have."""
         self.queued_calls.clear()
         self.queued_recalls.clear()
         self.call_sizes.clear()
@@ -283,7 +284,7 @@ class EngineSession(Session):
         self.known_environments.clear()
 
     def release_window(self, count: int) -> None:
-        """Take `count` calls, which the engine answered, off its window."""
+        """Remove `count` calls, which the engine has answered, from its window."""
         sizes = self.call_sizes
         for _ in range(min(count, len(sizes))):
             self.unanswered_bytes -= sizes.popleft()
@@ -303,13 +304,12 @@ class Sessions:
         self.clients: dict[ClientId, ClientSession] = {}
         self.engines: dict[EngineId, EngineSession] = {}
         self.nannies: dict[int, NannySession] = {}
-        #: Clients that left for good and that the core has not forgotten: engines need their functions and
-        #: environments.
+        #: Clients that left for good and have unfinished tasks: engines need their functions and environments.
         self.departed: dict[ClientId, ClientSession] = {}
-        #: Those of the clients that submit nothing.
+        #: The sessions of admin clients, which are in `clients`, too.
         self.admins: dict[int, ClientSession] = {}
-        #: Engines that are being started with the scheduler, including those that have joined; 0: all have joined once,
-        #: or took too long.
+        #: The number of engines that are started together with the scheduler, including those that have joined; 0: all
+        #: have joined once, or are not expected any more.
         self.expected_engines = 0
         #: The session of each connection, current or former. The messages of a former connection still count.
         self._by_connection: dict[PeerConnection, Session] = {}
@@ -353,8 +353,8 @@ class Sessions:
     def renew(self, hello: Hello, now: float) -> ClientSession | None:
         """Open the forgotten session that this Hello names, under its number.
 
-        Returns None where that is impossible: the secret is wrong, tasks of the session still run, or the client does
-        not say how many of its submissions were accepted.
+        Returns None where that is impossible: the secret is wrong, the session has unfinished tasks, or the Hello does
+        not have the number of accepted submissions.
         """
         number = hello.session
         if hello.role != "client" or hello.admin or hello.accepted < 0 or not 0 < number <= self._last_number:
@@ -396,7 +396,7 @@ class Sessions:
     # ---- connections -------------------------------------------------------------------------------------------------
 
     def bind(self, session: Session, connection: PeerConnection, now: float) -> None:
-        """Have the session use this connection from now on; a former one ends."""
+        """Make this the connection of the session; a former one is closed."""
         if session.connection is not connection:
             self.detach(session, now)
             self._forget_former_connection(session)
@@ -411,7 +411,7 @@ class Sessions:
         connection.admitted()
 
     def detach(self, session: Session, now: float) -> None:
-        """Leave the session without a connection. Messages that were sent over the last one still count."""
+        """Close the connection of the session. Messages that the peer sent over it still count."""
         connection = session.connection
         if connection is not None:
             session.connection = None
@@ -420,7 +420,7 @@ class Sessions:
             connection.close()
 
     def remove(self, session: Session, now: float) -> None:
-        """Forget a session that ended for good."""
+        """Remove a session that ended for good."""
         self.detach(session, now)
         self._forget_former_connection(session)
         if isinstance(session, ClientSession):
@@ -440,7 +440,7 @@ class Sessions:
     # ---- engines -----------------------------------------------------------------------------------------------------
 
     def set_lost(self, engine: EngineSession, lost: bool) -> None:
-        """Note that an engine is lost, or that it is back."""
+        """Record that an engine is lost, or that it has returned."""
         if lost != engine.lost:
             engine.lost = lost
             self._connected[engine.python] += -1 if lost else 1
@@ -463,7 +463,7 @@ class Sessions:
 
 
 class FunctionCache:
-    """The functions that clients sent, by digest: a function travels once from each client and once to each engine.
+    """The functions that clients sent, by digest: a function is sent once by each client and once to each engine.
 
     A function is held by the sessions that sent it and have not dropped it. A client that left for good holds its
     functions until its tasks have ended (R27).
@@ -479,7 +479,7 @@ class FunctionCache:
         self._holders.setdefault(digest, set()).add(session)
 
     def release(self, session: int, digest: bytes) -> bool:
-        """Forget that a session holds a function. Returns whether no session holds it, so that it is forgotten."""
+        """Remove a session from the holders of a function. Returns whether it was the last: the body is dropped."""
         holders = self._holders.get(digest)
         if holders is None or session not in holders:
             return False

@@ -1,4 +1,4 @@
-"""An orderly end (R29): when it was asked for, and when nothing is left to wait for."""
+"""An orderly end (R29): whether a shutdown was requested, and whether running tasks and unsent results remain."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from trio_sched.server.outbox import Outbox
 from trio_sched.server.sessions import Sessions
 from trio_sched.wire.native import Closing
 
-#: What a closing socket can still send.
+#: Unacknowledged bytes of a client that need not be waited for: a closing socket can still send them.
 LINGER_BYTES = 1 << 16
 
 
 class Shutdown:
-    """State of the actor: whether the scheduler shuts down, and how far that is."""
+    """State of the actor: whether the scheduler shuts down, and whether it can end now."""
 
     def __init__(self, scheduler: Scheduler, sessions: Sessions, outbox: Outbox) -> None:
         self._scheduler = scheduler
         self._sessions = sessions
         self._outbox = outbox
-        #: What peers are told; None while the scheduler runs.
+        #: The message to all peers; None while the scheduler runs.
         self.closing: Closing | None = None
         #: Set when the shutdown begins.
         self.began = trio.Event()
@@ -36,9 +36,9 @@ class Shutdown:
         return True
 
     def check_idle(self) -> None:
-        """Set `idle` if nothing is left to wait for; called after each turn of a shutdown."""
+        """Set `idle` if no task runs and all results are sent; called after each turn of a shutdown."""
         for engine in self._sessions.engines.values():
-            self._outbox.acknowledge(engine)  # engines leave when they know that their answers arrived
+            self._outbox.acknowledge(engine)  # engines leave when their answers are acknowledged
         running = any(engine.load and not engine.lost_until for engine in self._scheduler.engines.values())
         unsent = any(
             client.connection is not None and (client.queued_results or client.unacked_bytes > LINGER_BYTES)
