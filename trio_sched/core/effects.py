@@ -3,8 +3,8 @@
 Rules:
 
 - An effect is imperative and immutable. It is data; the server carries it out.
-- Effects are complete: whatever the server has to send, to drop or to publish, an effect says. The server never looks
-  into the core for it.
+- Effects are complete: for everything that the server has to send, to drop or to publish there is an effect, so the
+  server need not read the state of the core.
 - Effects are carried out in the order in which they are returned.
 """
 
@@ -74,7 +74,7 @@ class RecallTask(Struct, frozen=True, gc=False):
 
 
 class ForgetEngine(Struct, frozen=True, gc=False):
-    """Drop what is kept for the engine: it is removed for good (R20).
+    """Drop the session of the engine: the core has removed the engine for good (R20).
 
     Emitted once for each engine that joined, before the effects that follow from its removal. Also emitted for an
     `EngineJoined` that could not be handled (R33).
@@ -84,11 +84,11 @@ class ForgetEngine(Struct, frozen=True, gc=False):
 
 
 class ForgetSession(Struct, frozen=True, gc=False):
-    """Drop what is kept for the client session: it ended for good, and the last of its tasks has ended (R27).
+    """Drop the memory held for the client session: it ended for good, and the last of its tasks has ended (R27).
 
     Emitted once for each session that joined; no other effect names the session later. Also emitted for a
-    `ClientJoined` that could not be handled (R33). If a later session has the same id, the last one of them is
-    forgotten.
+    `ClientJoined` that could not be handled (R33). If a later session has the same id, the effect is emitted once, for
+    the last of them.
     """
 
     client: ClientId

@@ -175,20 +175,24 @@ class EngineLost(Struct, frozen=True, gc=False):
 
 
 class EngineReturned(Struct, frozen=True, gc=False):
-    """An engine reconnected, after its loss or unnoticed, and holds these tasks (R20); other results came before."""
+    """An engine reconnected, with or without an `EngineLost` before (R20).
+
+    `holding`: the tasks that it has: running, queued, or ended with a result that is not acknowledged. Results of other
+    tasks have arrived before.
+    """
 
     engine: EngineId
     holding: frozenset[TaskId] = frozenset()
 
 
 class DrainRequested(Struct, frozen=True, gc=False):
-    """An operator or an engine asked for draining (R29). `engine` None: the whole scheduler."""
+    """An operator or an engine requested draining (R29). `engine` None: the whole scheduler."""
 
     engine: EngineId | None = None
 
 
 class CancelRequested(Struct, frozen=True, gc=False):
-    """A client asked to cancel a task (R23), which must be its own. `client` None: an operator asked, for any task."""
+    """A client requested the cancellation of its own task, or an operator (`client` None) of any task (R23)."""
 
     task: TaskId
     client: ClientId | None = None

@@ -45,7 +45,7 @@ class ClientState:
         #: Counts clients in the order in which they joined.
         self.number = number
         self.virtual_time = 0.0
-        #: What a task that is sent adds to the virtual time.
+        #: The amount that each assignment adds to the virtual time.
         self.virtual_step = 1.0 / weight
         #: Accepted tasks of the client that have not ended.
         self.unfinished_count = 0

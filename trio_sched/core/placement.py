@@ -3,7 +3,7 @@
 Rules:
 
 - A scheme keeps an index of its own over the engines of one request class that have room, so a choice does not cost the
-  number of engines. `update` takes in each change of an engine; `pick` chooses, and passes over excluded engines.
+  number of engines. `update` records each change of an engine; `pick` chooses an engine that is not excluded.
 - Randomness comes only from the `random.Random` and the numpy `Generator` that the scheduler was given, so a seed
   determines every choice.
 """
@@ -45,7 +45,7 @@ class LowestKey:
         self._candidates: dict[EngineId, Engine] = {}
 
     def update(self, engine: Engine, available: bool) -> None:
-        """Add or remove the engine, and take in its load and time of use."""
+        """Add or remove the engine, and record its present `load` and `last_used`."""
         if not available:
             self._candidates.pop(engine.id, None)
             return
@@ -95,7 +95,7 @@ class RandomIndex:
         self._index: dict[EngineId, int] = {}
 
     def update(self, engine: Engine, available: bool) -> None:
-        """Add or remove the engine, and take in its load and time of use."""
+        """Add or remove the engine, and record its present `load` and `last_used`."""
         position = self._index.get(engine.id)
         if available and position is None:
             self._index[engine.id] = len(self._engines)
@@ -164,7 +164,7 @@ class Weighted:
         self._index: dict[EngineId, tuple[int, int]] = {}
 
     def update(self, engine: Engine, available: bool) -> None:
-        """Add or remove the engine, and take in its load and time of use."""
+        """Add or remove the engine, and record its present `load` and `last_used`."""
         position = self._index.get(engine.id)
         if position is not None:
             if available and position[0] == engine.load:
@@ -228,7 +228,7 @@ class RoundRobin:
         self._last = 0
 
     def update(self, engine: Engine, available: bool) -> None:
-        """Add or remove the engine, and take in its load and time of use."""
+        """Add or remove the engine, and record its present `load` and `last_used`."""
         here = engine.number in self._engines
         if available and not here:
             self._engines[engine.number] = engine

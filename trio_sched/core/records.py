@@ -6,8 +6,8 @@ Rules:
 - An unfinished task is a `Task`, as small as possible, since there may be a million. Its state, its engine and its
   queue agree at all times; `invariants.check` verifies it.
 - Tasks with the same requirements on engines (targets, resources, kind) share a `RequestClass`. It knows the engines
-  that match and, by its placement policy, those that have room. So a change of an engine's load touches only the
-  classes that the engine matches, and the question whether a task can go is answered for the class.
+  that match and, by its placement policy, those that have room. So a change of an engine's load affects only
+  the classes that the engine matches, and one look at a class shows whether its tasks can be dispatched.
 - Within a class there is a `ReadyQueue` for each set of exclusions (R18, R19), within that a `PriorityBand` for each
   priority, within that a `ClientQueue` for each client. Only the first task of each queue is ever compared, so dispatch
   does not cost the number of waiting tasks.
@@ -73,7 +73,7 @@ class Task(Struct, gc=False):
     excluded: frozenset[EngineId] = NO_ENGINES
     #: Engines on which the task failed, and runs again only if no other engine matches (R18).
     avoided: frozenset[EngineId] = NO_ENGINES
-    #: What is pending of its dependencies; None: it has no dependencies.
+    #: Counts of its pending dependencies; None: it has no dependencies.
     pending: PendingDependencies | None = None
     #: The ready queue that holds the task, in state READY.
     queue: ReadyQueue | None = None
@@ -172,11 +172,12 @@ class Engine:
         self.free = dict(resources)
         self.joined_at = joined_at
         self.kind = kind
-        #: When a task was last assigned, on a clock that counts assignments. Engines that joined last come first (R11).
+        #: The number, among all assignments, of the last one to this engine. Before the first one it is negative, so
+        #: that engines without a task come first, the newest of them before the others (R11).
         self.last_used = -number
         #: The number of outstanding tasks.
         self.load = 0
-        #: The number of tasks that it answered for.
+        #: The number of tasks that it finished.
         self.finished_count = 0
         #: Whether it is neither lost nor draining.
         self.accepts_tasks = True
@@ -342,7 +343,7 @@ class PriorityBand:
         return client_queue.ready_count
 
     def first(self) -> ClientQueue:
-        """The queue of the client whose turn it is. The band must have a ready task."""
+        """The queue with the smallest virtual time. The band must have a ready task."""
         heap = self.heap
         while True:
             virtual_time, number, client_queue = heap[0]
@@ -371,7 +372,7 @@ class ReadyQueue:
         self.ready_count = 0
         #: Tasks of paused clients.
         self.paused_count = 0
-        #: The highest priority of a task of a client that is not paused; without such a task it means nothing.
+        #: The highest priority of a task of a client that is not paused; without such a task it is not valid.
         self.top_priority = 0
 
     def push(self, task: Task) -> None:
@@ -402,7 +403,7 @@ class ReadyQueue:
         self.request_class.ready_count += 1
 
     def head(self) -> Task:
-        """The task whose turn it is. The queue must have a task of a client that is not paused."""
+        """The task that is dispatched next. The queue must have a task of a client that is not paused."""
         return self.bands[self.top_priority].first().head(self)
 
     def pop(self) -> Task:
@@ -454,7 +455,7 @@ class ReadyQueue:
         self._move_to_paused(sum(band.pause(client.number) for band in self.bands.values()))
 
     def resume(self, client: ClientState) -> None:
-        """Let the tasks of a client go again (R34)."""
+        """Make the withheld tasks of a client available again (R34)."""
         self._move_to_paused(-sum(band.resume(client) for band in self.bands.values()))
 
     def _move_to_paused(self, count: int) -> None:
@@ -480,16 +481,16 @@ class PlacementPolicy(Protocol):
     """The engines of one request class that have room, and the choice among them (R11)."""
 
     def update(self, engine: Engine, available: bool) -> None:
-        """Take in that the engine has room or not, and that its load or time of use may have changed."""
+        """Record whether the engine has room, and its present `load` and `last_used`."""
 
     def pick(self, excluded: frozenset[EngineId]) -> Engine | None:
         """Choose an engine that is not excluded; None if there is none.
 
-        A choice changes the state of random generators and of turns only.
+        Changes nothing but the state of the random generator, or the position of the round robin.
         """
 
     def has_candidate(self, excluded: frozenset[EngineId]) -> bool:
-        """Whether `pick` would find one."""
+        """Whether `pick` would find an engine."""
 
 
 class RequestClass:
@@ -533,7 +534,7 @@ class RequestClass:
         self.ready_count = 0
         #: Ready tasks of paused clients.
         self.paused_count = 0
-        #: Tasks in the states WAITING and DELAYED that end when the last of the targets goes (R7).
+        #: Tasks in the states WAITING and DELAYED that end when the last of the targets is removed (R7).
         self.target_watchers: dict[TaskId, Task] = {}
 
     @property

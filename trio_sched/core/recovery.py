@@ -1,9 +1,9 @@
-"""Recovery from an exception in the core (R33): the state is restored, and what raised is ended with an error.
+"""Recovery from an exception in the core (R33): the state is restored, and the task that raised ends with an error.
 
-An exception can leave an event half done. Recovery trusts, in this order:
+An exception can leave an event half done. Recovery uses, in this order:
 
-1. the effects that the event has emitted: they are carried out, so their content holds. `Scheduler` emits an effect
-   *before* it changes the records, so each changed record has its effect;
+1. the effects that the event has emitted: they will be carried out, so the records must agree with them. `Scheduler`
+   emits an effect *before* it changes the records, so each changed record has its effect;
 2. the completed tasks;
 3. the records of tasks, engines and clients.
 
@@ -123,7 +123,7 @@ def _frames(error: Exception) -> Iterator[FrameType]:
 
 
 def _effects_so_far(scheduler: Scheduler, error: Exception) -> list[Effect]:
-    """The effects of the event that raised: `scheduler._effects`, unless that is the list of the event before."""
+    """The effects of the event that raised: `scheduler._effects`, unless it is still the list of an earlier event."""
     effects = scheduler._effects
     return effects if any(frame.f_locals.get("effects") is effects for frame in _frames(error)) else []
 
@@ -252,7 +252,10 @@ def _restore(
     outcomes: dict[TaskId, tuple[Outcome, EngineId | None]],
     now: float,
 ) -> None:
-    """Build again what is derived, and end the suspects. `outcomes` collects ends that may be forgotten already."""
+    """Restore the records and the data derived from them, and end the suspects.
+
+    `outcomes` collects the outcomes of ended tasks, some of which may have no record any longer.
+    """
     for ended_id, _, outcome, ran_on in scheduler._settling:
         outcomes[ended_id] = (outcome, ran_on)
     scheduler._settling.clear()
@@ -447,7 +450,7 @@ def _count_pending_again(
 ) -> tuple[PendingDependencies, str | None]:
     """The pending dependencies of a task, and the reason for which they are impossible, if they are.
 
-    A dependency that was met stays met. An end that is forgotten was settled before.
+    A dependency that was met stays met. The end of a task without a record was settled before.
     """
     before, spec = task.pending, task.spec
     met = (0 if before is None or before.after else AFTER) | (0 if before is None or before.inputs else INPUT)

@@ -1,11 +1,12 @@
-"""The request classes by their key, and dispatch: which ready task goes next, and to which engine (R12, R13, R34).
+"""The request classes by their key, and the choice of the next task to assign and of its engine (R12, R13, R34).
 
 Rules:
 
-- After every event no ready task has an engine with room. So only what the event changed can let a task go: request
-  classes in which a task became ready, or an engine got room. These are `dispatchable`.
-- Dispatch compares the first tasks of the queues of the dispatchable classes, and of no others. A class in which no
-  task can go stops being dispatchable. So the cost of an event does not grow with the number of waiting tasks.
+- After every event no ready task has an engine with room. So the next event can cause assignments only in the request
+  classes in which a task becomes ready, or an engine gets room. These classes are `dispatchable`.
+- Dispatch compares the first tasks of the queues of the dispatchable classes, and of no others. A class without a task
+  that has an engine with room stops being dispatchable. So the cost of an event does not grow with the number of
+  waiting tasks.
 - A class with targets lives as long as tasks are in it, since the engines that match are found through the targets. A
   class without targets stays for a while, since making it again costs a walk over all engines.
 """
@@ -35,7 +36,8 @@ class RequestClasses:
         self._by_target: dict[EngineId, dict[RequestClass, None]] = {}
         #: All registered engines.
         self.engines: dict[EngineId, Engine] = {}
-        #: The classes in which a task may be able to go: a dict for its order, so that a seed determines everything.
+        #: The classes in which a ready task may have an engine with room. A dict has an order, so a seed determines
+        #: every choice.
         self.dispatchable: dict[RequestClass, None] = {}
         #: The class of native tasks without targets and resources; it is never discarded.
         self.unconstrained = self.find(None, ())
@@ -104,7 +106,7 @@ class RequestClasses:
             del request_class.members[engine.id]
             request_class.policy.update(engine, False)
             if request_class.ready_count and len(request_class.queues) > 1:
-                self.dispatchable[request_class] = None  # tasks may return to engines that they avoided (R18)
+                self.dispatchable[request_class] = None  # tasks may now run on engines that they avoided (R18)
         return list(self._by_target.get(engine.id, ()))
 
     def _add_member(self, request_class: RequestClass, engine: Engine) -> None:
@@ -129,7 +131,7 @@ class RequestClasses:
                 queue.pause(client)
 
     def resume(self, client: ClientState) -> None:
-        """Let the ready tasks of a client go again. Costs the number of queues."""
+        """Make the withheld tasks of a client available again. Costs the number of queues."""
         for request_class in self._by_key.values():
             for queue in request_class.queues.values():
                 queue.resume(client)
@@ -158,7 +160,8 @@ class RequestClasses:
             self.discard_if_empty(request_class)
 
     def pop_next(self) -> tuple[Task, Engine] | None:
-        """Take out the ready task that goes next, and choose its engine; None if no task can go."""
+        """Remove the ready task that is assigned next, and choose its engine; None if no ready task has an engine with
+        room."""
         dispatchable = self.dispatchable
         if len(dispatchable) == 1:  # the usual case: no comparison
             (request_class,) = dispatchable
@@ -174,18 +177,18 @@ class RequestClasses:
         """`pop_next`, by comparison of the first tasks of all queues of the dispatchable classes."""
         best: tuple[tuple[int, float, int, int], ReadyQueue, frozenset[EngineId]] | None = None
         for request_class in list(self.dispatchable):
-            can_go = False
+            has_room = False
             for queue in request_class.queues.values():
                 if not queue.ready_count:
                     continue
                 excluded = request_class.effective_exclusions(queue.excluded, queue.avoided)
                 if request_class.policy.has_candidate(excluded):
-                    can_go = True
+                    has_room = True
                     task = queue.head()
-                    turn = (-queue.top_priority, task.client.virtual_time, task.client.number, task.seq)
-                    if best is None or turn < best[0]:
-                        best = (turn, queue, excluded)
-            if not can_go:
+                    order = (-queue.top_priority, task.client.virtual_time, task.client.number, task.seq)
+                    if best is None or order < best[0]:
+                        best = (order, queue, excluded)
+            if not has_room:
                 del self.dispatchable[request_class]
         if best is None:
             return None

@@ -5,14 +5,14 @@ Rules of this module:
 - `handle` is the only way to change the state. It never awaits, reads no clock, touches no socket, and raises for no
   outside input: an invalid event (a result for an unknown task, an engine that joins twice) is an ordinary case that
   `counters` counts. So the rules can be tested without a network, and a simulator can drive them.
-- Each event goes the same way: its handler changes what the event names, and ends or queues tasks; `_cascade` settles
-  the dependents of the ended tasks; `_dispatch` sends ready tasks to engines until no ready task has an engine with
-  room.
-- Everything that decides the state of a task is in this class. A task is in exactly one place: its dependencies, a
-  ready queue, a backoff, an engine, or the completed tasks. Its state changes only along the table of `states`;
-  `CheckedTask` verifies each change.
-- An effect is emitted *before* the records change that it speaks of. So after an exception the effects say how far the
-  event came, and `recovery` can restore the records (R33).
+- Each event is handled in the same order: its handler changes the records that the event names, and ends or queues
+  tasks; `_cascade` settles the dependents of the ended tasks; `_dispatch` assigns ready tasks to engines until no
+  ready task has an engine with room.
+- Everything that decides the state of a task is in this class. A task waits for dependencies, waits for a backoff, is
+  in a ready queue, is on an engine, or has ended: exactly one of these. Its state changes only along the table of
+  `states`; `CheckedTask` verifies each change.
+- An effect is emitted *before* its records are changed. So after an exception the effects show which changes had begun,
+  and `recovery` can restore the records (R33).
 - An event costs O(log n) in the waiting tasks, O(r) in the request classes that an engine matches, and O(1) for each
   dependency that it settles.
 """
@@ -87,7 +87,7 @@ class Scheduler:
 
     def __init__(self, settings: Settings, rng: random.Random, generator: numpy.random.Generator | None = None) -> None:
         self.settings = settings
-        #: Whether monitors listen: `Publish` effects are emitted only then (R28).
+        #: Whether there are monitors: `Publish` effects are emitted only then (R28).
         self.monitored = False
         #: Whether the whole scheduler drains (R29).
         self.draining = False
@@ -113,7 +113,7 @@ class Scheduler:
         self.backoff_deadlines: Deadlines[Task] = Deadlines(backoff_due_at)
         self.grace_deadlines: Deadlines[Engine] = Deadlines(grace_due_at)
         self._fair_share = FairShare()
-        #: Ends of tasks whose dependents are not settled yet: id, dependents with roles, outcome, engine.
+        #: Ended tasks whose dependents are not settled yet: id, dependents with roles, outcome, engine.
         self._settling: deque[tuple[TaskId, list[Any], Outcome, EngineId | None]] = deque()
         #: The effects of the event that is being handled.
         self._effects: list[Effect] = []
@@ -142,9 +142,9 @@ class Scheduler:
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """Handle one event; return what is to be done, in order.
+        """Handle one event; return its effects, in order.
 
-        `now` is in seconds, on any clock that never goes back.
+        `now` is in seconds, on any monotonic clock.
         """
         effects: list[Effect] = []
         self._effects = effects
@@ -156,7 +156,7 @@ class Scheduler:
         return effects
 
     def next_deadline(self) -> float | None:
-        """The time at which `TimePassed` is due next; None if nothing waits for time."""
+        """The time at which the next `TimePassed` is due; None if there is no deadline."""
         due = [
             when
             for when in (self.timeout_deadlines.next(), self.backoff_deadlines.next(), self.grace_deadlines.next())
@@ -180,9 +180,11 @@ class Scheduler:
         self.clients[event.client] = ClientState(event.client, self._client_count, event.weight, highest)
 
     def _client_left(self, event: ClientLeft, now: float) -> None:
-        """Costs a walk over the completed tasks if the event does not name the unread ones, and over the unfinished
-        ones
-        if they are cancelled. A session ends once; an index by client would cost every task."""
+        """End a session; cancel its tasks if the event says so, else keep them until they end (R17, R27).
+
+        Costs a walk over the completed tasks if the event does not name the unread ones, and a walk over the
+        unfinished tasks if they are cancelled. An index by client would cost more: it would be updated for every task.
+        """
         client = self.clients.get(event.client)
         if client is None:
             self._increment("unknown_client_left")
@@ -268,7 +270,7 @@ class Scheduler:
         self._effects.append(Refuse(event.client, event.task, reason))
 
     def _answer_repeated(self, event: TaskSubmitted, client: ClientState) -> bool:
-        """Answer a submission whose id is not certainly new (R1); return False if the id is new."""
+        """Answer a submission whose id was used before (R1); return False, without an answer, if the id is new."""
         task_id = event.task
         task = self.tasks.get(task_id)
         ended = None if task is not None else self.completed.get(task_id)
@@ -300,9 +302,10 @@ class Scheduler:
     # ---- answers of engines -----------------------------------------------------------------------------------------
 
     def _release_answered(self, engine: EngineId, task_id: TaskId, attempt: int | None, stray: str) -> Task | None:
-        """Take a task off the engine that answers for it, and return it.
+        """Take a task off the engine that has answered for it, and return the task.
 
-        None if the task is not assigned to this engine for this attempt (R17); counted as `stray`.
+        Return None, and count the answer under the name `stray`, if the task is not assigned to this engine for this
+        attempt (R17).
         """
         task = self.tasks.get(task_id)
         if task is None or not self._is_assigned_to(task, engine, attempt):
@@ -405,8 +408,8 @@ class Scheduler:
         self.request_classes.update_engine(engine)
 
     def _unregister(self, engine: Engine, now: float) -> None:
-        """Remove an engine for good: its tasks go back or end (R20); then the tasks that only it could run end (R6,
-        R7).
+        """Remove an engine for good: queue its tasks again or end them (R20); then end the tasks that may run only on
+        this engine (R6, R7).
         """
         engine.lost_until = 0.0
         running = engine.presumed_running() if engine.lost_running is None else set(engine.lost_running)
@@ -421,9 +424,8 @@ class Scheduler:
         self._requeue_unsatisfiable(with_target, now)
 
     def _requeue_unsatisfiable(self, request_classes: list[RequestClass], now: float) -> None:
-        """Queue the tasks of these classes again for which the last target is gone: they end, or wait for further tasks
-        that
-        they follow (R6, R7)."""
+        """Queue the tasks of these classes again whose last target was removed: they end, or wait for the other tasks
+        that they follow (R6, R7)."""
         unsatisfiable: list[Task] = []
         for request_class in request_classes:
             unsatisfiable += [
@@ -548,7 +550,7 @@ class Scheduler:
     # ---- waiting and ready ------------------------------------------------------------------------------------------
 
     def _allowed_engines(self, task: Task) -> frozenset[EngineId] | None:
-        """The engines that `targets` and `follow` allow by now; None: any (R6, R7)."""
+        """The engines that `targets` and the ended tasks of `follow` allow; None: any engine (R6, R7)."""
         targets, pending = task.spec.targets, task.pending
         if pending is None or task.spec.follow is None or not task.spec.follow.tasks:
             return targets
@@ -593,7 +595,7 @@ class Scheduler:
         self.request_classes.push(task, request_class)
 
     def _resume_client(self, client: ClientState) -> None:
-        """Let the tasks of a paused client go again; the client becomes active (R15, R34)."""
+        """End the pause of a client: its ready tasks can be dispatched, and it becomes active (R15, R34)."""
         if client.ready_count:
             self._fair_share.activate(client)  # while it is still paused, so that it is not compared with itself
         client.paused = False
@@ -601,8 +603,8 @@ class Scheduler:
         self.request_classes.resume(client)
 
     def _make_waiting(self, task: Task, now: float) -> None:
-        """Let a task wait for its dependencies. It ends when the last of its targets goes (R7), or the last of the
-        engines that a settled `follow` allows (R6)."""
+        """Let a task wait for its dependencies. It ends when the last of its targets is removed (R7), or the last of
+        the engines that a settled `follow` allows (R6)."""
         task.state = WAITING
         targets = task.spec.targets if task.pending is None or task.pending.follow else self._allowed_engines(task)
         if targets is None:
@@ -615,7 +617,7 @@ class Scheduler:
             self._watch_targets(task, request_class)
 
     def _watch_targets(self, task: Task, request_class: RequestClass) -> None:
-        """Let the task end when the last target of the class goes."""
+        """Have the task end when the last target of the class is removed."""
         if request_class.targets is not None:
             request_class.target_watchers[task.id] = task
             task.watched = request_class
@@ -631,7 +633,7 @@ class Scheduler:
             self.request_classes.discard_if_empty(request_class)
 
     def _requeue(self, task: Task, now: float, *, restart_timeout: bool) -> None:
-        """Queue a task again that its engine has released; it has its old place in the order (R12)."""
+        """Queue a task again that its engine has released, at its former place in the order (R12)."""
         task.engine = None
         if restart_timeout and task.spec.timeout_s:
             self._start_timeout(task, now)
@@ -643,8 +645,7 @@ class Scheduler:
         task.deadline = now + (task.spec.timeout_s or 0.0)
         self.timeout_deadlines.add(task.deadline, task.seq, task)
 
-    # ---- dispatch, cascade, ends
-    # ---------------------------------------------------------------------------------------
+    # ---- dispatch, cascade, ends -------------------------------------------------------------------------------------
 
     def _dispatch(self, now: float) -> None:
         """Assign ready tasks until none has an engine with room (R12, R13)."""
@@ -702,9 +703,7 @@ class Scheduler:
             settling.popleft()
 
     def _update_follower(self, task: Task, now: float) -> None:
-        """Queue a task again if the end of a followed task made it ready, or extended the engines that it may go to
-        (R6).
-        """
+        """Queue a task again if the end of a followed task made it ready, or allowed it on more engines (R6)."""
         pending = cast(PendingDependencies, task.pending)
         if task.engine is not None or task.state is DELAYED:
             return  # considered when the task is queued again
@@ -731,8 +730,8 @@ class Scheduler:
     ) -> None:
         """End a task that is in a queue or has just been released by its engine; the cascade settles its dependents.
 
-        `engine` is the one on which it ran, if it ran in this attempt. `result` is the engine's; without a result,
-        `error` and `reason` say why the scheduler ended the task.
+        `engine` is the engine on which the task ran, if it ran in this attempt. `result` is the result that the engine
+        sent; without a result, `error` and `reason` say why the scheduler ended the task.
         """
         if task.engine is None:
             self._remove_from_queue(task)
@@ -759,7 +758,7 @@ class Scheduler:
             self.completed.release(task.spec.inputs)
         self.completed.add(task_id, completed)
         del self.tasks[task_id]
-        task.payload = None  # a client queue may refer to the task for a while
+        task.payload = None  # frees the memory, although a client queue may refer to the task until it is swept
         client.unfinished_count -= 1
         if client.has_left:
             self.completed.mark_received(client.id, (task_id,))
@@ -786,16 +785,19 @@ class Scheduler:
 
     # ---- retries, lost engines, cancellation ------------------------------------------------------------------------
 
-    def _retry_task(self, task: Task, now: float, what: str, where: Engine | None) -> None:
-        """Use one retry; exclude or avoid the engine on which the task failed, None if that engine is gone (R18)."""
+    def _retry_task(self, task: Task, now: float, failure: str, engine: Engine | None) -> None:
+        """Use one retry; exclude or avoid the engine on which the task failed (R18).
+
+        `failure` describes the failure for the history. `engine` None: the engine was removed.
+        """
         task.retries_left -= 1
-        task.history += ((now, f"{what}; {task.retries_left} retries left"),)
-        if where is not None:
-            task.ran_on = where.id
+        task.history += ((now, f"{failure}; {task.retries_left} retries left"),)
+        if engine is not None:
+            task.ran_on = engine.id
             if task.spec.same_engine:
-                task.avoided |= {where.id}
+                task.avoided |= {engine.id}
             else:
-                task.excluded |= {where.id}
+                task.excluded |= {engine.id}
         if task.spec.backoff_s:
             task.wake_at = now + backoff_delay(task.spec.backoff_s, task.spec.retries - task.retries_left)
         self._requeue(task, now, restart_timeout=True)
@@ -822,7 +824,10 @@ class Scheduler:
             self._end_task(task, now, "lost", engine=engine.id, error="EngineError", reason=reason)
 
     def _cancel_task(self, task: Task, now: float, reason: str) -> None:
-        """Cancel a task (R23): a waiting one ends; an assigned one is recalled and stays until its engine answers."""
+        """Cancel a task (R23): end it if it is on no engine; else recall it, and keep it until its engine answers.
+
+        A lost engine gets the recall when it returns.
+        """
         if task.engine is None:
             self._end_task(task, now, "cancelled", error="TaskCancelled", reason=reason)
         elif task.state is not CANCELLING:

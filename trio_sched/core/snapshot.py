@@ -196,7 +196,7 @@ def _explain_assigned(scheduler: Scheduler, task: Task, now: float) -> str:
         place = (
             f"it is on engine {engine.id}, behind {ahead} others (at most {_format_capacity(engine)} are sent there)"
         )
-    more = {RECALLING: "; it is being called back", CANCELLING: "; it is being cancelled"}.get(task.state, "")
+    more = {RECALLING: "; it is being recalled", CANCELLING: "; it is being cancelled"}.get(task.state, "")
     return place + more + (f"; the engine is lost: {engine.lost_reason}" if engine.lost_until else "")
 
 

@@ -40,13 +40,13 @@ RECALLING: Final = State.RECALLING
 CANCELLING: Final = State.CANCELLING
 ENDED: Final = State.ENDED
 
-#: The names of the events that end the time of a task on an engine.
+#: The names of the events that take a task off its engine.
 _RELEASES: Final = ("EngineLost", "TaskFinished", "DependencyUnmet", "RecallAnswered", "EngineReturned", "TimePassed")
 
 #: By state: the states that may follow, each with its causes, the usual ones first. A cause is the name of an event, or
 #: of the step of its handling: "cascade" settles the dependents of ended tasks, "dispatch" sends ready tasks to
-#: engines. A task goes back to WAITING when its `follow` (any) has lost the engines known so far, and others may come
-#: (R6).
+#: engines. A task becomes WAITING again when its `follow` (any) has lost all engines so far, and other followed tasks
+#: have not ended (R6).
 TRANSITIONS: Final[dict[State, dict[State, tuple[str, ...]]]] = {
     WAITING: {
         READY: ("TaskSubmitted", "cascade"),
