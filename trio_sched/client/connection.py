@@ -1,9 +1,9 @@
 """The blocking client's connection: one socket and one thread with a plain loop.
 
-The thread is woken only while it sleeps, and collects bursts of submissions: the first call is sent at once; while
-more than one call arrives between two messages, the thread sleeps half a millisecond before the next message, so that
-one message carries hundreds of calls and the submitting thread keeps the interpreter. Results resolve futures in
-batches, undecoded.
+The thread is woken only while it sleeps. The first call of a burst of submissions is sent at once. While more than one
+call is submitted between two messages, the thread sleeps half a millisecond before the next message, so that one
+message has hundreds of calls, and the submitting thread is not interrupted. Futures are resolved in batches; the values
+stay pickled until `result()` is called.
 
 One lock guards the session. It is held for as long as it takes to queue a call, or to handle one message.
 """
@@ -44,7 +44,8 @@ _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 class Connection(BaseConnection[Future[Any]]):
-    """A connection to a scheduler, with the thread that serves it. Outlives the Client until its tasks have ended."""
+    """A connection to a scheduler, with the thread that serves it. It remains after its Client was garbage collected,
+    until the tasks have ended."""
 
     def __init__(self, settings: ClientSettings, info: ConnectionInfo, cluster: LocalCluster | None) -> None:
         super().__init__(settings, info, cluster)
@@ -241,11 +242,11 @@ class Connection(BaseConnection[Future[Any]]):
         if is_ready and not self._started.done():
             self._started.set_result(None)
         resolve(outcomes_of(update) if update.refused or update.lost else update.ended)
-        for request, data, complaint in update.replies:
+        for request, data, error_text in update.replies:
             reply = self._replies.pop(request, None)
             if reply is not None and not reply.done():
-                if complaint:
-                    reply.set_exception(TrioSchedError(complaint))
+                if error_text:
+                    reply.set_exception(TrioSchedError(error_text))
                 else:
                     reply.set_result(data)
         if update.rejoin:

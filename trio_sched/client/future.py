@@ -1,6 +1,6 @@
 """The future of blocking code: a `concurrent.futures.Future` at a seventh of the cost.
 
-A million futures may wait in one client, and most are looked at only after they are done, if at all. The standard
+A million futures may wait in one client, and most are used only after they are done, or never. The standard
 future creates a Condition, a lock and two lists (1,707 B, 6.4 us). This one creates its Condition when it is first
 needed: to wait, to be watched (`wait`, `as_completed`, callbacks), or to cancel. The standard library accesses the
 state of a future only under its `_condition`, so all of the library works with it.
@@ -10,8 +10,8 @@ creation of Conditions; afterwards, its Condition does. So the client's thread r
 futures under one lock, and the state of a watched future cannot change while a waiter is being added.
 
 `cancel()` succeeds until the result has arrived: the future is cancelled at once, and a request goes to the scheduler
-(R23). The client does not know whether the call is running, so `running()` is always False, and a running call may go
-on for a while on its engine.
+(R23). Engines do not report the start of a call, so `running()` is always False. A call that runs already continues on
+its engine, and its result is dropped.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Future(BaseFuture[T], futures.Future[T]):
     def cancel(self) -> bool:
         """Cancel the task (R23): the future is cancelled at once, and the scheduler is requested to cancel the task.
 
-        A running call is interrupted only if its engine can do so; its result is dropped in any case.
+        A call that runs already is not interrupted; its result is dropped.
 
         :returns: False if the task had ended.
         """

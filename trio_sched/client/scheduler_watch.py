@@ -1,8 +1,8 @@
 """The client's watch on its scheduler: whether it runs, whether its engines can run calls, and what `submit` raises.
 
-The end of a scheduler process on this host is noticed within a second. A scheduler on another host counts as gone when
-no message has come for `reconnect_s`; during that time the connection is opened again and again. A client whose
-scheduler has gone ends every unfinished task with SchedulerClosed, so that no caller waits for ever.
+The end of a scheduler process on this host is noticed within a second. A scheduler on another host counts as ended when
+no message was received for `reconnect_s`; during that time the connection is opened repeatedly. When the scheduler has
+ended, the client ends every unfinished task with SchedulerClosed, so that no caller waits for ever.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SchedulerWatch:
         """Begin to watch.
 
         :param python: the version of this Python, as in the Hello.
-        :param reconnect_s: seconds without a message after which the scheduler counts as gone.
+        :param reconnect_s: seconds without a message after which the scheduler counts as ended.
         :param cluster: the local cluster that the scheduler belongs to, if this client started it.
         :param initial_error: the submit error until the scheduler answers, if it is the successor of another one.
         """

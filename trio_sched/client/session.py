@@ -1,16 +1,18 @@
-"""The client's side of the native protocol, without sockets, clocks or threads: both connections drive this session.
+"""The client's side of the native protocol, without sockets, clocks or threads; `Connection` and `AsyncConnection` use
+it.
 
 The invariants, and why one class keeps them all:
 
-* Tasks are sent with ascending counters, and no more calls and bytes than the scheduler's credit may be sent and
-  unaccepted. When queued calls wait for bytes, the session `is_blocked`, and the blocking client's `submit` waits.
-* A copy of each Submit is kept until `accepted` covers it. After a broken connection it is sent again, in the same
-  order, so that a lost message loses no task and a repeated message runs none twice.
-* `received` tells the scheduler which results it may forget. A result that an unaccepted call names as an input (R9)
-  must not be forgotten before that call is accepted, or the call would arrive and find its input gone: such
-  acknowledgements are held back.
-* A scheduler instance that does not know the session has lost its tasks: they end as lost, and none is submitted twice
-  silently. A scheduler that forgot the session because nothing of it was left renews it under the same number.
+* Tasks are sent with ascending counters. The calls that are sent and not accepted, and their bytes, do not exceed the
+  scheduler's credit. While queued calls wait for credit in bytes, the session `is_blocked`, and the blocking client's
+  `submit` waits.
+* A copy of each Submit is kept until all of its calls are accepted. After a broken connection the copies are sent again
+  in the same order. The scheduler recognizes repeated calls, so no task is lost, and none runs twice.
+* `received` in a message allows the scheduler to drop results. A result that an unaccepted call names as an input (R9)
+  must be kept until that call is accepted: the acknowledgement of such a result is delayed until then.
+* If another scheduler instance answers, which has no record of the session, the tasks end as lost; they are not
+  submitted again without the user's knowledge. The same instance removes a session without tasks and results after
+  some time; it renews the session under the same number.
 
 `receive` handles one message and returns what the connection must do; `outgoing` returns what is to be sent now. The
 blocking client's threads make every call under one lock.
@@ -36,7 +38,7 @@ from trio_sched.wire.native import TASK_BYTES, Call, Frame, FramedRecord, TaskRe
 MAX_TASKS_PER_SUBMIT = 1000
 #: A Submit is closed at this size; a single larger task has a Submit of its own.
 MAX_BYTES_PER_SUBMIT = 1 << 20
-#: The most that a call takes on the wire in addition to its body, its buffers and its options.
+#: The most bytes of a call on the wire in addition to its body, its buffers and its options.
 CALL_OVERHEAD_BYTES = 128
 #: Results and their bytes that may be unacknowledged before an acknowledgement is sent as a message of its own. The
 #: scheduler's window is 32 MB.
@@ -57,13 +59,13 @@ Out: TypeAlias = tuple[native.FromClient, Sequence[Frame]]
 
 
 class SessionUpdate(Struct, Generic[H]):
-    """What one message means for the connection. An empty field: nothing of that kind."""
+    """What one message means for the connection. An empty field: the message has nothing of that kind."""
 
     #: Tasks that ended, with their results and the results' frames.
     ended: list[tuple[H, TaskResult | FramedRecord]] = []
     #: Tasks that the scheduler refused, with the reasons.
     refused: list[tuple[H, str]] = []
-    #: Tasks that the scheduler does not know any more.
+    #: Tasks of which the scheduler has no record any longer.
     lost: list[H] = []
     #: Replies to queries: (request, data, error).
     replies: list[tuple[int, Any, str]] = []
@@ -123,7 +125,7 @@ class SchedulerSession(Generic[H]):
         #: The Python versions of the engines.
         self.pythons: list[str] = []
         self.engine_count = 0
-        #: Engines that must have joined before the first submission.
+        #: The number of engines that must have joined before the first submission.
         self.expected_engine_count = engines
         #: The largest message that the scheduler takes; 0: not known, or not limited.
         self.max_message_bytes = 0
@@ -210,7 +212,7 @@ class SchedulerSession(Generic[H]):
                 (self._cancels_due if counter <= self._last_sent_counter else self._cancels_later).append(counter)
 
     def drop_unsent(self) -> list[H]:
-        """Remove the calls that are not sent yet, and return their handles. No other task may depend on these."""
+        """Remove the calls that are not sent yet, and return their handles. No remaining task may depend on them."""
         dropped = []
         for entry in self._queue:
             handle = self.tasks.pop(_call_of(entry).id)
@@ -224,8 +226,8 @@ class SchedulerSession(Generic[H]):
         return dropped
 
     def query(self, what: str, task: int = 0) -> int:
-        """Send a query, again after a broken connection; `SessionUpdate.replies` has the reply under the returned
-        request number."""
+        """Send a query, and again after a broken connection. The reply will be in `SessionUpdate.replies`, with the
+        returned request number."""
         self._request += 1
         self._queries[self._request] = native.Query(self._request, what, task)
         self._messages_due.append(self._queries[self._request])
@@ -283,12 +285,12 @@ class SchedulerSession(Generic[H]):
         return self._welcomed and self.engine_count >= self.expected_engine_count
 
     def connection_opened(self, now: float) -> None:
-        """Begin again on a new connection: Hello is due, and the scheduler's silence counts from now."""
+        """Note that there is a new connection: a Hello is due, and the scheduler's silence counts from now."""
         self.last_received_at = now
         self._rejoin()
 
     def check_silence(self, now: float) -> float | None:
-        """Return for how long the scheduler has been silent, in seconds; None: for too long, the connection is broken.
+        """Return for how many seconds the scheduler has been silent; None: for so long that the connection is broken.
 
         This method or `outgoing` must be called at least once a heartbeat: a longer pause means that this process was
         suspended, and gives the scheduler one more period.
@@ -383,7 +385,7 @@ class SchedulerSession(Generic[H]):
     # ---- messages from the scheduler --------------------------------------------------------------------------------
 
     def receive(self, parts: Sequence[Frame], now: float) -> SessionUpdate[H]:
-        """Handle one message as it came from the socket.
+        """Handle one message, as received from the socket.
 
         :raises WireError: the message is malformed, or contradicts the state of the session.
         """
@@ -436,11 +438,11 @@ class SchedulerSession(Generic[H]):
         self.heartbeat.make_due()
 
     def _renew(self) -> list[H]:
-        """Continue a session that the scheduler had forgotten and began again at this client's position: calls that are
-        not accepted are sent again as if for the first time.
+        """Continue a session that the scheduler had removed and has renewed: calls that are not accepted are queued
+        again, as if they had not been sent.
 
-        Returns the accepted tasks that have not ended; none, unless the client was away for so long that their results
-        were dropped.
+        Returns the accepted tasks that have not ended: there are some only if the client was disconnected for so long
+        that their results were dropped.
         """
         self._received = self._acknowledged = self._ackable()
         self._held_acks.clear()
@@ -467,7 +469,7 @@ class SchedulerSession(Generic[H]):
         return lost
 
     def reset(self) -> list[H]:
-        """Forget the session, as another scheduler instance has, and return the handles of the lost tasks."""
+        """Clear the session, which ended with its scheduler instance, and return the handles of the lost tasks."""
         lost = list(self.tasks.values())
         for handle in lost:
             self._functions.task_ended(handle.function)
@@ -543,7 +545,7 @@ class SchedulerSession(Generic[H]):
 
     def _on_error(self, message: native.Error, frames: Sequence[Frame], update: SessionUpdate[H]) -> None:
         if message.kind == "unknown_peer":
-            if self._welcomed:  # one such error comes for each message that the scheduler dropped
+            if self._welcomed:  # for each dropped message there is one such error
                 self._rejoin()
         elif not self._welcomed:
             update.rejected = f"{message.message} ({message.kind})"

@@ -22,7 +22,7 @@ class StartWorker(Struct, tag="start", omit_defaults=True):
     slots: int = 1
     hwm: int | None = None
     resources: dict[str, float] = {}
-    #: Path of the `WorkerStatus` file; "": none.
+    #: Path of the file that `WorkerStatus` maps; "": none.
     status_path: str = ""
     #: Path of the file for faulthandler's output; "": standard error.
     faults: str = ""

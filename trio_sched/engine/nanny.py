@@ -1,9 +1,9 @@
 """The nanny: starts the workers of one machine, sends their heartbeats, and reports each worker death with its reason.
 
 The nanny sends heartbeats so that a task that holds its interpreter's lock for a minute does not make its engine seem
-dead. It notices worker deaths at once, so that the scheduler need not wait for missed heartbeats. The workers have
-connections of their own to the scheduler; no task passes through the nanny. After a restart of the scheduler or a
-broken connection, nanny and workers reconnect independently, and the workers go on working meanwhile.
+dead. It reports worker deaths at once, so that the scheduler need not wait for missed heartbeats. Each worker has its
+own connection to the scheduler; no task passes through the nanny. After a restart of the scheduler or a broken
+connection, nanny and workers reconnect independently; until then the workers continue to run tasks.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ class _NannyConnection:
         _log.warning(f"the scheduler {what}", address=self._connection_info.address)
 
     async def describe_unanswered(self) -> str:
-        """The result of `transport.reach.describe_unanswered`, which blocks."""
+        """The result of `transport.reachability.describe_unanswered`, which blocks."""
         return await trio.to_thread.run_sync(describe_unanswered, self._connection_info.address, abandon_on_cancel=True)
 
     def _update_connection_info(self) -> None:
@@ -295,7 +295,7 @@ class _NannyConnection:
             if self._must_exist and not self.joined.is_set():
                 self.failure = error
                 self.end(str(error))
-            return  # the file may come later
+            return  # the file may be written later
         if info != self._connection_info:
             self._connection_info = info
             self._send_to_workers(SchedulerMoved(info))

@@ -1,11 +1,11 @@
 """The engine's side of the protocol: hello, assigned calls, results until they are acknowledged, recall, reconnection.
 
 No assigned call and no result is lost on the way: a result is kept until the scheduler has counted it (`acked`), and
-is sent again after a reconnection. Two events cause a reconnection. A scheduler that was restarted, or whose socket has
-forgotten this peer, answers the next message with the error "unknown_peer": the engine sends its hello again. When
-nothing is received for MISSED_HEARTBEATS, the engine opens a new socket. When the scheduler does not know the session,
-it is another instance: the calls and results that belong to the former instance are dropped, and so is the result of
-a task that still runs.
+is sent again after a reconnection. Two events cause a reconnection. A scheduler without a session for this connection
+answers the next message with the error "unknown_peer": the engine sends its hello again. When nothing is received for
+MISSED_HEARTBEATS periods after a ping, the engine opens a new socket. A Welcome that does not resume the session comes
+from another scheduler instance, or after the engine was removed: all calls and results are dropped, and so is the
+result of a task that still runs.
 
 A `SchedulerConnection` belongs to one thread at a time (the holder of the loop's lock); `wake` and `post` may be called
 from any thread.
@@ -91,7 +91,8 @@ class SchedulerConnection:
         self.queue: deque[tuple[Call, Sequence[Frame]]] = deque()
         #: Full ids of the calls of this generation that have begun and whose results were not added yet.
         self.running: set[int] = set()
-        #: Rises when the scheduler is another instance: calls that began under a lower number have no recipient.
+        #: The number of sessions that were not resumed. The results of calls that began in an earlier generation are
+        #: dropped.
         self.generation = 0
         #: Why the worker begins no more calls and ends; "": it does not end.
         self.leave_reason = ""
@@ -159,7 +160,7 @@ class SchedulerConnection:
     # ---- the end ----------------------------------------------------------------------------------------------------
 
     def leave(self, reason: str) -> None:
-        """Begin no more calls; the next `receive` tells the scheduler. May be called in a signal handler."""
+        """Begin no more calls; the next `receive` sends `Draining`. May be called in a signal handler."""
         self.leave_reason = self.leave_reason or reason
         self._draining_due = True
 
@@ -207,7 +208,7 @@ class SchedulerConnection:
             self.queue.append((call, frames[at : at + call.frames]))
             at += call.frames
         if at != len(frames):
-            log_to_stderr(f"{len(frames) - 1} frames came with calls that name {at - 1}")
+            log_to_stderr(f"{len(frames) - 1} frames were received with calls that name {at - 1}")
 
     def _on_recall(self, recall: Recall, frames: list[Frame]) -> None:
         self._discard_acked(recall.acked)
@@ -241,7 +242,7 @@ class SchedulerConnection:
         self._announce_nanny()
 
     def _begin_generation(self) -> None:
-        """Drop everything that belongs to the former scheduler instance."""
+        """Drop all calls and results: they belong to a session that was not resumed."""
         self.generation += 1
         self.queue.clear()
         self.running.clear()
@@ -325,7 +326,7 @@ class SchedulerConnection:
 
     def _announce_nanny(self) -> None:
         """Send another hello when the last one did not name the nanny's session: after a restart of the scheduler the
-        engine may be back before its nanny. A new socket is needed, since a welcomed one need not send a hello.
+        engine may reconnect before its nanny. A new socket is needed: over a welcomed one another hello is ignored.
         """
         joined = self._nanny_joined
         if (

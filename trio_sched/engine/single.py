@@ -2,8 +2,8 @@
 
 Between tasks the main thread also does the I/O. While a task runs for long, a second thread, the I/O thread, takes
 over: it sends the results that wait behind the task, answers recalls of the calls queued behind it, and sends
-heartbeats. `_io_lock` says which thread does the I/O: the main thread holds the lock except while a task runs. For
-short tasks the I/O thread costs one look every LONG_TASK_S, and while no task runs it sleeps.
+heartbeats. The thread that holds `_io_lock` does the I/O: the main thread holds the lock except while a task runs. With
+short tasks the I/O thread only checks every LONG_TASK_S whether the task is still the same; without tasks it sleeps.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from trio_sched.engine.worker_status import WorkerStatus
 
 #: The I/O thread takes over while a task runs for longer than this.
 LONG_TASK_S = 0.020
-#: After this many looks without a running task the I/O thread sleeps until the next task.
-_IDLE_LOOKS = 5
+#: After this many checks without a running task the I/O thread sleeps until the next task.
+_IDLE_CHECKS = 5
 
 
 class SingleLoop(WorkerLoop):
@@ -35,8 +35,8 @@ class SingleLoop(WorkerLoop):
         self._status = status
         self._io_lock = threading.Lock()
         self._busy = False
-        #: Count of tasks that have begun, by which the I/O thread tells one task from the next.
-        self._begun = 0
+        #: Count of tasks that have begun, by which the I/O thread distinguishes one task from the next.
+        self._begun_count = 0
         self._io_thread_sleeps = False
         self._io_thread_wake = threading.Event()
 
@@ -46,7 +46,7 @@ class SingleLoop(WorkerLoop):
         self._io_lock.acquire()
         connection.send_hello()
         threading.Thread(target=self._run_io_thread, name="trio_sched I/O", daemon=True).start()
-        looked_at = perf_counter()
+        checked_at = perf_counter()
         while not connection.leave_reason:
             if not connection.queue:
                 self._idle()
@@ -55,8 +55,8 @@ class SingleLoop(WorkerLoop):
             now = perf_counter()
             if not connection.queue or now - connection.unsent_since >= BATCH_DELAY_S:
                 connection.flush()
-            if now - looked_at >= BATCH_DELAY_S:
-                looked_at = now
+            if now - checked_at >= BATCH_DELAY_S:
+                checked_at = now
                 self._do_io()
 
     def _run_next(self) -> None:
@@ -64,7 +64,7 @@ class SingleLoop(WorkerLoop):
         call, frames = connection.queue.popleft()
         generation = connection.generation
         connection.running.add(call.id)
-        self._begun += 1
+        self._begun_count += 1
         self._status.begin_task(0, call.id)
         output.begin()
         self._busy = True
@@ -115,26 +115,26 @@ class SingleLoop(WorkerLoop):
     # ---- the I/O thread ---------------------------------------------------------------------------------------------
 
     def _run_io_thread(self) -> None:
-        looks = 0
+        checks = 0
         never = threading.Event()
         while True:
-            seen = self._begun
+            seen = self._begun_count
             never.wait(LONG_TASK_S)
-            if self._begun != seen:
-                looks = 0
+            if self._begun_count != seen:
+                checks = 0
             elif self._busy:
-                looks = 0
+                checks = 0
                 self._do_io_during(seen)
             else:
-                looks += 1
-                if looks >= _IDLE_LOOKS:
+                checks += 1
+                if checks >= _IDLE_CHECKS:
                     self._sleep_io_thread(seen)
 
     def _do_io_during(self, task: int) -> None:
-        """Do the I/O while this task runs, numbered as in `_begun`."""
+        """Do the I/O while this task runs, numbered as in `_begun_count`."""
         connection = self._connection
         with self._io_lock:
-            while self._busy and self._begun == task:
+            while self._busy and self._begun_count == task:
                 connection.flush()
                 self._do_io()
                 if self._busy:
@@ -142,7 +142,7 @@ class SingleLoop(WorkerLoop):
 
     def _sleep_io_thread(self, seen: int) -> None:
         self._io_thread_sleeps = True
-        if self._begun == seen and not self._busy:  # otherwise a task began before it could see the flag
+        if self._begun_count == seen and not self._busy:  # otherwise a task began before it could see the flag
             self._io_thread_wake.wait()
         self._io_thread_sleeps = False
         self._io_thread_wake.clear()

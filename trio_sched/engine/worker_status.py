@@ -1,15 +1,14 @@
-"""Shared memory in which a worker records what its nanny must know after the worker's death (R20).
+"""Shared memory in which a worker records its state for its nanny, to be read after the worker's death (R20).
 
-The record holds the running tasks (only these are blamed), the engine's session and scheduler instance, and whether
-the worker was ending on request. A "started" message for each task would cost a wake-up; a store into mapped memory
-costs 40 ns and survives any exit of the process. The layout is 8-byte words in the byte order of the machine that both
-sides share:
+The record has the running tasks (the death counts only for these), the engine's session and scheduler instance, and
+whether the worker was ending on request. A "started" message for each task would cost a wake-up; a store into mapped
+memory costs 40 ns and survives any exit of the process. The layout is 8-byte words in the byte order of the machine:
 
     0  state     1  scheduler instance (hashed)     2  engine session     3  whether a task ever began
     4 and on: the task that each slot runs, or 0
 
 A task stays recorded after its end until its result was sent or the next task begins. Otherwise a task that closes the
-worker's descriptors, so that no result can be sent, would never be blamed and would be retried without end.
+worker's descriptors, so that no result can be sent, would never count as the cause and would be retried without end.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Supervision of one worker: the process is started, watched, and replaced when it exits, until the nanny stops.
 
-An exit is noticed at once (the kernel tells), and reported with its reason and with the tasks that ran (R20). What the
-worker's tasks started ends with the worker: each worker leads a process group of its own, which also keeps a Ctrl-C in
-the terminal from it. A worker that exits before it ever joined is replaced with growing delays, one that had worked at
-once.
+An exit is noticed at once, because the supervisor waits for the process, and is reported with its reason and with the
+tasks that ran (R20). Each worker leads a process group of its own: processes that its tasks have started are ended with
+the worker, and a Ctrl-C in the terminal does not reach it. A worker that had worked is replaced at once; workers that
+exit before they ever joined are replaced with growing delays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trio_sched.engine.worker_status import LEAVING, STARTING, WorkerStatus
 from trio_sched.logs import get_logger
 
 _COMMAND = (sys.executable, "-m", "trio_sched.engine.worker")
-#: A worker that was an engine for longer than this had worked, even without a task.
+#: A worker that was registered as an engine for more seconds than this counts as having worked, even without a task.
 _WORKED_S = 5.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 30.0
 #: The delay after an exit on request: the scheduler that requested it may be about to close, which stops the nanny.
@@ -45,7 +45,7 @@ class WorkerExit:
     status: WorkerStatus
     #: Whether the worker had begun tasks or been an engine for some time, so that a new one probably works as well.
     had_worked: bool
-    #: Whether the worker ended because it was told to.
+    #: Whether the worker ended on request.
     requested: bool
 
 
@@ -75,7 +75,7 @@ class WorkerSupervisor:
         self._on_exit = on_exit
         self._nanny_joined: NannyJoined | None = None
         self._process: trio.Process | None = None
-        # evidence for the case that the worker is killed; see `ExitInfo`
+        # measurements for the case that the worker is killed; see `ExitInfo`
         self._oom_kills = (0, 0)
         self._rss_bytes = 0
         self._memory_used = 0.0
