@@ -57,7 +57,7 @@ PLACES = [
             "_cascade",
             "_end_task",
             "_retry_task",
-            "_requeue_orphan",
+            "_requeue_or_end",
             "_cancel_task",
         )
     ),

@@ -417,10 +417,10 @@ class Scheduler:
         with_target = self.request_classes.remove_engine(engine)
         if self.monitored:
             self._effects.append(Publish("engine_lost", engine=engine.id))
-        orphans = list(engine.outstanding.values())
+        tasks = list(engine.outstanding.values())
         engine.outstanding.clear()
-        for task in orphans:
-            self._requeue_orphan(task, engine, task.id in running, now)
+        for task in tasks:
+            self._requeue_or_end(task, engine, task.id in running, now)
         self._requeue_unsatisfiable(with_target, now)
 
     def _requeue_unsatisfiable(self, request_classes: list[RequestClass], now: float) -> None:
@@ -802,7 +802,7 @@ class Scheduler:
             task.wake_at = now + backoff_delay(task.spec.backoff_s, task.spec.retries - task.retries_left)
         self._requeue(task, now, restart_timeout=True)
 
-    def _requeue_orphan(self, task: Task, engine: Engine, was_running: bool, now: float) -> None:
+    def _requeue_or_end(self, task: Task, engine: Engine, was_running: bool, now: float) -> None:
         """Queue a task of a removed engine again, or end it (R20)."""
         limit = task.spec.crash_limit
         if task.state is CANCELLING:
