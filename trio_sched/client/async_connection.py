@@ -119,7 +119,7 @@ class AsyncConnection(BaseConnection[AsyncFuture[Any]]):
         await anyio.lowlevel.checkpoint()  # tasks that await the last futures run first
 
     async def leave(self, *, cancel: bool) -> None:
-        """Send what was submitted, and Bye; with `cancel`, the scheduler cancels the tasks of the session."""
+        """Send the submitted calls, and Bye; with `cancel`, the scheduler cancels the tasks of the session."""
         self.watch.stop_submissions(RuntimeError("the client was closed"))
         if cancel:
             self.session.drop_unsent()

@@ -62,10 +62,10 @@ class Submitter(Executor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn(*args, **kwargs)` on an engine, and return its future.
 
-        A future among the arguments, at any depth, stands for its result: the task waits for it, and its value goes
-        from engine to engine without passing through this process (R9). It must be a future of this client. If its task
-        fails, this task fails with ImpossibleDependency. Waits while the scheduler holds as many bytes of calls as its
-        settings client_bytes and total_bytes allow, except in a callback.
+        A future among the arguments, at any depth, stands for its result: the task waits for it, and the scheduler
+        sends the value to the engine, without passing it through this process (R9). It must be a future of this client.
+        If its task fails, this task fails with ImpossibleDependency. `submit` waits while the scheduler holds as many
+        bytes of calls as its settings client_bytes and total_bytes allow, except in a callback.
 
         :raises SubmitError: the function or an argument cannot be pickled; the message names it.
         :raises TypeError: a keyword argument is an option of a task (see `options`), and the function has no parameter
@@ -214,13 +214,13 @@ class Client(Submitter):
 
     `name` is shown in status and dashboards. `weight` is the fair share (R15). With `cancel_on_leave` the tasks are
     cancelled when the client leaves or is lost; else they go on. A scheduler that sends nothing for `reconnect_s`
-    seconds counts as gone: its unfinished tasks end with SchedulerClosed, and the client ends. With
-    `reconnect="same-name"` the client goes on: it connects to the next scheduler of the name or file that led to this
+    seconds counts as ended: its unfinished tasks end with SchedulerClosed, and the client ends. With
+    `reconnect="same-name"` the client continues: it connects to the next scheduler of the name or file that led to this
     one. The unfinished tasks are lost with the old scheduler all the same; `submit` raises SchedulerClosed until the
     new one has answered.
 
     Leaving `with` waits for all tasks, as with every executor. At the interpreter's exit a client that was not shut
-    down sends what was submitted, but does not wait for results.
+    down sends the submitted calls, but does not wait for results.
 
     :raises NoSchedulerError: there is no scheduler, several match, it does not answer, or the engines of the local
         cluster have not all joined, within `connect_timeout` seconds.
@@ -323,8 +323,8 @@ def current_client() -> Client:
     """Return a client of the scheduler that runs the calling task. All tasks of a worker share it.
 
     The first call makes the client. Another one is made after it was shut down, after a restart of the scheduler, and
-    in a process that a task has forked. It is closed when the worker ends; tasks that were submitted through it go on.
-    A task that waits for another task keeps its engine busy meanwhile.
+    in a process that a task has forked. It is closed when the worker ends; tasks that were submitted through it
+    continue. A task that waits for another task keeps its engine busy meanwhile.
 
     :raises NoSchedulerError: this is neither a task nor a process that a task started; the scheduler does not answer;
         or the engine's host has no connection file for clients (the message names the file to copy).

@@ -90,7 +90,7 @@ class Connection(BaseConnection[Future[Any]]):
             raise
 
     def wake(self) -> None:
-        """Wake the thread to send what is queued."""
+        """Wake the thread, which sends the queued calls and messages."""
         self._dealer.wake()
 
     def wait_for_credit(self) -> None:

@@ -1,4 +1,4 @@
-"""Common mistakes of callers who know other pools, and the errors that say what to write instead."""
+"""Common mistakes of users of other pools, and the errors that name the correct call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of tasks as the client sees them, and what the futures of both clients have in common.
+"""Results of tasks in the client, and the base class of the futures of both clients.
 
 A result is unpickled by the thread that asks for its value, not when it arrives, and never if no thread asks. A remote
 exception is raised with its own type and the remote traceback as its `__cause__`; a failure that the scheduler decided
@@ -120,7 +120,7 @@ class BaseFuture(Generic[T]):
 
     @property
     def succeeded(self) -> bool:
-        """Whether the task has ended with a value, as far as this process knows. Does not wait."""
+        """Whether the result has arrived, and the task has ended with a value. Does not wait."""
         return self.ended and isinstance(record := self._record, TaskResult) and record.outcome == "ok"
 
     @property
@@ -200,7 +200,7 @@ def decode_outcome(outcome: Outcome | None, future: BaseFuture[Any]) -> tuple[An
     if outcome.outcome == "ok":
         try:
             return decode_value(outcome, frames), None
-        except KeyboardInterrupt:  # Ctrl-C during the unpickling; the value can be asked for again
+        except KeyboardInterrupt:  # Ctrl-C during the unpickling; `result()` can be called again
             raise
         except BaseException as error:  # unpickling runs code of the value's classes
             failure = errors.ResultError(

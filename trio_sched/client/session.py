@@ -69,7 +69,7 @@ class SessionUpdate(Struct, Generic[H]):
     lost: list[H] = []
     #: Replies to queries: (request, data, error).
     replies: list[tuple[int, Any, str]] = []
-    #: Events of the topics that a Watch asked for.
+    #: Monitor events, after a Watch.
     events: list[native.MonitorEvent] = []
     #: Whether the session begins or continues.
     welcomed: bool = False
@@ -113,8 +113,8 @@ class SchedulerSession(Generic[H]):
         """Begin without a session number.
 
         :param hello: the first message; later ones add the session to resume.
-        :param engines: engines that must have joined before the first submission, in addition to what the scheduler
-            says.
+        :param engines: the least number of engines that must have joined before the first submission; the Welcome may
+            have a larger one.
         """
         #: Unfinished tasks by counter.
         self.tasks: dict[int, H] = {}
@@ -428,7 +428,7 @@ class SchedulerSession(Generic[H]):
         self.scheduler = message.scheduler
 
     def _resume(self, message: native.Welcome) -> None:
-        """Send again what the broken connection may have lost."""
+        """Queue the messages again that may have been lost with the broken connection."""
         self._accept(message.accepted)
         self._to_resend = deque(unacked.without_accepted(self._accepted) for unacked in self._unaccepted)
         self._unaccepted = deque(self._to_resend)

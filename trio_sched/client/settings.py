@@ -54,7 +54,7 @@ class ClientSettings:
     cancel_on_leave: bool = False
     #: Seconds to wait for the scheduler's answer, and for the engines of a local cluster to join.
     connect_timeout: float = 10.0
-    #: Seconds without a message from the scheduler after which it counts as gone.
+    #: Seconds without a message from the scheduler after which it counts as ended.
     reconnect_s: float = 60.0
     #: "same-name": connect to the next scheduler of the same name or file when this one has ended.
     reconnect: Reconnect = "never"

@@ -57,7 +57,7 @@ class ClientState:
         self.has_left = False
         #: Whether none of its tasks is sent to engines (R34).
         self.paused = False
-        #: Why it is paused, in words.
+        #: The reason of the pause, for explanations.
         self.pause_reason = ""
 
 

@@ -119,9 +119,9 @@ UNLIMITED = 1 << 60
 _EPSILON = 1e-9
 
 
-def fits(asked: tuple[tuple[str, float], ...], amounts: dict[str, float]) -> bool:
-    """Whether the amounts asked for are available (R16)."""
-    return all(amounts.get(name, 0.0) + _EPSILON >= amount for name, amount in asked)
+def fits(requested: tuple[tuple[str, float], ...], amounts: dict[str, float]) -> bool:
+    """Whether the requested amounts are available (R16)."""
+    return all(amounts.get(name, 0.0) + _EPSILON >= amount for name, amount in requested)
 
 
 class Engine:
@@ -228,7 +228,7 @@ class Engine:
             self._promote()
 
     def presumed_running(self) -> set[TaskId]:
-        """The tasks that it runs, as far as the scheduler can tell (R20)."""
+        """The tasks that it probably runs: engines do not report the start of a task (R20)."""
         if self.resources:
             return set(self.running)
         return {task for task, _ in zip(self.outstanding, range(self.slots), strict=False)}
@@ -257,7 +257,7 @@ def grace_due_at(engine: Engine) -> float:
 class ClientQueue:
     """The tasks of one client in one priority band, by submission number.
 
-    Tasks that arrive in order are in a deque, tasks that come back (retry, recall) in a heap.
+    Tasks in the order of submission are in a deque, tasks that are queued again (retry, recall) in a heap.
     """
 
     __slots__ = ("client", "in_order", "ready_count", "returned")
@@ -550,7 +550,7 @@ class RequestClass:
         return queue
 
     def matches(self, engine: Engine) -> bool:
-        """Whether the engine meets the requirements by what it offers in total."""
+        """Whether the engine meets the requirements with all of its resources, free or not."""
         if engine.kind != self.kind or (self.targets is not None and engine.id not in self.targets):
             return False
         return not self.resources or fits(self.resources, engine.resources)
@@ -574,7 +574,7 @@ class RequestClass:
         return excluded
 
     def is_unsatisfiable(self, excluded: frozenset[EngineId]) -> bool:
-        """Whether all targets are gone or excluded (R7, R19). A class without targets is always satisfiable."""
+        """Whether all targets are removed or excluded (R7, R19). A class without targets is always satisfiable."""
         return self.targets is not None and not any(
             target in self.registered and target not in excluded for target in self.targets
         )

@@ -204,7 +204,7 @@ def _without_duplicates(effects: list[Effect]) -> list[Effect]:
 
 
 def _list_known(scheduler: Scheduler, event: Event) -> tuple[list[EngineId], list[ClientId]]:
-    """The engines and sessions that the server knows, the one that the event adds included."""
+    """The engines and sessions for which the server keeps a session, the one that the event adds included."""
     engines = list(scheduler.engines)
     clients = [*scheduler.clients, *scheduler.departed_task_counts]
     if isinstance(event, EngineJoined):

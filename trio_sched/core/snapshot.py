@@ -106,8 +106,8 @@ def explain(scheduler: Scheduler, task_id: TaskId, now: float) -> str:
         where = f" on engine {ended.engine}" if ended.engine is not None else ""
         why = f": {ended.reason}" if ended.reason else ""
         return f"it ended as {ended.outcome}{where}, {now - ended.ended_at:.3g} s ago{why}"
-    asked = format_task_id(task_id)
-    return f"no task {asked} is known: it was never submitted here, or ended so long ago that it is forgotten"
+    printed = format_task_id(task_id)
+    return f"no task {printed} is known: it was never submitted here, or ended so long ago that it is forgotten"
 
 
 def _explain_timeout(task: Task, now: float) -> str:
@@ -151,17 +151,17 @@ def _explain_ready(scheduler: Scheduler, task: Task, now: float) -> str:
         return f"nothing of its client is sent to engines: {task.client.pause_reason or 'the client is paused'}"
     if not scheduler.engines:
         return "there are no engines"
-    asked = _format_requirements(request_class)
+    requirements = _format_requirements(request_class)
     if not request_class.members:
-        return f"no engine has {asked}" + _format_offers(scheduler, request_class)
+        return f"no engine has {requirements}" + _format_offers(scheduler, request_class)
     excluded = request_class.effective_exclusions(task.excluded, task.avoided)
     candidates = [engine for engine_id, engine in request_class.members.items() if engine_id not in excluded]
     if not candidates:
-        return f"every engine that matches {asked} has declined it, or it failed there: it waits for another one"
-    return _explain_no_room(candidates, request_class, asked)
+        return f"every engine that matches {requirements} has declined it, or it failed there: it waits for another one"
+    return _explain_no_room(candidates, request_class, requirements)
 
 
-def _explain_no_room(candidates: list[Engine], request_class: RequestClass, asked: str) -> str:
+def _explain_no_room(candidates: list[Engine], request_class: RequestClass, requirements: str) -> str:
     """Why none of the candidates has room."""
     lost = sum(1 for engine in candidates if engine.lost_until)
     draining = sum(1 for engine in candidates if engine.draining and not engine.lost_until)
@@ -169,7 +169,7 @@ def _explain_no_room(candidates: list[Engine], request_class: RequestClass, aske
     full = sum(1 for engine in here if engine.load >= engine.capacity)
     held = sum(1 for engine in here if engine.load < engine.capacity and not fits(request_class.resources, engine.free))
     whole = f"all {len(candidates)} engines" if len(candidates) > 1 else "the only engine"
-    whole += f" that match{'' if len(candidates) > 1 else 'es'} {asked}" if asked != "anything" else ""
+    whole += f" that match{'' if len(candidates) > 1 else 'es'} {requirements}" if requirements != "anything" else ""
     if full == len(candidates):
         return f"{whole} {'are' if len(candidates) > 1 else 'is'} full (at the high-water mark)"
     reasons = [

@@ -1,6 +1,6 @@
 """Engines: the worker processes that run the tasks, and the nanny that supervises the workers of one machine.
 
-nanny.py                 the nanny, and its connection to the scheduler: hello, heartbeats, reports of worker deaths
+nanny.py                 the nanny, with its connection to the scheduler: hello, heartbeats, reports of worker deaths
 worker_supervisor.py     supervision of one worker process: start, watch, restart, stop
 worker.py                a worker process: its start, its signals, its exit
 loop.py                  the common base of the two loops
@@ -11,7 +11,7 @@ runner.py                running one call: function, arguments, environment
 results.py               building the result of a call, from its value or its exception
 capture.py               capturing what a task prints
 control_messages.py      messages from a nanny to its worker
-worker_status.py         what a worker records in shared memory for its nanny
+worker_status.py         the state that a worker records in shared memory for its nanny
 exit_reason.py           the reason of a worker's exit, in words
 host.py                  measurements of the machine: processors, memory, out-of-memory kills
 """

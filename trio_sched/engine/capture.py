@@ -73,12 +73,12 @@ class CapturedOutput:
         self.active = True
 
     def add(self, stream: int, text: str) -> None:
-        """Add what the task wrote to a stream: 0 for stdout, 1 for stderr."""
+        """Add output of the task to a stream: 0 for stdout, 1 for stderr."""
         self._texts[stream].add(text)
         self._dirty = True
 
     def end(self, result: TaskResult) -> None:
-        """Stop capturing, and put what was captured into the task's result."""
+        """Stop capturing, and put the captured output into the task's result."""
         self.active = False
         if self._dirty:
             self._dirty = False

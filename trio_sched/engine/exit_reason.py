@@ -1,4 +1,4 @@
-"""Diagnose why a worker process exited, in words for the client whose task was running (R20, R24).
+"""Diagnose why a worker process exited: a sentence for the client whose task was running (R20, R24).
 
 Pure: the nanny gathers an `ExitInfo`, and `exit_reason` interprets it. The kernel's out-of-memory killer leaves no
 message, only SIGKILL; the evidence for it is an increased counter (of the control group or of the machine), or memory

@@ -38,7 +38,7 @@ class WorkerLoop(ABC):
 
     @abstractmethod
     def _must_not_wait(self) -> bool:
-        """Whether something happened since the last look at the connection, so that the main thread must not wait."""
+        """Whether the main thread has something to do at once, so that it must not wait."""
 
     def leave(self, reason: str) -> None:
         """End after the tasks that run. For a signal handler in the main thread."""

@@ -150,6 +150,6 @@ class PoolLoop(WorkerLoop):
         return following
 
 
-def fits(asked: Mapping[str, float] | None, free: Mapping[str, float]) -> bool:
-    """Whether the amounts asked for are free."""
-    return not asked or all(amount <= free.get(name, 0.0) + _ROUNDING for name, amount in asked.items())
+def fits(requested: Mapping[str, float] | None, free: Mapping[str, float]) -> bool:
+    """Whether the requested amounts are free."""
+    return not requested or all(amount <= free.get(name, 0.0) + _ROUNDING for name, amount in requested.items())

@@ -387,8 +387,8 @@ class SchedulerConnection:
     def close(self, timeout_s: float) -> None:
         """Send the unsent results and a Bye, and close the socket.
 
-        Waits at most `timeout_s` for the answer to a hello, and for the results to arrive: a scheduler that answers a
-        ping has read what was sent before the ping.
+        Waits at most `timeout_s` for the answer to a hello, and for the results to arrive: the answer to a ping shows
+        that the scheduler has received all messages before the ping.
         """
         until = monotonic() + timeout_s
         self.flush()

@@ -86,7 +86,7 @@ class SingleLoop(WorkerLoop):
             self._connection.tick()
 
     def _idle(self) -> None:
-        """Send what is unsent, and wait for calls."""
+        """Send the unsent results, and wait for calls."""
         connection = self._connection
         self._do_io()
         connection.flush()

@@ -168,6 +168,6 @@ def _exit() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:  # the nanny sees the exit code, the user this line
+    except Exception as error:  # the nanny gets the exit code, the user this line
         log_to_stderr(f"failed: {type(error).__name__}: {error}")
         raise

@@ -55,7 +55,7 @@ class ByteBudget:
         self.task_bytes = 0
         #: All bytes that were ever released; a change shows that memory became free.
         self.released_bytes = 0
-        #: The part of `held_bytes` that belongs to departed clients whose tasks go on.
+        #: The part of `held_bytes` that belongs to departed clients with unfinished tasks.
         self.departed_bytes = 0
         #: Number of recounts.
         self._rounds = 0

@@ -57,11 +57,11 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_s: float = 2.0
     #: Heartbeat periods without a message after which a peer counts as disconnected.
     missed_heartbeats: int = 5
-    #: Submissions of one client that may be under way without an answer.
+    #: The most unanswered submissions of one client.
     credit: int = 20_000
     #: The longest time that a result waits for others, to be sent together with them.
     gather_s: float = 0.001
-    #: Bytes that may be under way to one peer without an acknowledgement.
+    #: The most unacknowledged bytes sent to one peer.
     window_bytes: int = 32 << 20
     #: Bytes held in memory for one client: of its calls, and as many of its unread results.
     client_bytes: int = 1 << 30
@@ -72,7 +72,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     max_tasks_per_message: int = 10_000
     max_dependencies: int = 100_000
     max_targets: int = 1_000
-    #: When the limit is reached, disconnected clients without tasks and results give way to new ones.
+    #: At the limit, sessions of disconnected clients without tasks and results are closed for new clients.
     max_clients: int = 1_000
     #: Sessions of commands such as status and stop, which submit nothing, in addition to the clients.
     max_admins: int = 16
@@ -86,7 +86,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     #: How long the ZeroMQ handshake of a connection may take.
     handshake_s: float = 5.0
     submissions_per_turn: int = 256
-    #: How long running tasks may go on when the scheduler shuts down.
+    #: How long running tasks may continue when the scheduler shuts down.
     shutdown_grace_s: float = 10.0
     # the WebSocket front
     #: None: no WebSocket; 0: any port.

@@ -86,7 +86,7 @@ class SubmissionsReceived(PeerEvent, frozen=True, gc=False):
 
 
 class CancelReceived(PeerEvent, frozen=True, gc=False):
-    """A client asked to cancel tasks, by counter or by full id."""
+    """A client requested the cancellation of tasks, by counter or by full id."""
 
     tasks: Sequence[int]
 
@@ -106,7 +106,7 @@ class WatchChanged(PeerEvent, frozen=True, gc=False):
 
 
 class StopReceived(PeerEvent, frozen=True, gc=False):
-    """A client asked the scheduler to shut down."""
+    """A client requested the shutdown of the scheduler."""
 
     reason: str
 
