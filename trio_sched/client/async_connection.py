@@ -44,7 +44,7 @@ class AsyncConnection(BaseConnection[AsyncFuture[Any]]):
         self.failures = UnseenFailures()
         self._socket = ZmqSocket.dealer(info)
         self._wake = anyio.Event()
-        #: Set and replaced after each batch of messages and each turn of the sending task, for tasks that wait for a
+        #: Set and replaced after each batch of messages and each round of the sending task, for tasks that wait for a
         #: condition.
         self._changed = anyio.Event()
         self._replies: dict[int, tuple[Any, str]] = {}
@@ -105,11 +105,11 @@ class AsyncConnection(BaseConnection[AsyncFuture[Any]]):
             if (error := self._closed or self._disconnected) is not None:
                 raise error
             if self.session is not session:
-                raise SchedulerClosed("the scheduler that was asked is gone")
+                raise SchedulerClosed("the scheduler ended before it answered the query")
             await self._changed.wait()
-        data, complaint = self._replies.pop(request)
-        if complaint:
-            raise TrioSchedError(complaint)
+        data, error_text = self._replies.pop(request)
+        if error_text:
+            raise TrioSchedError(error_text)
         return data
 
     async def all_ended(self) -> None:
@@ -178,8 +178,8 @@ class AsyncConnection(BaseConnection[AsyncFuture[Any]]):
         update, error = self._apply(parts, anyio.current_time())
         for future, outcome in outcomes_of(update):
             future.resolve(outcome)
-        for request, data, complaint in update.replies:
-            self._replies[request] = (data, complaint)
+        for request, data, error_text in update.replies:
+            self._replies[request] = (data, error_text)
         if update.rejoin:
             self._reopen()
         if self.session.is_busy:  # credit was returned, or a Hello is due

@@ -1,9 +1,9 @@
 """The loop of a worker with several slots: tasks run in threads, and the main thread does the I/O.
 
-A task starts when a slot is free and the task's resources fit into what the running tasks leave (R16); among those that
-fit, the one that has waited longest starts first. The thread of a slot that ends a task takes the next one itself, and
-wakes the main thread only when no task is left to start or when results have waited for BATCH_DELAY_S. `_lock` guards
-everything except the socket, which belongs to the main thread.
+A task starts when a slot is free and its resources fit into those that the running tasks do not use (R16); among the
+tasks that fit, the one that has waited longest starts first. The thread of a slot that ends a task takes the next one
+itself, and wakes the main thread only when no task is left to start or when results have waited for BATCH_DELAY_S.
+`_lock` guards everything except the socket, which belongs to the main thread.
 """
 
 from __future__ import annotations

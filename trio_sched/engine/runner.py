@@ -3,14 +3,14 @@
 Each call begins in its client's directory and with the worker's own umask, whatever the call before changed: both are
 set for each call, which costs two system calls (0.6 us together); to find out whether they changed would cost more. The
 directory is kept open, so that setting it looks up no path. With several slots all calls of a worker share one
-directory and one umask, which each call that begins sets again.
+directory and one umask, and each call sets both at its start.
 
 No exception of a task ends the loop that runs it: whatever is raised, SystemExit and KeyboardInterrupt included, is the
-task's error. A function or an argument that cannot be loaded is a `CallError`, and thereby distinct from an exception
-of the task.
+task's error. A function or an argument that cannot be loaded is a `CallError`, which is distinct from an exception of
+the task.
 
-The path of a plain call is kept straight, because a worker's whole cost for a small task is here: about 5 us, most of
-it pickle.
+The code for a usual call has few branches, because the whole cost of a small task in a
+worker is here: about 5 us, most of it pickle.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CallRunner:
         self._event_loops = threading.local()
 
     def join(self, engine: int, limit_bytes: int) -> None:
-        """Take this engine's number at the scheduler, and the largest message that the scheduler accepts."""
+        """Record this engine's number at the scheduler, and the largest message that the scheduler accepts."""
         self._engine = engine
         self._limit_bytes = limit_bytes
 
@@ -90,7 +90,7 @@ class CallRunner:
         drop: Sequence[bytes] = (),
         environments: Mapping[int, ClientEnvironment] | None = None,
     ) -> None:
-        """Take the functions and environments of an `Assign`, and forget the functions to drop."""
+        """Add the functions and environments of an `Assign`, and remove the functions to drop."""
         self._pickled.update(functions)
         for digest in drop:
             self._functions.pop(digest, None)
@@ -100,7 +100,7 @@ class CallRunner:
             self._session = 0  # the environment of the current session may have changed
 
     def reset(self) -> None:
-        """Forget the functions and environments: they belong to another scheduler instance."""
+        """Remove all functions and environments: they belong to a session that was not resumed."""
         self._functions.clear()
         self._pickled.clear()
         self._environments.clear()

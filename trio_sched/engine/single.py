@@ -142,7 +142,7 @@ class SingleLoop(WorkerLoop):
 
     def _sleep_io_thread(self, seen: int) -> None:
         self._io_thread_sleeps = True
-        if self._begun_count == seen and not self._busy:  # otherwise a task began before it could see the flag
+        if self._begun_count == seen and not self._busy:  # otherwise a task began before the flag was set
             self._io_thread_wake.wait()
         self._io_thread_sleeps = False
         self._io_thread_wake.clear()
