@@ -180,11 +180,8 @@ class Scheduler:
         self.clients[event.client] = ClientState(event.client, self._client_count, event.weight, highest)
 
     def _client_left(self, event: ClientLeft, now: float) -> None:
-        """End a session; cancel its tasks if the event says so, else keep them until they end (R17, R27).
-
-        Costs a walk over the completed tasks if the event does not name the unread ones, and a walk over the
-        unfinished tasks if they are cancelled. An index by client would cost more: it would be updated for every task.
-        """
+        """End a session, and cancel its tasks if the event says so (R17, R27). Costs a walk over the completed tasks if
+        the event does not name the unread ones, and over the unfinished ones if they are cancelled."""
         client = self.clients.get(event.client)
         if client is None:
             self._increment("unknown_client_left")
