@@ -46,7 +46,7 @@ class RealClient(FakeClient):
     def accepted(self, _value: int) -> None: ...
 
     def hello(self) -> Any:
-        self.session.opened(self._now())
+        self.session.connection_opened(self._now())
 
     def ping(self) -> Any:
         return None
@@ -90,7 +90,7 @@ class RealClient(FakeClient):
             assert not update.lost
             if update.rejoin:
                 self.reconnect()
-                self.session.opened(self._now())
+                self.session.connection_opened(self._now())
         self._flush()
 
 
