@@ -160,7 +160,11 @@ class SessionAudit:
         limit_s = self._config.keep_idle_s if is_empty else self._config.keep_results_s
         if away_s < (self._silence_limit_s if ends_with_connection else limit_s):
             return []
-        reason = "nothing of it was left" if is_empty else "nobody came back for its results"
+        reason = (
+            "the client has been away without tasks and results"
+            if is_empty
+            else "the client did not return for its results"
+        )
         return self._manager.close(session, reason, now, cancel=ends_with_connection)
 
     def _probe(self, session: Session, now: float) -> None:

@@ -96,5 +96,5 @@ def _check_ranges(hello: Hello) -> None:
 def _read_died(connection: PeerConnection, now: float, message: WorkerDied, _frames: Sequence[Frame]) -> DeathReported:
     running = None if message.running is None else tuple(message.running)
     return DeathReported(
-        connection, now, message.engine, message.pid, message.reason or "its nanny saw it die", running
+        connection, now, message.engine, message.pid, message.reason or "its nanny reported its exit", running
     )

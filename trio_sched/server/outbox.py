@@ -85,6 +85,8 @@ CALL_OVERHEAD_BYTES = 64
 #: The most characters of the reason of a refusal.
 MAX_REFUSAL_CHARACTERS = 1_000
 FAILURE_TEXT = "the scheduler failed while it handled this; its log has the traceback"
+#: The explanation for a peer whose session has ended while it was connected; the peer sends a Hello again.
+FORGOTTEN_TEXT = "the scheduler has ended this session"
 
 
 class Outbox:
@@ -263,7 +265,7 @@ class Outbox:
     def _drop(self, session: Session) -> None:
         """Remove a session that the core has removed. A peer that is connected must send another Hello."""
         if session.connection is not None:
-            session.connection.send(Error("unknown_peer", FAILURE_TEXT))
+            session.connection.send(Error("unknown_peer", FORGOTTEN_TEXT))
         self._sessions.remove(session, self._now)
 
     def release_all(self, client: ClientSession) -> None:

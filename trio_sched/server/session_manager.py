@@ -237,7 +237,7 @@ class SessionManager:
                 if idle is None:
                     why = f"there are {count} clients already; {name} is {limit}"
                     return self._decline(connection, "too_many", why)
-                effects += self.close(idle, "it gave way to a newcomer", now)
+                effects += self.close(idle, "its place was needed for another client", now)
         elif self._sessions.of(connection) is None:
             count, limit = max(len(self._sessions.engines), len(self._sessions.nannies)), self._config.max_engines
             if count >= limit:
