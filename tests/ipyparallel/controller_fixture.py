@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from trio_sched.ipyparallel.connection_files import path_of
 from trio_sched.ipyparallel.front import IpyparallelFront
 from trio_sched.server.native import NativeFront
 from trio_sched.server.serve import Running, serve
+from trio_sched.transport.zmq_admission import AcceptedConnection
 from trio_sched.wire.jupyter import DELIMITER, Codec, split
 
 TIMEOUT_S = 40
@@ -96,11 +98,11 @@ class RunningController:
             assert time.monotonic() < limit
             self.wait_until_idle()
 
-    def is_subscribed(self, channel: str) -> bool:
-        """Return whether an accepted client has a subscription. Call it in the thread of the event loop."""
+    def subscribers(self, channel: str) -> set[AcceptedConnection]:
+        """Return the accepted connections with a subscription. Call it in the thread of the event loop."""
         assert self.front.context is not None
         [watched] = [one for one in self.front.context.admission.watched if one.name == f"client {channel}"]
-        return any(accepted.subscriptions and not accepted.refused for accepted in watched.accepted.values())
+        return {accepted for accepted in watched.accepted.values() if accepted.subscriptions and not accepted.refused}
 
     def wait_until_disconnected(self, *sockets: str) -> None:
         """Wait until the controller has seen the end of every connection to these sockets ("engine task").
@@ -172,21 +174,33 @@ def running_controller(
 
 @contextmanager
 def client(at: RunningController | str, engines: int = 0, **options: Any) -> Iterator[Any]:
-    """Connect a real client after this many engines have joined. An earlier client would see later engines as a change,
-    which ends its load-balanced views with scheme `pure`.
+    """Connect a real client after this many engines have joined, and wait for its subscriptions.
+
+    An earlier client would see later engines as a change, which ends its load-balanced views with scheme `pure`. The
+    protocol does not answer a subscription: a client may miss what is published right after it has connected.
     """
     import ipyparallel
 
-    if isinstance(at, RunningController):
-        at.wait_for_engines(engines)
-    path = at if isinstance(at, str) else at.client_file
+    controller = at if isinstance(at, RunningController) else None
+    former: dict[str, set[AcceptedConnection]] = {}
+    if controller is not None:
+        controller.wait_for_engines(engines)
+        former = {channel: controller.call(controller.subscribers, channel) for channel in ("iopub", "notification")}
+    path = at.client_file if isinstance(at, RunningController) else at
     connected = ipyparallel.Client(path, **{"timeout": TIMEOUT_S, **options})
     try:
+        for channel, known in former.items():
+            assert controller is not None
+            controller.wait_until(partial(_has_new, controller, channel, known))
         if engines:
             connected.wait_for_engines(engines, timeout=TIMEOUT_S, interactive=False)
         yield connected
     finally:
         connected.close()
+
+
+def _has_new(controller: RunningController, channel: str, known: set[AcceptedConnection]) -> bool:
+    return bool(controller.subscribers(channel) - known)
 
 
 class RawPeers:

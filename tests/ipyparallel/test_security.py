@@ -196,13 +196,13 @@ def test_subscriber_does_not_wait_until_a_former_one_is_forgotten(monkeypatch: p
         inside = json.loads(Path(running.client_file).read_text())
         with Peers() as peers:
             peers.connect("sub", f"{inside['interface']}:{inside['iopub']}")
-            running.wait_until(lambda: running.is_subscribed("iopub"))
+            running.wait_until(lambda: running.subscribers("iopub"))
         running.wait_until_disconnected("client iopub")
         monkeypatch.setattr(zmq_admission, "SETTLE_ROUNDS", 1_000_000_000)
         monkeypatch.setattr(zmq_admission, "_MAX_SETTLE_ROUNDS", 1_000_000_000)
         with Peers() as peers:
             peers.connect("sub", f"{inside['interface']}:{inside['iopub']}")
-            running.wait_until(lambda: running.is_subscribed("iopub"))
+            running.wait_until(lambda: running.subscribers("iopub"))
 
 
 @pytest.mark.parametrize("channel", ENGINE_CHANNELS)
@@ -284,10 +284,10 @@ def test_other_machines_prove_the_key_before_they_connect_to_other_ports(monkeyp
         registration = connect("dealer", "registration")
         registration.send(Codec(b"another key").message("connection_request", {}))
         running.wait_until(lambda: running.counters.get("unproven_address") and running.counters.get("wrongly_signed"))
-        assert not running.is_subscribed("notification")
+        assert not running.subscribers("notification")
         registration.send(Codec(inside["key"].encode()).message("connection_request", {}))
         assert registration.receive(TIMEOUT_S) is not None
-        while not running.call(running.is_subscribed, "notification"):
+        while not running.call(running.subscribers, "notification"):
             assert listener.receive(QUIET_S) is None  # libzmq sends the subscription again when the socket is used
 
 
@@ -323,7 +323,7 @@ def test_connection_with_too_many_subscriptions_is_reset(channel: str) -> None:
             subscriber.send([b"\x01%d" % number])
         running.wait_until(lambda: running.counters.get("too_many_subscriptions"))
         other_subscriber = raw.connect("sub", "client", "notification")
-        running.wait_until(lambda: running.is_subscribed("notification"))
+        running.wait_until(lambda: running.subscribers("notification"))
         raw.join()
         assert other_subscriber.receive(TIMEOUT_S) is not None
 
