@@ -12,14 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 
+from trio_sched.core.effects import Refuse
 from trio_sched.core.events import Dependency
 from trio_sched.errors import AddressInUseError, ConfigError, WireError
 from trio_sched.ipyparallel.config import SIDES, IppConfig
 from trio_sched.ipyparallel.connection_files import path_of, read_former, remove, write
 from trio_sched.ipyparallel.controller_context import ControllerContext
+from trio_sched.ipyparallel.front import IpyparallelFront
 from trio_sched.ipyparallel.records.recorder import NullRecorder
 from trio_sched.ipyparallel.tasks import PLAIN, spec_of
+from trio_sched.server.serve import serve
 from trio_sched.transport.private_files import MAX_FILE_BYTES
 from trio_sched.transport.zmq_socket_set import SocketSet
 from trio_sched.wire.jupyter import Codec
@@ -72,6 +76,20 @@ def test_port_in_use_is_an_error() -> None:
         taken = first.bind("router", "tcp://127.0.0.1:0")
         with pytest.raises(AddressInUseError, match="in use"):
             second.bind("router", taken.address)
+
+
+def test_two_fronts_for_ipyparallel_are_an_error(tmp_path: Path) -> None:
+    config = IppConfig(profile_dir=str(tmp_path))
+    fronts = [IpyparallelFront(config), IpyparallelFront(config)]
+    with pytest.raises(ValueError, match="only one of the fronts"):
+        trio.run(serve, config.for_server(runtime_dir=str(tmp_path / "run")), fronts)
+    assert not path_of(config, "client").exists()
+
+
+def test_front_that_does_not_run_has_nothing_to_flush_and_ignores_effects(tmp_path: Path) -> None:
+    front = IpyparallelFront(IppConfig(profile_dir=str(tmp_path)))
+    front.flush()
+    front.effect_handler.take(Refuse("client", "task", "too many tasks"))
 
 
 def test_connection_file_of_another_controller_is_not_removed(tmp_path: Path) -> None:

@@ -103,10 +103,11 @@ def test_idle_client_is_forgotten_and_can_submit_again(raw: RawPeers) -> None:
     raw.join()
     raw.run_task()
     running = raw.running
-    queue = running.running.server.ingress.effect_handler
+    queue = running.front.queue
+    assert queue is not None
     scheduler = running.running.server.scheduler
     assert len(scheduler.clients) == 1
-    running.call(lambda: queue.forget_clients(trio.current_time() + 1))  # type: ignore[attr-defined]
+    running.call(lambda: queue.forget_clients(trio.current_time() + 1))
     while running.call(lambda: len(scheduler.clients)):
         pass
     raw.run_task()

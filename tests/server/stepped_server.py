@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trio_sched.server.config import Config
 from trio_sched.server.identity import Identity
+from trio_sched.server.ingress import Front
 from trio_sched.server.native import NativeFront
 from trio_sched.server.serve import Server
 from trio_sched.testing import FakeClient, FakeEngine, FakeNanny, MemoryNetwork
@@ -18,14 +19,16 @@ ADDRESS = "memory://stepped"
 
 
 class SteppedServer:
-    """The parts of a server, and fake peers. `readers` are results, notifications and intake."""
+    """The parts of a server, and fake peers. `readers` are results, notifications and intake; `fronts` are additional
+    to the native one."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, fronts: Sequence[Front] = (), **settings: Any) -> None:
         config = Config(seed=1, **settings)
         tokens: Any = {"client": "client's", "engine": "engine's"}
-        self.server = Server(config, Identity("stepped", "1", ADDRESS, Path(), tokens, None), 0.0)
         self.network = MemoryNetwork()
         self.front = NativeFront(config, self.network.open_router)
+        identity = Identity("stepped", "1", ADDRESS, Path(), tokens, None)
+        self.server = Server(config, identity, 0.0, [self.front, *fronts])
         self.router: Any = self.front.listen(self.server.ingress)
         self.readers = self.server.readers
         self.now = 0.0

@@ -16,8 +16,10 @@ from trio_sched.core.events import (
     TaskSpec,
     TaskSubmitted,
 )
-from trio_sched.server.ingress import TaskEffect
-from trio_sched.testing import open_harness, run_virtual
+from trio_sched.server.config import Config
+from trio_sched.server.ingress import EffectHandler, Ingress, TaskEffect
+from trio_sched.server.native import NativeFront
+from trio_sched.testing import MemoryNetwork, open_harness, run_virtual
 from trio_sched.wire import native
 
 
@@ -235,19 +237,30 @@ def test_r28_a_slow_monitor_misses_events() -> None:
 
 
 class EffectRecorder:
-    """A front that keeps the effects for its ids."""
+    """A front that keeps the effects for its ids, and counts those of each burst of sends."""
 
     def __init__(self) -> None:
         self.effects: list[TaskEffect] = []
+        self.counts: list[int] = []
+
+    @property
+    def effect_handler(self) -> EffectHandler:
+        return self
 
     def take(self, effect: TaskEffect) -> None:
         self.effects.append(effect)
 
+    def flush(self) -> None:
+        if len(self.effects) > sum(self.counts):
+            self.counts.append(len(self.effects) - sum(self.counts))
+
+    async def run(self, ingress: Ingress, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
+        task_status.started({})
+
 
 def test_effects_for_foreign_ids_reach_only_the_front_that_made_the_ids() -> None:
-    by_hand = SteppedServer()
     recorder = EffectRecorder()
-    by_hand.server.ingress.register_effect_handler(recorder)
+    by_hand = SteppedServer(fronts=[recorder])
     client = by_hand.client()
     client.submit_nowait("x")
     client.leave()
@@ -261,5 +274,13 @@ def test_effects_for_foreign_ids_reach_only_the_front_that_made_the_ids() -> Non
     inbox.add_notifications([EngineLost("e", confirmed=True)])
     by_hand.step()
     assert [type(effect) for effect in recorder.effects] == [Accept, AssignTask, ForgetSession, ForgetEngine]
-    with pytest.raises(ValueError, match="another front"):
-        by_hand.server.ingress.register_effect_handler(recorder)
+    assert recorder.counts == [2, 2]
+
+
+def test_only_one_front_carries_out_effects_for_foreign_ids() -> None:
+    with pytest.raises(ValueError, match="only one of the fronts"):
+        SteppedServer(fronts=[EffectRecorder(), EffectRecorder()])
+
+
+def test_a_front_that_does_not_listen_yet_has_nothing_to_flush() -> None:
+    NativeFront(Config(), MemoryNetwork().open_router).flush()

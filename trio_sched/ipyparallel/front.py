@@ -6,7 +6,7 @@ await nursery.start(serve, front.config.for_server(), [front])
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ from trio_sched.ipyparallel.registration import ClientNotifier, Registration
 from trio_sched.ipyparallel.relay import OutputRelay, Relay
 from trio_sched.ipyparallel.tasks import TaskQueue
 from trio_sched.logs import get_logger
-from trio_sched.server.ingress import Ingress
+from trio_sched.server.ingress import EffectHandler, Ingress, TaskEffect
 from trio_sched.transport.curve import new_keys
 from trio_sched.wire.jupyter import Codec
 
@@ -37,8 +37,26 @@ class IpyparallelFront:
 
     def __init__(self, config: IppConfig) -> None:
         self.config = config
-        #: What the parts share, while the front runs; tests inspect it.
+        #: What the parts share, and the part with the tasks; None before `run`. Tests inspect them.
         self.context: ControllerContext | None = None
+        self.queue: TaskQueue | None = None
+        self._effect_handlers: Mapping[type, Callable[[Any], None]] = {}
+
+    @property
+    def effect_handler(self) -> EffectHandler:
+        """See Front."""
+        return self
+
+    def take(self, effect: TaskEffect) -> None:
+        """See EffectHandler. Effects that need no message have no handler."""
+        handle = self._effect_handlers.get(type(effect))
+        if handle is not None:
+            handle(effect)
+
+    def flush(self) -> None:
+        """See Front."""
+        if self.queue is not None:
+            self.queue.flush()
 
     async def run(self, ingress: Ingress, *, task_status: trio.TaskStatus[dict[str, str]]) -> None:
         """Serve until cancelled. `task_status.started` gets the path of the connection file for clients."""
@@ -92,7 +110,8 @@ class IpyparallelFront:
 
         codec, note, recorder = context.codec, context.ingress.note, context.recorder
         notifier = ClientNotifier(context, notification_socket)
-        queue = TaskQueue(context, task_clients, task_engines)
+        queue = self.queue = TaskQueue(context, task_clients, task_engines)
+        self._effect_handlers = queue.effect_handlers
         mux = Relay("mux", mux_clients, mux_engines, codec, note, recorder)
         control = Relay("control", control_clients, control_engines, codec, note, NullRecorder())
         is_registered = context.registry.engines.__contains__

@@ -12,6 +12,7 @@ A client's connections have a new identity on each socket, so a client is identi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -37,7 +38,6 @@ from trio_sched.ipyparallel.retrying_router import RetryingRouter
 from trio_sched.logs import get_logger
 from trio_sched.server.budget import MEMORY_SHARE
 from trio_sched.server.events import Event
-from trio_sched.server.ingress import TaskEffect
 from trio_sched.server.memory import memory_bytes
 from trio_sched.transport.zmq_socket import ZmqSocket
 from trio_sched.wire.jupyter import DECODE_ERRORS, JupyterMessage, error_content, split
@@ -98,7 +98,7 @@ class ClientPeer:
 
 
 class TaskQueue:
-    """Exchanges tasks and results with the core, which passes it the effects of its tasks."""
+    """Exchanges tasks and results with the core. The front passes it the effects for these tasks."""
 
     def __init__(self, context: ControllerContext, clients: ZmqSocket, engines: RetryingRouter) -> None:
         self._context = context
@@ -118,8 +118,13 @@ class TaskQueue:
         self._held_bytes = 0
         self._limit_bytes = context.config.total_bytes or memory_bytes() // MEMORY_SHARE
         self._sent = False
-        context.ingress.on_flush(self.flush)
-        context.ingress.register_effect_handler(self)
+        #: The methods that carry out effects, for the front. A recall is not sent: an engine gives nothing back, and
+        #: will reply. The other effects need no message.
+        self.effect_handlers: Mapping[type, Callable[[Any], None]] = {
+            AssignTask: self._assign,
+            DeliverResult: self._deliver,
+            Refuse: self._deliver_refusal,
+        }
 
     async def run(self) -> None:
         """Take requests and replies, and forget idle clients, until cancelled."""
@@ -260,18 +265,6 @@ class TaskQueue:
         return [ResultsReceived(client, tuple(tasks)) for client, tasks in received.items()]
 
     # ---- effects ----------------------------------------------------------------------------------------------------
-
-    def take(self, effect: TaskEffect) -> None:
-        """Carry out an effect for foreign ids without waiting.
-
-        A recall is not sent: an engine gives nothing back, and will reply. The other effects need no message.
-        """
-        if isinstance(effect, AssignTask):
-            self._assign(effect)
-        elif isinstance(effect, DeliverResult):
-            self._deliver(effect)
-        elif isinstance(effect, Refuse):
-            self._deliver_refusal(effect)
 
     def _assign(self, effect: AssignTask) -> None:
         engine, task = effect.engine, effect.task

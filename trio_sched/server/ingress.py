@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import trio
@@ -145,9 +145,6 @@ class Ingress:
         self._channels = [send for send, _ in pairs]
         #: To be read by results, notifications and intake.
         self.channels = [receive for _, receive in pairs]
-        self._flushes: list[Callable[[], None]] = []
-        #: Carries out the effects for foreign ids.
-        self.effect_handler: EffectHandler | None = None
 
     # ---- for fronts --------------------------------------------------------------------------------------------------
 
@@ -175,24 +172,6 @@ class Ingress:
         """Shut the scheduler down (R29)."""
         self.inbox.add_notifications([StopRequested(reason)])
 
-    def on_flush(self, flush: Callable[[], None]) -> None:
-        """Have `flush` called after each burst of sends."""
-        self._flushes.append(flush)
-
-    def register_effect_handler(self, handler: EffectHandler) -> None:
-        """Have `handler` carry out the effects for foreign ids.
-
-        :raises ValueError: there is a handler already.
-        """
-        if self.effect_handler is not None:
-            raise ValueError("another front carries out the effects for foreign ids already")
-        self.effect_handler = handler
-
-    def flush(self) -> None:
-        """Flush all fronts."""
-        for flush in self._flushes:
-            flush()
-
     # ---- for the server ----------------------------------------------------------------------------------------------
 
     def note(self, reason: str, **context: object) -> None:
@@ -211,7 +190,18 @@ class Ingress:
 
 
 class Front(Protocol):
-    """A way in: listens, makes connections and feeds the ingress until cancelled."""
+    """A way in: listens, makes connections and feeds the ingress until cancelled.
+
+    A front is made before the server, which gets its fronts when it is made. Until the front listens, `flush` does
+    nothing.
+    """
+
+    @property
+    def effect_handler(self) -> EffectHandler | None:
+        """What carries out the effects for foreign ids; None: the front adds no events with ids of its own."""
+
+    def flush(self) -> None:
+        """Have the peers get what was sent. Called after each burst of sends to the connections of all fronts."""
 
     async def run(self, ingress: Ingress, *, task_status: trio.TaskStatus[dict[str, str]]) -> Any:
         """Listen. `task_status.started` gets the addresses by name; "native" and "websocket" go into the connection
@@ -222,8 +212,8 @@ TaskEffect: TypeAlias = Accept | Refuse | AssignTask | DeliverResult | RecallTas
 
 
 class EffectHandler(Protocol):
-    """A front whose peers have no sessions here. It adds events of the core to the inbox, with ids of its own, which
-    are strings, and gets the effects for these ids."""
+    """The part of a front whose peers have no sessions here. The front adds events of the core to the inbox, with ids
+    of its own, which are strings, and its handler gets the effects for these ids."""
 
     def take(self, effect: TaskEffect) -> None:
-        """Carry the effect out without waiting. A flush (`Ingress.on_flush`) follows."""
+        """Carry the effect out without waiting. A flush (`Front.flush`) follows."""

@@ -70,6 +70,8 @@ class NativeConnection(PeerConnection):
 class NativeFront:
     """Listens on a ROUTER."""
 
+    effect_handler = None  # all peers have sessions
+
     def __init__(self, config: Config, open_router: OpenRouter = ZmqSocket.router) -> None:
         self._config = config
         self._open_router = open_router
@@ -102,8 +104,12 @@ class NativeFront:
             limits=ingress.connections,
         )
         self._socket = socket
-        ingress.on_flush(socket.flush)
         return socket
+
+    def flush(self) -> None:
+        """See Front."""
+        if self._socket is not None:
+            self._socket.flush()
 
     def take(self, batch: Sequence[Sequence[Frame]], ingress: Ingress, now: float) -> None:
         """Pass a batch of messages, as received from the socket, to the ingress."""

@@ -22,7 +22,7 @@ actor handles in the same step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from trio_sched.core.effects import (
@@ -50,7 +50,7 @@ from trio_sched.server.events import (
     SendMessage,
     SendWelcome,
 )
-from trio_sched.server.ingress import Ingress, TaskEffect
+from trio_sched.server.ingress import EffectHandler, Front, Ingress, TaskEffect
 from trio_sched.server.sessions import ClientSession, EngineSession, FunctionCache, Session, Sessions, UnackedBatch
 from trio_sched.wire.native import (
     Accepted,
@@ -100,13 +100,20 @@ class Outbox:
         functions: FunctionCache,
         budget: ByteBudget,
         instance: str,
+        fronts: Sequence[Front],
     ) -> None:
+        """Send through the connections of these fronts.
+
+        :raises ValueError: more than one front has an effect handler.
+        """
         self._ingress = ingress
         self._config = config
         self._sessions = sessions
         self._functions = functions
         self._budget = budget
         self._instance = instance
+        self._flushes = tuple(front.flush for front in fronts)
+        self._effect_handler = _only_effect_handler(fronts)
         #: Peers whose queues the next flush sends, by number.
         self._dirty_clients: dict[int, ClientSession] = {}
         self._dirty_engines: dict[int, EngineSession] = {}
@@ -172,8 +179,8 @@ class Outbox:
 
     def _pass_on(self, effect: TaskEffect, owner: int | str) -> None:
         """Pass an effect for a peer without a session to the front that made the id, if `owner` is a foreign id."""
-        if is_foreign(owner) and self._ingress.effect_handler is not None:
-            self._ingress.effect_handler.take(effect)
+        if is_foreign(owner) and self._effect_handler is not None:
+            self._effect_handler.take(effect)
 
     def _assign(self, effect: AssignTask) -> None:
         engine = self._sessions.engines.get(effect.engine)
@@ -382,7 +389,8 @@ class Outbox:
                 self._send(client, message)
         if self._monitor_events:
             self._flush_monitor_events()
-        self._ingress.flush()
+        for flush in self._flushes:
+            flush()
 
     def flush_all(self, now: float) -> None:
         """Send the collected results, too; for the last turn."""
@@ -579,6 +587,13 @@ class Outbox:
                 self._ingress.counters["events_missed"] += len(events)
                 continue
             client.events_bytes += self._send(client, message)
+
+
+def _only_effect_handler(fronts: Iterable[Front]) -> EffectHandler | None:
+    handlers = [handler for front in fronts if (handler := front.effect_handler) is not None]
+    if len(handlers) > 1:
+        raise ValueError("only one of the fronts may carry out the effects for foreign ids")
+    return handlers[0] if handlers else None
 
 
 def _native_or_none(any_id: int | str | None) -> int | None:

@@ -59,15 +59,17 @@ async def serve(
 
     :raises AddressInUseError: another process listens at the address.
     :raises ConfigError: the runtime directory or the address cannot be used.
+    :raises ValueError: more than one front has an effect handler.
     """
     config = config or Config()
-    server = Server(config, new_identity(config), trio.current_time())
+    fronts = [NativeFront(config)] if fronts is None else fronts
+    server = Server(config, new_identity(config), trio.current_time(), fronts)
     shields: list[trio.CancelScope] = []
     try:
         async with trio.open_nursery() as nursery:
             try:
                 addresses: dict[str, str] = {}
-                for front in [NativeFront(config)] if fronts is None else fronts:
+                for front in fronts:
                     shields.append(trio.CancelScope(shield=True))
                     addresses.update(await nursery.start(_shielded, front, server.ingress, shields[-1]))
                 for task in server.tasks:
@@ -131,9 +133,10 @@ def _single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 class Server:
-    """The parts of one scheduler, put together. Everything but the fronts is wired here, and nowhere else."""
+    """The parts of one scheduler, put together. Everything is wired here, and nowhere else: each part gets those that
+    it calls when it is made. The fronts exist before, and get the ingress when they run."""
 
-    def __init__(self, config: Config, identity: Identity, now: float) -> None:
+    def __init__(self, config: Config, identity: Identity, now: float, fronts: Sequence[Front]) -> None:
         self.config = config
         self.identity = identity
         # from messages to events
@@ -148,7 +151,7 @@ class Server:
         self.sessions = Sessions()
         functions = FunctionCache()
         self.budget = ByteBudget(config, self.sessions)
-        self.outbox = Outbox(self.ingress, config, self.sessions, functions, self.budget, identity.instance)
+        self.outbox = Outbox(self.ingress, config, self.sessions, functions, self.budget, identity.instance, fronts)
         self.shutdown = Shutdown(self.scheduler, self.sessions, self.outbox)
         # the handlers of events
         guarded = GuardedScheduler(self.scheduler, self.ingress)

@@ -49,10 +49,10 @@ class Simulator:
         self._config = Config(seed=seed, **{"hwm": self.rng.choice((1, 2, 10)), "credit": 50, **settings})
         tokens = {"client": "client's", "engine": "engine's"}
         identity = Identity("simulated", str(seed), ADDRESS, Path(), tokens, None)  # type: ignore[arg-type]  # dict is invariant in its keys
-        self.server = Server(self._config, identity, self.now)
-        self.server.scheduler.task_type = CheckedTask
         self.network = MemoryNetwork()
         self._front = NativeFront(self._config, self.network.open_router)
+        self.server = Server(self._config, identity, self.now, [self._front])
+        self.server.scheduler.task_type = CheckedTask
         self._router: Any = self._front.listen(self.server.ingress)
         self.nanny = FakeNanny(self._connect, tokens["engine"])
         self.clients = [self._make_client(tokens["client"]) for _ in range(clients)]

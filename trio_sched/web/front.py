@@ -111,6 +111,8 @@ class WebSocketConnection(PeerConnection):
 class WebSocketFront:
     """Listens for WebSocket clients; one of the fronts of `serve`."""
 
+    effect_handler = None  # all peers have sessions
+
     def __init__(self, config: Config) -> None:
         """Use the settings that begin with "websocket"."""
         self._config = config
@@ -188,6 +190,9 @@ class WebSocketFront:
         """Replace a wildcard address, to which no client can connect, by the advertised host."""
         host = self._config.advertised_host or host_name()
         return url.replace("://0.0.0.0:", f"://{host}:").replace("://[::]:", f"://{host}:")
+
+    def flush(self) -> None:
+        """See Front. A queued message wakes the task that writes it, so there is nothing to do."""
 
     # ---- handshakes -------------------------------------------------------------------------------------------------
 
