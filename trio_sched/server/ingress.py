@@ -137,7 +137,8 @@ class Ingress:
     def __init__(self, inbox: Inbox, identity: Identity, bounds: ConnectionBounds) -> None:
         self.inbox = inbox
         self.identity = identity
-        #: Counts of dropped messages and of other unusual cases, by reason (R25).
+        #: Counts of dropped messages and of other unusual cases, by reason (R25). Fronts, readers and the actor count
+        #: here when something happens: these are statistics and not state, and no scheduling decision depends on them.
         self.counters: Counter[str] = Counter()
         #: The connections of all fronts; each front counts those that it accepts.
         self.connections = ConnectionLimits(bounds, self.note)

@@ -231,7 +231,9 @@ class Running:
         self.server.inbox.add_notifications([EnginesExpected(count)])
 
     def status(self) -> Any:
-        """Return the answer to `Query("status")`, which is plain data."""
+        """Return the answer to `Query("status")`, which is plain data, and new. May be called only in the thread of the
+        event loop. There the state is consistent: this runs between two steps of the actor, because a step has no
+        `await`. It changes no state."""
         return self.server.queries.answer("status", 0, trio.current_time())
 
 
