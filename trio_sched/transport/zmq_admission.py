@@ -46,6 +46,8 @@ SETTLE_S = 0.002
 #: peer that is admitted too early, for good, and its thread may have to wait for a processor.
 SETTLE_ROUNDS = 10
 _MAX_SETTLE_ROUNDS = 250
+#: How long a new connection waits for the monitor after that: hundreds of connections at once keep its thread busy.
+_MAX_MONITOR_DELAY_S = 10.0
 _TAKE_PERIOD_S = 1.0
 _ROOT = 0
 #: The other end should be on this machine, and no longer exists.
@@ -283,14 +285,15 @@ class AdmissionControl:
                         accepted.is_ambiguous = False
                     break
             await trio.sleep(SETTLE_S)
-        if watched.monitor.is_caught_up():
+        with trio.move_on_after(_MAX_MONITOR_DELAY_S):  # then the peer is unknown, and its handshake times out
+            while not watched.monitor.is_caught_up():  # noqa: ASYNC110  # its thread sets no event: that costs a wake-up
+                await trio.sleep(SETTLE_S)
             self._take_events(watched)
             watched.socket.unblock(
                 descriptor for descriptor, accepted in watched.accepted.items() if not accepted.refused
             )
             zap.send(reply)
             zap.flush()
-        # else the peer is unknown, and libzmq closes the connection when its handshake times out
 
 
 def allowed_user_ids() -> frozenset[int] | None:
